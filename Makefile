@@ -1,0 +1,54 @@
+# Everything runs in .venv, which is made on demand and renewed when what it is built from changes.
+#   make demo PYTHON=python3.12                     another interpreter
+#   make demo PIP_ARGS="--index-url URL"            another build of torch (read when .venv is made)
+#   make test PYTEST_ARGS="-k softmax -m 'not slow'"
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/kernels/cpu/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) ## install, train a graph attention network on the digits graph, draw it to runs/demo
+	$(PY) -m examples.node_classification --out runs/demo
+
+test: lint ## lint, then every test and doctest (PYTEST_ARGS="-k name" chooses)
+# Two workers with one thread each: on small tensors more threads cost more than they give.
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+lint: $(INSTALLED) ## style, types and the rules of who may import whom
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+clean: ## remove .venv, caches and build output; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# The stamp goes first and comes back last, so that an interrupted installation is done again.
+$(INSTALLED): $(SOURCES)
+	@rm -f $@
+	@$(PY) -m pip --version >/dev/null 2>&1 || { $(CHECK_PYTHON) && $(PYTHON) -m venv --clear $(VENV); }
+	$(PY) -m pip install -e ".[dev]" -c constraints.txt $(PIP_ARGS)
+	@touch $@
+
+define CHECK_PYTHON
+{ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "gat needs Python 3.11 or newer, which '$(PYTHON)' is not; name one: make PYTHON=python3.11" >&2; \
+  exit 1; }; } && \
+{ $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+  echo "'$(PYTHON)' cannot make virtual environments: it lacks venv or ensurepip." >&2; \
+  echo "Install them (Debian, Ubuntu: apt-get install python3-venv) or name another: make PYTHON=..." >&2; \
+  exit 1; }; }
+endef

@@ -1,0 +1,44 @@
+"""The attention core: scores, normalisers and supports, and `attend`, which joins them."""
+
+from attn_core.attend import Attended, attend, backend, scatter_softmax, softmax, weights
+from attn_core.normalizers import Entmax, Identity, Normalizer, Softmax, Sparsemax
+from attn_core.scores import (
+    Additive,
+    Concat,
+    Cosine,
+    Dot,
+    General,
+    Location,
+    ScaledDot,
+    Score,
+    Separable,
+)
+from attn_core.supports import Dense, Edges, PendingEdges, Support, clear_cache
+
+__all__ = [
+    "Additive",
+    "Attended",
+    "Concat",
+    "Cosine",
+    "Dense",
+    "Dot",
+    "Edges",
+    "Entmax",
+    "General",
+    "Identity",
+    "Location",
+    "Normalizer",
+    "PendingEdges",
+    "ScaledDot",
+    "Score",
+    "Separable",
+    "Softmax",
+    "Sparsemax",
+    "Support",
+    "attend",
+    "backend",
+    "clear_cache",
+    "scatter_softmax",
+    "softmax",
+    "weights",
+]

@@ -1,0 +1,220 @@
+"""Attention in three steps: score, normalise, aggregate.
+
+`attend` is the whole idea of this library: every layer of `sequence_attn` and of `gat` is a few
+projections around one call of it, and `_reference` below is its definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attn_core.kernels import Call, choose
+from attn_core.normalizers import Normalizer, Softmax
+from attn_core.scores import Score
+from attn_core.supports import PendingEdges, Support
+
+softmax = Softmax()
+
+
+class Attended(NamedTuple):
+    """What `attend` returns.
+
+    Attributes:
+        output: the weighted sums of the values, `[..., Tq, H, Dv]`, in the dtype of the values
+            (under autocast, in its dtype).
+        weights: `[..., H, Tq, Tk]` over dense supports, `[E, H]` over edges, before dropout; None
+            unless asked for.
+        log_sum_exp: the logarithm of the softmax's divisor, `[..., H, Tq]` or `[Nq, H]`, at least
+            float32; `weights` turns it back into the weights of chosen pairs. None for other
+            normalisers, and where torch's fused kernel keeps it to itself (a dense support, a
+            product score, weights not asked for).
+    """
+
+    output: Tensor
+    weights: Tensor | None
+    log_sum_exp: Tensor | None
+
+
+def attend(
+    query: Tensor | None,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score: Score,
+    normalizer: Normalizer = softmax,
+    support: Support | PendingEdges,
+    bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+    pair_value: Tensor | None = None,
+    dropout: float = 0.0,
+    need_weights: bool = False,
+) -> Attended:
+    """Attend: `output_i = Σ_j weight_ij value_j`, with `weight_i = normalizer(score(q_i, k_j))`.
+
+    One layout serves sequences `[B, T, H, D]` and graphs `[N, H, D]`: `...` stands for any batch
+    dimensions, T for positions or nodes, H for heads, D for channels per head.
+
+    Args:
+        query: `[..., Tq, H, D]`. None for additive scores of the key alone; over a dense support
+            there is then one query.
+        key: `[..., Tk, H, D]`.
+        value: `[..., Tk, H, Dv]`.
+        score: how a query matches a key (`attn_core.scores`).
+        normalizer: how scores become weights (`attn_core.normalizers`). Default softmax.
+        support: which pairs exist (`attn_core.supports`).
+        bias: one number per pair, added to the score: broadcasts to `[..., H, Tq, Tk]`, or is
+            `[E, H]`, `[E, 1]` or `[E]` over edges. Default: none.
+        pair_key: one vector per pair, added to the key inside the score: broadcasts to
+            `[..., Tq, Tk, H, D]`, or is `[E, H, D]` or `[E, 1, D]`. Default: none.
+        pair_value: one vector per pair, added to the value, likewise. Default: none.
+        dropout: the probability with which a weight is dropped, in [0, 1]. Default 0.
+        need_weights: return the weights as well. Default False.
+
+    Returns:
+        Attended(output, weights, log_sum_exp). A query without any pair has zeros for its output
+        and weights.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit the others.
+
+    >>> from attn_core import Dense, Edges, ScaledDot
+    >>> x = torch.eye(3)[:, None]  # three tokens, one head, three channels
+    >>> triangle = Edges.from_edge_index(torch.tensor([[0, 1, 2], [1, 2, 0]]))
+    >>> attend(x, x, x, score=ScaledDot(), support=triangle).output[1]  # 1 attends to 0
+    tensor([[1., 0., 0.]])
+    >>> attend(x, x, x, score=ScaledDot(), support=Dense(), need_weights=True).weights.sum(-1)
+    tensor([[1.0000, 1.0000, 1.0000]])
+    """
+    call = Call(score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout)
+    call.check()
+    device, dtype = key.device.type, value.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        call = call.prepared()
+        kernel = choose(call, need_weights) if _backend == "auto" else None
+        if kernel is None:
+            output, weights, log_sum_exp = _reference(call)
+        else:
+            output, log_sum_exp = kernel(call)
+            weights = _weights(call, log_sum_exp) if need_weights else None
+    if weights is not None:
+        weights = weights.to(dtype) if need_weights else None
+    return Attended(output.to(dtype), weights, log_sum_exp)
+
+
+def _reference(call: Call) -> Attended:
+    """The definition of attention, in plain torch; every fast path is tested against it."""
+    call = call.in_full_precision().on_resolved_support()
+    scores = call.scores()
+    rows = call.support.rows(scores)
+    scores = rows.allow(scores)
+    weights = call.normalizer.normalize(scores, rows)
+    dropped = call.support.drop(weights, call.dropout) if call.dropout > 0 else weights
+    output = call.support.aggregate(dropped, call.value, call.pair_value)
+    if isinstance(call.normalizer, Softmax):
+        return Attended(output, weights, call.normalizer.log_sum_exp(scores, rows))
+    return Attended(output, weights, None)
+
+
+def weights(
+    query: Tensor | None,
+    key: Tensor,
+    *,
+    score: Score,
+    normalizer: Normalizer = softmax,
+    support: Support,
+    bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+    log_sum_exp: Tensor | None = None,
+) -> Tensor:
+    """The attention weights alone, without values.
+
+    Args:
+        query, key, score, normalizer, support, bias, pair_key: as in `attend`.
+        log_sum_exp: what `attend` returned for the whole support. `support` may then hold any of
+            its pairs, and their weights come out as they were among all the others. Softmax only.
+
+    Returns:
+        `[..., H, Tq, Tk]`, or `[E, H]` over edges, with gradients.
+
+    >>> from attn_core import Edges, Separable
+    >>> x = torch.zeros(3, 1, 1)
+    >>> star = Edges.from_edge_index(torch.tensor([[1, 2], [0, 0]]), size=3)
+    >>> result = attend(x, x, x, score=Separable(), support=star)
+    >>> one = Edges.from_edge_index(torch.tensor([[1], [0]]), size=3)
+    >>> weights(x, x, score=Separable(), support=one, log_sum_exp=result.log_sum_exp)
+    tensor([[0.5000]])
+    """
+    if log_sum_exp is not None and not isinstance(normalizer, Softmax):
+        raise ValueError(
+            f"log_sum_exp belongs to Softmax, but normalizer is {type(normalizer).__name__}"
+        )
+    call = Call(score, normalizer, support, query, key, key, bias, pair_key, None, 0.0)
+    call.check()
+    with torch.autocast(key.device.type, enabled=False):
+        return _weights(call.prepared(), log_sum_exp).to(key.dtype)
+
+
+def _weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
+    call = call.in_full_precision().on_resolved_support()
+    scores = call.scores()
+    rows = call.support.rows(scores)
+    scores = rows.allow(scores)
+    if log_sum_exp is None:
+        return call.normalizer.normalize(scores, rows)
+    assert isinstance(call.normalizer, Softmax)
+    return call.normalizer.from_log_sum_exp(scores, log_sum_exp, rows)
+
+
+def scatter_softmax(scores: Tensor, index: Tensor, num: int | None = None) -> Tensor:
+    """Softmax over groups: entry e competes with the entries of the same group `index[e]`.
+
+    Args:
+        scores: `[E, ...]`.
+        index: int64 `[E]`, the group of each entry, in any order.
+        num: the number of groups. Default: the largest index plus 1.
+
+    Returns:
+        Weights of the shape and dtype of `scores`; entries of -inf get 0, and so does a group
+        that has no others.
+
+    Raises:
+        ValueError, IndexError: an index of another length, or outside 0 … num - 1.
+
+    >>> scatter_softmax(torch.tensor([0.0, 0.0, 5.0]), torch.tensor([2, 2, 0]))
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+    return softmax.segment(scores, index, num)
+
+
+_backend = "auto"
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the implementation of `attend` inside a `with` block, for the whole process.
+
+    Args:
+        name: "auto" takes the fastest one that serves the call, "reference" always takes the
+            definition in plain torch (differentiable any number of times).
+
+    Raises:
+        ValueError: another name.
+
+    >>> with backend("reference"):
+    ...     pass
+    """
+    global _backend
+    if name not in ("auto", "reference"):
+        raise ValueError(f"backend is {name!r}; expected 'auto' or 'reference'")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before

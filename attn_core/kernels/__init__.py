@@ -1,0 +1,30 @@
+"""The fast paths of `attend`, and the choice among them.
+
+A kernel takes a prepared `Call` and returns the output and the log-sum-exp (or None). `choose`
+finds one that serves the call; where there is none, the reference path does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from attn_core.kernels import edges, sdpa
+from attn_core.kernels.call import Call
+from attn_core.transforms import is_transformed
+
+Kernel = Callable[[Call], tuple[Tensor, Tensor | None]]
+
+__all__ = ["Call", "Kernel", "choose"]
+
+
+def choose(call: Call, need_weights: bool) -> Kernel | None:
+    """The kernel that serves this call, if one does."""
+    if is_transformed():
+        return None
+    if edges.serves(call):
+        return edges.run
+    if not need_weights and sdpa.serves(call):
+        return sdpa.run
+    return None

@@ -1,0 +1,62 @@
+"""Dense softmax attention with a product score: torch's scaled_dot_product_attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attn_core.kernels.call import Call
+from attn_core.normalizers import Softmax
+from attn_core.scores import Dot
+from attn_core.supports import Dense
+
+
+def serves(call: Call) -> bool:
+    """Whether torch's kernel computes this call."""
+    return (
+        isinstance(call.support, Dense)
+        and isinstance(call.score, Dot)
+        and isinstance(call.normalizer, Softmax)
+        and not isinstance(call.normalizer.temperature, Tensor)
+        and call.pair_key is None
+        and call.pair_value is None
+        and call.key.shape[-3] > 0
+    )
+
+
+def run(call: Call) -> tuple[Tensor, None]:
+    """The output `[..., Tq, H, Dv]`; torch does not give the log-sum-exp away."""
+    assert isinstance(call.support, Dense) and isinstance(call.score, Dot)
+    assert isinstance(call.normalizer, Softmax) and call.query is not None
+    cool = 1 / float(call.normalizer.temperature)
+    dtype = torch.promote_types(torch.promote_types(call.query.dtype, call.key.dtype), call.value.dtype)
+    query, key, value = (
+        x.to(dtype).movedim(-2, -3) for x in (call.query, call.key, call.value)
+    )  # [..., H, T, D]
+    batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
+    queries, keys = query.shape[-2], key.shape[-2]
+    query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
+
+    support, mask, empty = call.support, None, None
+    triangle = support.causal and queries == keys and support.mask is None
+    triangle = triangle and support.lengths is None and call.bias is None
+    if not triangle:
+        mask = support.allowed(batch, query.shape[-3], queries, keys)
+    # Torch's kernels give NaN for a query without keys: let it attend to all, then erase it.
+    if call.bias is not None:
+        bias = call.bias.to(dtype) * cool
+        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+        empty = (mask == -math.inf).all(-1, keepdim=True)
+        mask = mask.masked_fill(empty, 0)
+    elif mask is not None:
+        empty = ~mask.any(-1, keepdim=True)
+        mask = mask | empty
+    output = F.scaled_dot_product_attention(
+        query, key, value, mask, call.dropout, is_causal=triangle, scale=call.score.scale * cool
+    )
+    if empty is not None:
+        output = output.masked_fill(empty, 0)
+    return output.movedim(-3, -2), None

@@ -1,0 +1,351 @@
+"""Axis 1, scores: how well does a query match a key?
+
+A score is a small immutable object that is handed its parameters; the layer that calls it owns
+them. `pair` is the definition, written once for tensors that broadcast against each other.
+`prepare` does once per token what need not be done once per pair, and returns the simpler score
+that is left: every score but Location comes down to a dot product or to an additive one, so two
+kernels serve them all.
+
+Shapes: queries `[..., Tq, H, D]`, keys `[..., Tk, H, D]` (`[N, H, D]` on a graph), logits
+`[..., H, Tq, Tk]` over dense supports and `[E, H]` over edges; `H` heads, `D` channels per head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Activation = str | Callable[[Tensor], Tensor]
+_Self = TypeVar("_Self", bound="Score")
+
+
+class Prepared(NamedTuple):
+    """What is left to do once per pair: a score and the tensors it takes."""
+
+    score: Score
+    query: Tensor | None
+    key: Tensor
+    pair_key: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Score(ABC):
+    """How a query matches a key: one logit per (query, key) pair and head.
+
+    A subclass gives `pair`, the formula; it may shorten `prepare` and `dense`.
+    """
+
+    @abstractmethod
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        """Logits `[..., H]` of queries and keys `[..., H, D]` that broadcast together."""
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        """Do the work of each token once; the score that is returned does the rest per pair.
+
+        `pair_key` holds one vector per pair, which is added to the key of that pair.
+        """
+        return Prepared(self, query, key, pair_key)
+
+    def dense(self, query: Tensor | None, key: Tensor) -> Tensor:
+        """Logits `[..., H, Tq, Tk]` of every query with every key (without a query, Tq = 1)."""
+        query = None if query is None else query.unsqueeze(-3)
+        return self.pair(query, key.unsqueeze(-4)).movedim(-1, -3)
+
+    def to(self: _Self, dtype: torch.dtype) -> _Self:
+        """The same score with its parameters in `dtype`."""
+        tensors = {
+            field.name: value.to(dtype)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **tensors) if tensors else self
+
+
+@dataclass(frozen=True, eq=False)
+class Dot(Score):
+    """`scale · q·k` (Luong et al., 2015, "dot").
+
+    Args:
+        scale: a number that multiplies the product. Default 1.
+
+    >>> Dot().pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([11.])
+    """
+
+    scale: float = 1.0
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        query = _same_width(self, query, key)
+        return (query * key).sum(-1) * self.scale
+
+    def dense(self, query: Tensor | None, key: Tensor) -> Tensor:
+        query = _same_width(self, query, key)
+        return (query * self.scale).movedim(-2, -3) @ key.movedim(-2, -3).mT
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledDot(Score):
+    """`q·k / √D` (Vaswani et al., 2017): the variance of the logits does not grow with D.
+
+    >>> ScaledDot().pair(torch.ones(1, 4), torch.ones(1, 4))
+    tensor([2.])
+    """
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        return Dot().pair(query, key) / math.sqrt(key.shape[-1])
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        return Prepared(Dot(1 / math.sqrt(max(key.shape[-1], 1))), query, key, pair_key)
+
+
+@dataclass(frozen=True, eq=False)
+class Cosine(Score):
+    """`q·k / (‖q‖ ‖k‖)`, the match of content addressing (Graves et al., 2014) and of AGNN.
+
+    Args:
+        eps: the smallest length that a vector is divided by. Default 1e-8.
+
+    >>> Cosine().pair(torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]]))
+    tensor([1.])
+    """
+
+    eps: float = 1e-8
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        query = _same_width(self, query, key)
+        unit = (F.normalize(vector, dim=-1, eps=self.eps) for vector in (query, key))
+        return Dot().pair(*unit)
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        if query is None or pair_key is not None:  # the length of key + pair_key is the pair's own
+            return Prepared(self, query, key, pair_key)
+        unit = (F.normalize(vector, dim=-1, eps=self.eps) for vector in (query, key))
+        return Prepared(Dot(), *unit, None)
+
+
+@dataclass(frozen=True, eq=False)
+class General(Score):
+    """`qᵀ W k` (Luong et al., 2015, "general"), a bilinear form; q and k may differ in width.
+
+    Args:
+        weight: `[H, Dq, Dk]`, one matrix per head.
+
+    >>> General(torch.eye(2)[None]).pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([11.])
+    """
+
+    weight: Tensor
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        return Dot().pair(self._turn(query), key)
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        return Prepared(Dot(), self._turn(query), key, pair_key)
+
+    def _turn(self, query: Tensor | None) -> Tensor:
+        return _per_head("weight of General", self.weight, _needs_query(self, query), axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Additive(Score):
+    """`vᵀ φ(q + k)` for q and k already projected to one width.
+
+    With φ = tanh, the score of Bahdanau et al. (2015); with φ = LeakyReLU, GATv2 (Brody et al.,
+    2022).
+
+    Args:
+        vector: v, `[H, D]`. None stands for ones, and is the cheaper way to say so.
+        activation: φ: "tanh" (default), "leaky_relu", "relu", "identity", or a function.
+        negative_slope: of "leaky_relu". Default 0.2.
+
+    >>> Additive(torch.ones(1, 2)).pair(torch.zeros(1, 2), torch.tensor([[0.0, 20.0]]))
+    tensor([1.])
+    """
+
+    vector: Tensor | None = None
+    activation: Activation = "tanh"
+    negative_slope: float = 0.2
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        hidden = key if query is None else _same_width(self, query, key) + key
+        hidden = activate(hidden, self.activation, self.negative_slope)
+        return (hidden if self.vector is None else hidden * self.vector).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Score):
+    """`vᵀ φ(W [q; k])` (Luong et al., 2015, "concat").
+
+    `W [q; k] = W₁ q + W₂ k`: this is Additive with W split in two, and computed so.
+
+    Args:
+        weight: W, `[H, A, Dq + Dk]`.
+        vector: v, `[H, A]`.
+        activation, negative_slope: as in Additive.
+
+    >>> weight = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])  # adds the first channels of q and k
+    >>> score = Concat(weight, torch.ones(1, 1), activation="identity")
+    >>> score.pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([4.])
+    """
+
+    weight: Tensor
+    vector: Tensor
+    activation: Activation = "tanh"
+    negative_slope: float = 0.2
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        score, query, key, _ = self.prepare(query, key, None)
+        return score.pair(query, key)
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        query = _needs_query(self, query)
+        if query.shape[-1] + key.shape[-1] != self.weight.shape[-1]:
+            raise ValueError(
+                f"weight of Concat has shape {list(self.weight.shape)}; its last dimension must be "
+                f"the width of the query plus that of the key, {query.shape[-1]} + {key.shape[-1]}"
+            )
+        for_query, for_key = self.weight.split([query.shape[-1], key.shape[-1]], dim=-1)
+        query, key = (
+            torch.einsum("...hi,hai->...ha", vector, part)
+            for vector, part in ((query, for_query), (key, for_key))
+        )
+        if pair_key is not None:
+            pair_key = torch.einsum("...hi,hai->...ha", pair_key, for_key)
+        score = Additive(self.vector, self.activation, self.negative_slope)
+        return Prepared(score, query, key, pair_key)
+
+
+@dataclass(frozen=True, eq=False)
+class Separable(Score):
+    """`φ(aᵀq + bᵀk)`, the score of GAT (Veličković et al., 2018): φ = LeakyReLU.
+
+    Each token gives one number, so that a pair costs one addition. (With φ = identity the softmax
+    weights do not depend on the query at all.)
+
+    Args:
+        query_vector: a, `[H, Dq]`. None: the query is aᵀq already, of width 1.
+        key_vector: b, `[H, Dk]`. None: the key is bᵀk already, of width 1.
+        activation: φ: "leaky_relu" (default), "tanh", "relu", "identity", or a function.
+        negative_slope: of "leaky_relu". Default 0.2.
+
+    >>> score = Separable(torch.ones(1, 2), torch.ones(1, 2), "identity")
+    >>> score.pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([10.])
+    """
+
+    query_vector: Tensor | None = None
+    key_vector: Tensor | None = None
+    activation: Activation = "leaky_relu"
+    negative_slope: float = 0.2
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        score, query, key, _ = self.prepare(query, key, None)
+        return score.pair(query, key)
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        score = Additive(None, self.activation, self.negative_slope)
+        return Prepared(
+            score,
+            None if query is None else self._reduce("query", query, self.query_vector),
+            self._reduce("key", key, self.key_vector),
+            None if pair_key is None else self._reduce("pair_key", pair_key, self.key_vector),
+        )
+
+    @staticmethod
+    def _reduce(name: str, token: Tensor, vector: Tensor | None) -> Tensor:
+        width = 1 if vector is None else vector.shape[-1]
+        if token.shape[-1] != width:
+            raise ValueError(
+                f"{name} has width {token.shape[-1]}, but Separable expects {width}: pass the "
+                f"{name.replace('pair_', '')}_vector of shape [heads, {token.shape[-1]}]"
+            )
+        return token if vector is None else (token * vector).sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Location(Score):
+    """`W q`: one logit per key position, from the query alone (Luong et al., 2015, "location").
+
+    Positions have an order, so this score goes with the Dense support only.
+
+    Args:
+        weight: W, `[H, L, Dq]`; L is the longest sequence of keys that it can attend to.
+
+    >>> weight = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> Location(weight).dense(torch.tensor([[[5.0, 7.0]]]), torch.zeros(2, 1, 2))
+    tensor([[[5., 7.]]])
+    """
+
+    weight: Tensor
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        raise ValueError("score Location has one logit per key position: use support Dense")
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        if pair_key is not None:
+            raise ValueError("score Location does not look at the keys: pair_key must be None")
+        return Prepared(self, query, key, None)
+
+    def dense(self, query: Tensor | None, key: Tensor) -> Tensor:
+        length, longest = key.shape[-3], self.weight.shape[1]
+        if length > longest:
+            raise ValueError(
+                f"key has {length} positions, but the weight of Location serves at most {longest}: "
+                "cut the keys or build the layer for longer ones"
+            )
+        weight = self.weight[:, :length]
+        return _per_head("weight of Location", weight, _needs_query(self, query), 2).movedim(-2, -3)
+
+
+def activate(hidden: Tensor, activation: Activation, negative_slope: float) -> Tensor:
+    """Apply an activation given by name, or by a function."""
+    if callable(activation):
+        return activation(hidden)
+    match activation:
+        case "tanh":
+            return torch.tanh(hidden)
+        case "leaky_relu":
+            return F.leaky_relu(hidden, negative_slope)
+        case "relu":
+            return torch.relu(hidden)
+        case "identity":
+            return hidden
+    raise ValueError(
+        f"activation is {activation!r}; known names are 'tanh', 'leaky_relu', 'relu' and "
+        "'identity', or pass a function"
+    )
+
+
+def _needs_query(score: Score, query: Tensor | None) -> Tensor:
+    if query is None:
+        raise ValueError(f"score {type(score).__name__} needs a query; got query=None")
+    return query
+
+
+def _same_width(score: Score, query: Tensor | None, key: Tensor) -> Tensor:
+    query = _needs_query(score, query)
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query has width {query.shape[-1]} and key {key.shape[-1]}: score "
+            f"{type(score).__name__} needs one width; project them, or use General or Concat"
+        )
+    return query
+
+
+def _per_head(name: str, weight: Tensor, token: Tensor, axis: int) -> Tensor:
+    """Multiply each head of `token` `[..., H, D]` with its own matrix, over the given axis."""
+    if token.shape[-1] != weight.shape[axis] or token.shape[-2] not in (1, weight.shape[0]):
+        raise ValueError(
+            f"{name} has shape {list(weight.shape)}, which does not fit a query of "
+            f"{token.shape[-2]} heads with {token.shape[-1]} channels each"
+        )
+    return torch.einsum("...hi,hij->...hj", token, weight if axis == 1 else weight.mT)

@@ -1,0 +1,656 @@
+"""Axis 3, supports: which (query, key) pairs exist?
+
+`Dense` has all of them, less a mask. `Edges` has those of a graph. A support lays out the scores
+of its pairs, names the rows that a normaliser reduces, and carries the values back to the queries;
+`attend` needs nothing else of it, so that every score and every normaliser works over each.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from attn_core.dropout import draw_seed, dropout_scale
+from attn_core.normalizers import DenseRows, EdgeRows, Rows
+from attn_core.scores import Score
+from attn_core.transforms import values_are_visible
+
+
+class Support(Protocol):
+    """Which (query, key) pairs exist."""
+
+    def scores(
+        self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
+    ) -> Tensor:
+        """The logit of each pair and head."""
+
+    def rows(self, scores: Tensor) -> Rows:
+        """The pairs of each query."""
+
+    def drop(self, weights: Tensor, p: float) -> Tensor:
+        """The weights after attention dropout."""
+
+    def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
+        """The weighted sum of the values, for each query and head."""
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        """Raise if the tensors do not fit this support."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Every query with every key, less what is masked; queries and keys are `[..., T, H, D]`.
+
+    Args:
+        mask: bool, True where the query may attend to the key: `[Tq, Tk]`, `[..., Tq, Tk]` (one
+            for all heads) or `[..., H, Tq, Tk]`; a dimension of size 1 is repeated. Default: all.
+        lengths: integer, of the shape of the batch dimensions: how many keys of each sequence are
+            real; those behind them get no weight. Default: all.
+        causal: the last query sees every key, the one before all but the last, and so on: query i
+            sees the keys up to i + Tk - Tq. Default False.
+
+    >>> Dense(lengths=torch.tensor([2, 0]), causal=True).allowed((2,), heads=1, queries=2, keys=2)
+    tensor([[[[ True, False],
+              [ True,  True]]],
+    <BLANKLINE>
+    <BLANKLINE>
+            [[[False, False],
+              [False, False]]]])
+    """
+
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask has dtype {self.mask.dtype}; expected bool, where True means 'may attend'. "
+                "A float mask that is added to the scores goes into bias="
+            )
+        if self.lengths is not None and (
+            self.lengths.is_floating_point() or self.lengths.dtype == torch.bool
+        ):
+            raise TypeError(f"lengths has dtype {self.lengths.dtype}; expected integers")
+
+    def allowed(
+        self, batch: tuple[int, ...], heads: int, queries: int, keys: int
+    ) -> Tensor | None:
+        """The mask, lengths and causal order as one bool that broadcasts to `[..., H, Tq, Tk]`.
+
+        None where every query may attend to every key.
+        """
+        allowed = self._shaped_mask((*batch, heads, queries, keys))
+        if self.lengths is not None:
+            if self.lengths.shape != batch:
+                raise ValueError(
+                    f"lengths has shape {list(self.lengths.shape)}; expected {list(batch)}, one "
+                    "length per sequence of the batch"
+                )
+            if values_are_visible():
+                _check_lengths(self.lengths, keys)
+            real = torch.arange(keys, device=self.lengths.device) < self.lengths[..., None]
+            real = real[..., None, None, :]
+            allowed = real if allowed is None else allowed & real
+        if self.causal:
+            device = None if allowed is None else allowed.device
+            order = torch.ones(queries, keys, dtype=torch.bool, device=device)
+            order = order.tril(keys - queries)
+            allowed = order if allowed is None else allowed & order
+        return allowed
+
+    def _shaped_mask(self, shape: tuple[int, ...]) -> Tensor | None:
+        if self.mask is None:
+            return None
+        mask = self.mask
+        if mask.dim() == len(shape) - 1 and len(shape) > 3:  # no heads
+            mask = mask.unsqueeze(-3)
+        fits = mask.dim() in (2, 3, len(shape)) and mask.dim() <= len(shape)
+        fits &= all(a in (1, b) for a, b in zip(mask.shape[::-1], shape[::-1], strict=False))
+        if not fits:
+            raise ValueError(
+                f"mask has shape {list(self.mask.shape)}; expected [Tq, Tk] = {list(shape[-2:])}, "
+                f"the batch before it {[*shape[:-3], *shape[-2:]]}, or heads too {list(shape)}"
+            )
+        return mask
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tensor is not None and tensor.dim() < 3:
+                raise ValueError(
+                    f"{name} has shape {list(tensor.shape)}; expected [..., T, H, D]: time, heads "
+                    "and channels last"
+                )
+        if value.shape[-3] != key.shape[-3]:
+            raise ValueError(
+                f"value has {value.shape[-3]} positions and key {key.shape[-3]}; each key needs "
+                "its value"
+            )
+        for name, tensor in (("mask", self.mask), ("lengths", self.lengths)):
+            if tensor is not None and tensor.device != key.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device}, but key is on {key.device}: move one of them "
+                    "with .to()"
+                )
+
+    def scores(
+        self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
+    ) -> Tensor:
+        if pair_key is None:
+            return score.dense(query, key)
+        query = None if query is None else query.unsqueeze(-3)
+        return score.pair(query, key.unsqueeze(-4) + pair_key).movedim(-1, -3)
+
+    def rows(self, scores: Tensor) -> Rows:
+        *batch, heads, queries, keys = scores.shape
+        return DenseRows(self.allowed(tuple(batch), heads, queries, keys))
+
+    def drop(self, weights: Tensor, p: float) -> Tensor:
+        return F.dropout(weights, p)
+
+    def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
+        output = (weights @ value.movedim(-2, -3)).movedim(-3, -2)
+        if pair_value is not None:
+            output = output + torch.einsum("...hqk,...qkhd->...qhd", weights, pair_value)
+        return output
+
+
+class Order(NamedTuple):
+    """Pairs sorted by one of their ends: those of node n lie at `pointer[n]:pointer[n + 1]`."""
+
+    pointer: Tensor
+    permutation: Tensor  # position in the unsorted list of each sorted pair
+
+
+class Edges:
+    """The pairs of a graph: an edge (j, i) lets the query of node i attend to the key of node j.
+
+    Immutable, and the owner of its memory: editing the tensor that it was built from changes
+    nothing. Build it once and pass it in place of an `edge_index` wherever a layer takes one.
+
+    Build it with `Edges.from_edge_index`; move it with `.to(device)`.
+
+    Attributes:
+        num_keys: Nk, how many source nodes there are.
+        num_queries: Nq, how many target nodes there are.
+        num_edges: E', how many pairs there are, the added self-loops included.
+    """
+
+    num_keys: int
+    num_queries: int
+
+    def __init__(
+        self,
+        key: Tensor,
+        query: Tensor,
+        num_keys: int,
+        num_queries: int,
+        *,
+        given: Edges | None = None,
+        source_id: Tensor | None = None,
+        by_query: Order | None = None,
+        by_key: Order | None = None,
+    ) -> None:
+        """Take over checked int64 tensors; `from_edge_index` is the public way in."""
+        self._index = torch.stack([key, query])
+        self._given = given
+        self.num_keys, self.num_queries = num_keys, num_queries
+        for name, known in (("source_id", source_id), ("by_query", by_query), ("by_key", by_key)):
+            if known is not None:
+                self.__dict__[name] = known
+        _HANDLES[self._index] = weakref.ref(self)
+
+    @classmethod
+    def from_edge_index(
+        cls, edge_index: Any, size: int | tuple[int, int] | None = None, *, self_loops: bool = False
+    ) -> Edges:
+        """Check and take over the pairs of a graph.
+
+        Args:
+            edge_index: int32 or int64 `[2, E]` with sources (keys) in row 0 and targets (queries)
+                in row 1; or a `torch_geometric.EdgeIndex`, whose cached order is used; or a torch
+                sparse matrix (COO, CSR, CSC) or `torch_sparse.SparseTensor`, which as in
+                torch_geometric holds the transposed adjacency: its rows are the targets.
+            size: the numbers of source and target nodes, or one number for both. Default: what
+                edge_index knows itself, else its largest entry plus 1.
+            self_loops: replace the self-loops that are there by one for each node that is both
+                source and target; they come last, in the order of the nodes. Default False.
+
+        Raises:
+            TypeError: entries that are not int32 or int64.
+            ValueError: a shape other than `[2, E]`, or a size that contradicts a sparse matrix.
+            IndexError: a node below 0 or not below the number of nodes.
+
+        >>> edges = Edges.from_edge_index(torch.tensor([[0, 1, 1], [1, 0, 1]]), self_loops=True)
+        >>> edges.edge_index
+        tensor([[0, 1, 0, 1],
+                [1, 0, 0, 1]])
+        """
+        listed = _read(edge_index, size)
+        edges = cls(
+            *listed.pairs,
+            listed.num_keys,
+            listed.num_queries,
+            by_query=listed.by_query,
+            by_key=listed.by_key,
+        )
+        return edges._replace_self_loops() if self_loops else edges
+
+    def with_self_loops(self) -> Edges:
+        """The same pairs, but with exactly one self-loop for each node that can have one.
+
+        Self-loops that are there already are replaced; the new ones come last. Made once.
+        """
+        return self if self.given is not self else self._with_self_loops
+
+    @cached_property
+    def _with_self_loops(self) -> Edges:
+        return self._replace_self_loops()
+
+    def _replace_self_loops(self) -> Edges:
+        pairs, loops = self._index, min(self.num_keys, self.num_queries)
+        loop = torch.arange(loops, device=self.device)
+        kept = torch.nonzero(pairs[0] != pairs[1]).squeeze(1)
+        known = {
+            name: _insert_loops(self.__dict__[name], pairs, loops, end)
+            for end, name in enumerate(("by_key", "by_query"))
+            if name in self.__dict__
+        }
+        key, query = (torch.cat([row[kept], loop]) for row in pairs)
+        source_id = torch.cat([kept, loop + self.num_edges])
+        sizes = self.num_keys, self.num_queries
+        return Edges(key, query, *sizes, given=self, source_id=source_id, **known)
+
+    @property
+    def num_edges(self) -> int:
+        return self._index.shape[1]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """The pairs, int64 `[2, E']`: the caller's edges, then the self-loops (a copy)."""
+        return self._index.clone()
+
+    @property
+    def device(self) -> torch.device:
+        return self._index.device
+
+    @property
+    def key_index(self) -> Tensor:
+        """The key (source) of each pair; read-only, as all tensors below."""
+        return self._index[0]
+
+    @property
+    def query_index(self) -> Tensor:
+        """The query (target) of each pair."""
+        return self._index[1]
+
+    @property
+    def given(self) -> Edges:
+        """The pairs before self-loops were replaced: these very Edges, if none were."""
+        return self if self._given is None else self._given
+
+    @cached_property
+    def source_id(self) -> Tensor:
+        """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
+        return torch.arange(self.num_edges, device=self.device)
+
+    @cached_property
+    def by_query(self) -> Order:
+        """The pairs sorted by query, those of one query in the caller's order (CSR)."""
+        return sort_pairs(self.query_index, self.num_queries)
+
+    @cached_property
+    def by_key(self) -> Order:
+        """The pairs sorted by key (the transpose)."""
+        return sort_pairs(self.key_index, self.num_keys)
+
+    @cached_property
+    def slots_by_key(self) -> Tensor:
+        """For the pairs sorted by key: where each stands among the pairs sorted by query."""
+        slot = torch.empty_like(self.by_query.permutation)
+        slot[self.by_query.permutation] = torch.arange(self.num_edges, device=self.device)
+        return slot[self.by_key.permutation]
+
+    def to(self, device: torch.device | str) -> Edges:
+        """The same pairs on another device (this object itself, if it is there already)."""
+        if torch.device(device) == self.device:
+            return self
+        known: dict[str, Any] = {}
+        for name in ("source_id", "by_query", "by_key"):
+            if name in self.__dict__:
+                parts = self.__dict__[name]
+                moved = isinstance(parts, Tensor)
+                known[name] = parts.to(device) if moved else Order(*(x.to(device) for x in parts))
+        given = None if self._given is None else self._given.to(device)
+        pairs = self._index.to(device)
+        return Edges(*pairs, self.num_keys, self.num_queries, given=given, **known)
+
+    def __repr__(self) -> str:
+        return (
+            f"Edges(num_keys={self.num_keys}, num_queries={self.num_queries}, "
+            f"num_edges={self.num_edges}, device='{self.device}')"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _HANDLES[self._index] = weakref.ref(self)
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        check_nodes(query, key, value, self.num_queries, self.num_keys, self.device)
+
+    def scores(
+        self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
+    ) -> Tensor:
+        of_pair = key.index_select(0, self.key_index)
+        if pair_key is not None:
+            of_pair = of_pair + pair_key
+        return score.pair(
+            None if query is None else query.index_select(0, self.query_index), of_pair
+        )
+
+    def rows(self, scores: Tensor) -> Rows:
+        return EdgeRows(self.query_index, self.num_queries)
+
+    def drop(self, weights: Tensor, p: float) -> Tensor:
+        seed = draw_seed(weights.device)
+        return weights * dropout_scale(seed, self.source_id, weights.shape[-1], p).to(weights.dtype)
+
+    def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
+        of_pair = value.index_select(0, self.key_index)
+        if pair_value is not None:
+            of_pair = of_pair + pair_value
+        return EdgeRows(self.query_index, self.num_queries).sum(weights.unsqueeze(-1) * of_pair)
+
+
+@dataclass(frozen=True, eq=False)
+class PendingEdges:
+    """An `edge_index` whose `Edges` are looked up where they are needed.
+
+    Layers hand this to `attend`, which passes the plain tensor on to the fused ops: there, out of
+    torch.compile's sight, `resolve` finds the `Edges` in the cache. What is given per pair comes
+    with one row for each of the caller's edges (those of self-loops that are replaced are not
+    read), then one for each self-loop, so that its length does not depend on the data.
+    """
+
+    edge_index: Any
+    num_keys: int
+    num_queries: int
+    self_loops: bool = False
+
+    def resolve(self) -> Edges:
+        """The Edges of this edge_index, built once as long as it is not edited."""
+        return cached_edges(self.edge_index, self.num_keys, self.num_queries, self.self_loops)
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        device = self.edge_index.device
+        check_nodes(query, key, value, self.num_queries, self.num_keys, device)
+
+
+_Sizes = tuple[int, int, bool]
+_LOCK = threading.RLock()
+# Every living Edges, by the tensor it owns: an op is handed that tensor and finds the Edges again.
+_HANDLES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# The Edges built for a caller's tensor, with the version that the tensor had. No Edges refers to
+# the caller's tensor, so that entries die with it.
+_CACHE: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def cached_edges(edge_index: Any, num_keys: int, num_queries: int, self_loops: bool) -> Edges:
+    """The Edges of a caller's edge_index: from the cache, unless it is new or was edited."""
+    key = as_plain(edge_index)
+    if not isinstance(key, Tensor) or key.is_inference():  # these have no version to go by
+        return Edges.from_edge_index(edge_index, (num_keys, num_queries), self_loops=self_loops)
+    sizes: _Sizes = (num_keys, num_queries, self_loops)
+    with _LOCK:
+        version, built = _CACHE.get(key, (None, {}))
+        if version != key._version:
+            version, built = key._version, {}
+        if sizes not in built:
+            built[sizes] = Edges.from_edge_index(
+                edge_index, (num_keys, num_queries), self_loops=self_loops
+            )
+            _CACHE[key] = (version, built)
+        return built[sizes]
+
+
+def handled_edges(edge_index: Tensor) -> Edges | None:
+    """The living Edges that own this very tensor, if any do."""
+    reference = _HANDLES.get(edge_index)
+    return None if reference is None else reference()
+
+
+def clear_cache() -> None:
+    """Forget the Edges kept for edge_index tensors.
+
+    They are dropped by themselves when the tensor dies or is edited in place. Only an edit that
+    torch does not count (through `.data` or a NumPy array that shares the memory) needs this call.
+
+    >>> clear_cache()
+    """
+    with _LOCK:
+        _CACHE.clear()
+
+
+def as_plain(edge_index: Any) -> Any:
+    """The plain tensor inside a torch_geometric.EdgeIndex; anything else as it is."""
+    return edge_index.as_tensor() if _is_edge_index(edge_index) else edge_index
+
+
+def sort_pairs(nodes: Tensor, num: int) -> Order:
+    """Sort pairs by one of their ends, stably; pairs that are sorted already are left alone."""
+    pointer = nodes.new_zeros(num + 1)
+    torch.cumsum(torch.bincount(nodes, minlength=num), 0, out=pointer[1:])
+    if bool((nodes[1:] >= nodes[:-1]).all()):
+        return Order(pointer, torch.arange(len(nodes), device=nodes.device))
+    return Order(pointer, torch.argsort(nodes, stable=True))
+
+
+def _insert_loops(order: Order, pairs: Tensor, loops: int, to: int) -> Order:
+    """The order after self-loops are removed and added again, without sorting anew.
+
+    A loop goes behind the other pairs of its node: a pair moves down by one place for each node
+    before its own that has a loop.
+    """
+    kept = pairs[0] != pairs[1]
+    position = torch.cumsum(kept, 0) - 1  # in the list without self-loops
+    permutation = order.permutation[kept[order.permutation]]
+    nodes = pairs[to][permutation]
+    num = len(order.pointer) - 1
+    pointer = order.pointer.new_zeros(num + 1)
+    torch.cumsum(torch.bincount(nodes, minlength=num), 0, out=pointer[1:])
+    shift = torch.arange(num + 1, device=nodes.device).clamp(max=loops)
+    merged = nodes.new_empty(len(nodes) + loops)
+    merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
+    loop = torch.arange(loops, device=nodes.device)
+    merged[pointer[1 : loops + 1] + loop] = loop + len(nodes)
+    return Order(pointer + shift, merged)
+
+
+class _Listed(NamedTuple):
+    pairs: Tensor  # int64 [2, E], owned by nobody else
+    num_keys: int
+    num_queries: int
+    by_query: Order | None = None
+    by_key: Order | None = None
+
+
+def _read(edge_index: Any, size: int | tuple[int, int] | None) -> _Listed:
+    """Bring every kind of edge_index into one form, and check it."""
+    num_keys, num_queries = (size, size) if isinstance(size, int) else size or (None, None)
+    by_query = by_key = None
+    if _is_sparse(edge_index):
+        pairs, (rows, columns) = _sparse_pairs(edge_index)
+        for name, given, known in (("sources", num_keys, columns), ("targets", num_queries, rows)):
+            if given not in (None, known):
+                raise ValueError(
+                    f"size says {given} {name}, but the sparse edge_index of shape "
+                    f"[{rows}, {columns}] (targets, sources) has {known}"
+                )
+        num_keys, num_queries = columns, rows
+    elif _is_edge_index(edge_index):
+        pairs = edge_index.as_tensor().long().clone()
+        num_keys = _agree("sources", num_keys, edge_index.sparse_size(0), edge_index)
+        num_queries = _agree("targets", num_queries, edge_index.sparse_size(1), edge_index)
+    else:
+        pairs = _check_pairs(edge_index).long().clone()
+    num_keys, num_queries = _check_range(pairs, num_keys, num_queries, size is None)
+    if _is_edge_index(edge_index) and edge_index.sort_order is not None:
+        by_query = _known_order(edge_index.get_csc(), pairs[1], num_queries)
+        if edge_index.is_sorted_by_row or edge_index._T_perm is not None:
+            by_key = _known_order(edge_index.get_csr(), pairs[0], num_keys)
+    return _Listed(pairs, num_keys, num_queries, by_query, by_key)
+
+
+def _is_edge_index(edge_index: Any) -> bool:
+    # torch_geometric's class is known by what it does: this package imports torch alone
+    return isinstance(edge_index, Tensor) and hasattr(edge_index, "get_csc")
+
+
+def _is_sparse(edge_index: Any) -> bool:
+    if isinstance(edge_index, Tensor):
+        return edge_index.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+    return type(edge_index).__name__ == "SparseTensor" and hasattr(edge_index, "coo")
+
+
+def _known_order(compressed: Any, nodes: Tensor, num: int) -> Order:
+    """The order that a torch_geometric.EdgeIndex has cached: `(pointer, other end), permutation`."""
+    (pointer, _), permutation = compressed
+    pointer = pointer.long()
+    if len(pointer) < num + 1:  # it was inferred from the edges, and nodes without edges follow
+        pointer = torch.cat([pointer, pointer[-1:].expand(num + 1 - len(pointer))])
+    if permutation is None:
+        permutation = torch.arange(len(nodes), device=nodes.device)
+    ordered = nodes[permutation]
+    if not bool((ordered[1:] >= ordered[:-1]).all()):
+        raise ValueError(
+            "edge_index says that it is sorted, but it is not: build the EdgeIndex without "
+            "sort_order, or call its sort_by()"
+        )
+    return Order(pointer.clone(), permutation.long().clone())
+
+
+def _sparse_pairs(matrix: Any) -> tuple[Tensor, tuple[int, int]]:
+    """Pairs (key, query) of a matrix whose rows are the targets, in the order of its values."""
+    if not isinstance(matrix, Tensor):
+        row, column, _ = matrix.coo()
+        return torch.stack([column, row]).long(), (matrix.size(0), matrix.size(1))
+    if matrix.dim() != 2:
+        raise ValueError(f"edge_index is sparse of shape {list(matrix.shape)}; expected a matrix")
+    size = (matrix.shape[0], matrix.shape[1])
+    if matrix.layout == torch.sparse_coo:
+        row, column = matrix._indices()  # as in torch_geometric, in the order they are stored
+    elif matrix.layout == torch.sparse_csr:
+        row, column = _expand(matrix.crow_indices()), matrix.col_indices()
+    else:
+        row, column = matrix.row_indices(), _expand(matrix.ccol_indices())
+    return torch.stack([column, row]).long(), size
+
+
+def _expand(pointer: Tensor) -> Tensor:
+    return torch.arange(len(pointer) - 1, device=pointer.device).repeat_interleave(pointer.diff())
+
+
+def _agree(what: str, given: int | None, known: int | None, edge_index: Any) -> int | None:
+    if None not in (given, known) and given != known:
+        raise ValueError(
+            f"size says {given} {what}, but edge_index was built with sparse_size "
+            f"{tuple(edge_index.sparse_size())}"
+        )
+    return known if given is None else given
+
+
+def _check_pairs(edge_index: Any) -> Tensor:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(
+            f"edge_index is a {type(edge_index).__name__}; expected an int64 tensor [2, E], a "
+            "sparse matrix or Edges"
+        )
+    if edge_index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(
+            f"edge_index has dtype {edge_index.dtype}; expected node numbers as torch.int64: "
+            "convert it with .long()"
+        )
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+        mend = ": pass edge_index.t()" if edge_index.dim() == 2 and edge_index.shape[1] == 2 else ""
+        raise ValueError(
+            f"edge_index has shape {list(edge_index.shape)}; expected [2, E], sources in row 0 and "
+            f"targets in row 1{mend}"
+        )
+    return edge_index
+
+
+def _check_range(
+    pairs: Tensor, num_keys: int | None, num_queries: int | None, square: bool
+) -> tuple[int, int]:
+    """Every node in range; sizes that are not known follow from the largest nodes."""
+    lowest, largest = (0, 0), (-1, -1)
+    if pairs.shape[1]:
+        low, high = torch.aminmax(pairs, dim=1)
+        lowest, largest = tuple(low.tolist()), tuple(high.tolist())
+    if square and None in (num_keys, num_queries):
+        num_keys = num_keys if num_keys is not None else num_queries
+        num_keys = num_queries = num_keys if num_keys is not None else max(largest) + 1
+    nums = [largest[0] + 1 if num_keys is None else num_keys]
+    nums += [largest[1] + 1 if num_queries is None else num_queries]
+    for row, (name, num) in enumerate(zip(("sources", "targets"), nums, strict=True)):
+        if lowest[row] < 0:
+            raise IndexError(
+                f"edge_index has the node {lowest[row]} in row {row} ({name}); nodes are numbered "
+                "from 0, a negative number names none"
+            )
+        if largest[row] >= num:
+            raise IndexError(
+                f"edge_index has the node {largest[row]} in row {row} ({name}), but there are only "
+                f"{num} of them (0 to {num - 1}): give x a row for each node, or drop the edge"
+            )
+    return nums[0], nums[1]
+
+
+def check_nodes(
+    query: Tensor | None,
+    key: Tensor,
+    value: Tensor,
+    num_queries: int,
+    num_keys: int,
+    device: torch.device,
+) -> None:
+    """Raise unless query, key and value are node tensors `[N, H, D]` that fit the sizes."""
+    for name, tensor, num in (
+        ("query", query, num_queries),
+        ("key", key, num_keys),
+        ("value", value, num_keys),
+    ):
+        if tensor is None:
+            continue
+        if tensor.dim() != 3 or tensor.shape[0] != num:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; over edges it must be [N, H, D] with "
+                f"N = {num}, the number of {'targets' if name == 'query' else 'sources'}"
+            )
+        if tensor.device != device:
+            raise ValueError(
+                f"edge_index is on {device}, but {name} is on {tensor.device}: move one of them "
+                "with .to()"
+            )
+
+
+def _check_lengths(lengths: Tensor, keys: int) -> None:
+    if lengths.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 0 or high > keys:
+        raise ValueError(
+            f"lengths has the entry {low if low < 0 else high}; expected 0 to {keys}, the number "
+            "of keys"
+        )

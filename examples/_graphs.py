@@ -1,0 +1,115 @@
+"""From command-line options to a graph."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+
+import torch
+from torch_geometric.data import Data
+
+from datasets import digits_graph, from_files, karate_club, planetoid
+from examples._files import UserError
+
+DATASETS = ("digits", "karate", "cora", "citeseer", "pubmed")
+# Options that only some graphs understand; the public splits are what they are.
+_OPTIONS = {
+    "neighbours": ("digits",),
+    "labels_per_class": ("digits", "karate", "files"),
+    "split_seed": ("digits", "karate", "files"),
+    "directed": ("files",),
+}
+
+
+def add_graph_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `load_graph` understands."""
+    group = parser.add_argument_group("graph")
+    group.add_argument(
+        "--dataset", choices=DATASETS, help="default: digits, unless --edges is given"
+    )
+    group.add_argument("--edges", metavar="CSV", help="your own graph: columns source, target")
+    group.add_argument(
+        "--features", metavar="FILE", help="csv with a column node, or npz; default: one-hot"
+    )
+    group.add_argument("--labels", metavar="CSV", help="columns node, label and perhaps split")
+    group.add_argument(
+        "--directed", action="store_true", default=None, help="keep the edges of --edges as listed"
+    )
+    group.add_argument("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
+    group.add_argument(
+        "--labels-per-class", type=int, metavar="N",
+        help="training nodes of each class; default: digits 5, karate 1, your own graph 20",
+    )  # fmt: skip
+    group.add_argument(
+        "--split-seed", type=int, metavar="S", help="of the split, where it is drawn; default: 0"
+    )
+
+
+def load_graph(args: argparse.Namespace) -> Data:
+    """Loads the graph that the options name; sets `args.dataset` ("files" for the reader's own).
+
+    Raises:
+        UserError: options contradict each other or are out of range.
+        GraphFileError, DataFileError: see `datasets`.
+    """
+    if args.edges is not None and args.dataset is not None:
+        raise UserError("--dataset and --edges exclude each other; choose one")
+    if args.edges is None and (args.features is not None or args.labels is not None):
+        raise UserError("--features and --labels need --edges, the graph they belong to")
+    args.dataset = args.dataset or ("digits" if args.edges is None else "files")
+    for option, names in _OPTIONS.items():
+        if getattr(args, option) is not None and args.dataset not in names:
+            raise UserError(
+                f"--{option.replace('_', '-')} has no meaning for {args.dataset}; leave it out"
+            )
+    given = {name: value for name in ("labels_per_class", "split_seed", "neighbours")
+             if (value := getattr(args, name)) is not None}  # fmt: skip
+    rename = {"split_seed": "seed", "neighbours": "k"}
+    options = {rename.get(name, name): value for name, value in given.items()}
+    try:
+        if args.dataset == "digits":
+            return digits_graph(**options)
+        if args.dataset == "karate":
+            return karate_club(**options)
+        if args.dataset == "files":
+            return from_files(
+                args.edges, args.features, args.labels, undirected=not args.directed, **options
+            )
+        return planetoid(args.dataset)
+    except ValueError as error:  # GraphFileError is one too
+        raise UserError(str(error)) from error
+
+
+def check_splits(data: Data) -> None:
+    """Raises UserError unless there are nodes to train on, to validate on and to test on."""
+    for split in ("train", "val", "test"):
+        mask = data[f"{split}_mask"]
+        if not mask.any():
+            raise UserError(
+                f"no node is in the split {split!r}: --labels must label nodes for train, val and"
+                " test (with more labelled nodes, or a column split)"
+            )
+        if (data.y[mask] < 0).any():
+            raise UserError(f"a node in the split {split!r} has no label; add it to --labels")
+
+
+def fingerprint(data: Data) -> str:
+    """The sha256 of all that a training sees of a graph."""
+    digest = hashlib.sha256()
+    for name in ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask"):
+        tensor: torch.Tensor = data[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(data: Data) -> str:
+    """One line about a graph."""
+    sizes = " / ".join(
+        f"{int(data[f'{split}_mask'].sum()):,}" for split in ("train", "val", "test")
+    )
+    return (
+        f"{data.name}: {data.num_nodes:,} nodes, {data.num_edges:,} directed edges,"
+        f" {data.num_features:,} features, {len(data.class_names)} classes;"
+        f" {sizes} nodes to train / validate / test"
+    )

@@ -1,0 +1,115 @@
+"""The pictures that a training leaves: its curves, the learned features, the attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+from torch_geometric.data import Data
+
+from examples._baselines import Baseline
+from examples._files import write_atomically
+from gat import GAT
+from gat.plot import draw_attention, draw_embedding
+
+_SMALL = 60  # nodes; such a graph is drawn whole
+
+
+def save_pictures(
+    folder: Path,
+    model: GAT,
+    data: Data,
+    results: Sequence[dict[str, Any]],
+    best_seed: int,
+    baselines: Sequence[Baseline],
+) -> None:
+    """Writes curves.png, embedding.png and attention.png."""
+    with torch.no_grad():
+        model.eval()
+        _, attention = model(data.x, data.edge_index, return_attention_weights=True)
+        hidden = model.embed(data.x, data.edge_index)
+    # The attention that made the features which enter the last layer.
+    edges = attention[max(len(attention) - 2, 0)]
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    draw_curves(figure, results, best_seed, baselines)
+    _save(folder / "curves.png", figure)
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    draw_embedding(
+        hidden, labels=data.y, edge_index=edges.edge_index, weights=edges.weights,
+        class_names=data.class_names, ax=figure.add_subplot(),
+    )  # fmt: skip
+    _save(folder / "embedding.png", figure)
+
+    node = None if data.num_nodes <= _SMALL else most_selective_node(*edges, data.num_nodes)
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    draw_attention(
+        *edges, labels=data.y, node=node, class_names=data.class_names, ax=figure.add_subplot()
+    )
+    _save(folder / "attention.png", figure)
+
+
+def draw_curves(
+    figure: Figure,
+    results: Sequence[dict[str, Any]],
+    best_seed: int,
+    baselines: Sequence[Baseline],
+) -> None:
+    """Loss and accuracy over the epochs: the best run bold, the others faint."""
+    loss, accuracy = figure.subplots(1, 2)
+    colours = {"train": "#e76300", "val": "#3f90da"}
+    names = {"train": "training nodes", "val": "validation nodes"}
+    for result in sorted(results, key=lambda result: result["seed"] == best_seed):
+        bold = result["seed"] == best_seed
+        for split, colour in colours.items():
+            for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
+                curve = result["history"][f"{split}_{measure}"]
+                axes.plot(
+                    range(1, len(curve) + 1), curve, color=colour,
+                    label=names[split] if bold else None,
+                    linewidth=1.8 if bold else 0.8, alpha=1.0 if bold else 0.35,
+                )  # fmt: skip
+        if bold:
+            for axes in (loss, accuracy):
+                axes.axvline(result["best_epoch"], color="#717581", linewidth=1, linestyle=":",
+                             label=f"weights kept (epoch {result['best_epoch']})")  # fmt: skip
+    for baseline, style in zip(baselines, ("-", "--", "-."), strict=False):
+        accuracy.axhline(baseline.val_accuracy, color="#94a4a2", linewidth=1.2, linestyle=style,
+                         label=f"{baseline.name} (validation)")  # fmt: skip
+    loss.set(xlabel="epoch", ylabel="cross-entropy, without dropout", ylim=(0, None))
+    accuracy.set(xlabel="epoch", ylabel="accuracy, without dropout", ylim=(0, 1.02))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    for axes in (loss, accuracy):
+        axes.spines[["top", "right"]].set_visible(False)
+    others = len(results) - 1
+    loss.set_title(
+        f"seed {best_seed}" + (f" (faint: {others} more)" if others else ""), fontsize=11
+    )
+    handles, labels = accuracy.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+
+
+def most_selective_node(edge_index: Tensor, weights: Tensor, num_nodes: int) -> int:
+    """The node with 5 to 30 in-edges whose attention is furthest from an even average.
+
+    "Furthest" is the Kullback-Leibler divergence of its weights (mean over heads) from 1 / degree.
+    """
+    weight, target = weights.mean(dim=1), edge_index[1]
+    degree = torch.bincount(target, minlength=num_nodes)
+    surprise = torch.zeros(num_nodes).index_add_(
+        0, target, torch.special.xlogy(weight, weight * degree[target]).float()
+    )
+    suitable = (degree >= 5) & (degree <= 30)
+    if not suitable.any():
+        suitable = degree == degree.max()
+    return int(surprise.masked_fill(~suitable, -torch.inf).argmax())
+
+
+def _save(path: Path, figure: Figure) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))

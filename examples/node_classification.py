@@ -1,0 +1,473 @@
+"""Trains a graph attention network to classify the nodes of a graph, and applies it.
+
+    python -m examples.node_classification                        # handwritten digits, offline
+    python -m examples.node_classification --dataset cora --runs 10
+    python -m examples.node_classification --edges edges.csv --features x.csv --labels labels.csv
+    python -m examples.node_classification predict --model runs/digits --output predictions.csv
+
+Training writes the best model, its scores beside simple baselines, and pictures to --out. Ctrl-C
+keeps what there is; the same command with --resume goes on to the same final numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import shlex
+import signal
+import statistics
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from torch_geometric.data import Data
+from tqdm import tqdm
+
+from datasets import DataFileError, GraphFileError
+from examples._baselines import Baseline, baselines
+from examples._files import (
+    UserError,
+    load_checkpoint,
+    load_model,
+    prepare_folder,
+    save_checkpoint,
+    save_model,
+    write_atomically,
+    write_json,
+)
+from examples._graphs import add_graph_options, check_splits, describe, fingerprint, load_graph
+from examples._pictures import save_pictures
+from examples._training import Progress, Run, Settings
+from gat import GAT
+
+# The hyper-parameters of "Graph Attention Networks" (Veličković et al., 2018).
+PAPER: dict[str, Any] = {
+    "layers": 2, "hidden": 8, "heads": 8, "out_heads": 1, "dropout": 0.6, "residual": False,
+    "lr": 0.005, "weight_decay": 5e-4, "epochs": 1000, "patience": 100,
+}  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": PAPER,
+    "karate": PAPER,
+    "cora": PAPER,
+    "citeseer": PAPER,
+    "pubmed": {**PAPER, "out_heads": 8, "lr": 0.01, "weight_decay": 1e-3},
+    "files": PAPER,
+}
+# What must not change between a training and its resumption, besides the graph itself.
+BINDING = ("dataset", "neighbours", "labels_per_class", "split_seed", *PAPER, "seed", "device")
+PROGRAM = "python -m examples.node_classification"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:  # a polite kill is a Ctrl-C
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if words[:1] == ["predict"]:
+            return predict(prediction_parser().parse_args(words[1:]))
+        return train(training_parser().parse_args(words), words)
+    except (UserError, GraphFileError, DataFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@dataclass
+class Task:
+    """One training: what is learned, from what, how far it has come, and where it is kept."""
+
+    args: argparse.Namespace
+    data: Data
+    settings: Settings
+    config: dict[str, Any]  # names the settings that a checkpoint is bound to
+    folder: Path
+    progress: Progress = field(default_factory=Progress)
+    rivals: list[Baseline] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Writes all that it takes to go on from here."""
+        save_checkpoint(self.checkpoint, {"config": self.config, **vars(self.progress)})
+
+
+def train(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Trains as the options say; writes the model, its metrics and pictures to --out."""
+    task = prepare(args)
+    print(describe(task.data))
+    try:
+        task.rivals = baselines(task.data)
+        train_runs(task)
+        write_results(task)
+        print(f"\n{table(task)}\n")
+        draw(task)
+    except KeyboardInterrupt:
+        if not task.progress.results and task.progress.run is None:
+            raise  # there is nothing to keep
+        task.save()
+        write_results(task)
+        again = [word for word in words if word not in ("--resume", "--restart")]
+        print(
+            f"\ninterrupted {how_far(task)}; the best model so far, its metrics and a checkpoint"
+            f" are in {task.folder}\ngo on with: {PROGRAM} {shlex.join([*again, '--resume'])}",
+            file=sys.stderr,
+        )
+        return 130
+    task.checkpoint.unlink(missing_ok=True)
+    print(f"model, metrics and pictures are in {task.folder}")
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Task:
+    """Checks all that can be checked before the work begins."""
+    if args.edges is not None and args.labels is None:
+        raise UserError("--edges needs --labels: without labels there is nothing to learn")
+    check_device(args.device)
+    data = load_graph(args)
+    check_splits(data)
+    for option, value in DEFAULTS[args.dataset].items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
+    settings = Settings(
+        model={
+            "in_channels": data.num_features,
+            "hidden_channels": args.hidden,
+            "out_channels": len(data.class_names),
+            "num_layers": args.layers,
+            "heads": args.heads,
+            "out_heads": args.out_heads,
+            "dropout": args.dropout,
+            "residual": args.residual,
+        },
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        epochs=args.epochs,
+        patience=args.patience,
+    )
+    config = {name: getattr(args, name) for name in BINDING} | {"graph": fingerprint(data)}
+    task = Task(args, data, settings, config, Path(args.out or Path("runs", data.name)))
+    prepare_folder(task.folder)
+    if args.resume:
+        task.progress = resume(task)
+    elif task.checkpoint.exists() and not args.restart:
+        raise UserError(
+            f"{task.folder} holds an unfinished training: go on with --resume, give it up with"
+            " --restart, or choose another --out"
+        )
+    return task
+
+
+def resume(task: Task) -> Progress:
+    """Reads what an interrupted training of the same task has reached."""
+    state = load_checkpoint(task.checkpoint)
+    before = state.pop("config", {})
+    changed = [
+        f"--{name.replace('_', '-')} was {before.get(name)}, is now {value}"
+        for name, value in task.config.items()
+        if name != "graph" and before.get(name) != value
+    ]
+    if not changed and before.get("graph") != task.config["graph"]:
+        changed = ["the graph has changed"]
+    if changed:
+        raise UserError(
+            f"cannot resume from {task.checkpoint}, made with other settings: {'; '.join(changed)}."
+            " Use those, or start over with --restart"
+        )
+    try:
+        return Progress(**state)
+    except TypeError as error:
+        raise UserError(f"{task.checkpoint} is damaged; start over with --restart") from error
+
+
+def train_runs(task: Task) -> None:
+    """Trains from each seed that has no result yet, saving every now and then."""
+    args, progress = task.args, task.progress
+    data = task.data.clone().to(args.device)
+    for number, seed in enumerate(range(args.seed, args.seed + args.runs), start=1):
+        name = f"run {number}/{args.runs} (seed {seed})"
+        if progress.has(seed):
+            print(f"{name}: done before the interruption")
+            continue
+        run = Run(data, task.settings, seed, progress.run)
+        with progress_bar(name, run) as bar:
+            while not run.done:
+                progress.step(run)
+                if run.epoch % args.checkpoint_every == 0:
+                    task.save()
+                bar.set_postfix_str(latest(run), refresh=False)
+                bar.update()
+        result = progress.finish(run)
+        task.save()
+        print(
+            f"{name}: {result['epochs']} epochs in {result['seconds']:.1f} s; best epoch"
+            f" {result['best_epoch']}: validation accuracy {result['val_accuracy']:.1%},"
+            f" test {result['test_accuracy']:.1%}"
+        )
+
+
+def progress_bar(name: str, run: Run) -> tqdm[NoReturn]:
+    """A bar over the epochs of `run`: on a terminal it moves and goes, in a log it stays."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=name,
+        total=run.settings.epochs,
+        initial=run.epoch,
+        leave=not terminal,
+        mininterval=0.1 if terminal else 10,
+    )
+
+
+def latest(run: Run) -> str:
+    """Losses and accuracies of the last epoch, for the progress bar."""
+    now = {measure: values[-1] for measure, values in run.history.items()}
+    return (
+        f"loss {now['train_loss']:.3f}, accuracy {now['train_accuracy']:.1%};"
+        f" validation {now['val_loss']:.3f}, {now['val_accuracy']:.1%}"
+    )
+
+
+def how_far(task: Task) -> str:
+    """Says how far the training has come."""
+    done = f"after {len(task.progress.results)} of {task.args.runs} runs"
+    unfinished = task.progress.unfinished
+    return done if unfinished is None else f"{done} and {unfinished['epoch']} epochs of the next"
+
+
+def write_results(task: Task) -> None:
+    """Writes the best model so far (model.safetensors, config.json) and metrics.json."""
+    data, best, partial = task.data, task.progress.best, None
+    if (state := task.progress.unfinished) is not None:
+        run = Run(data, task.settings, state["seed"], state)
+        partial = run.result()
+        best = task.progress.better(run, partial)
+    assert best is not None
+    metrics = {
+        "complete": len(task.progress.results) >= task.args.runs,
+        "graph": {
+            "name": data.name,
+            "nodes": data.num_nodes,
+            "edges": data.num_edges,
+            "features": data.num_features,
+            "classes": len(data.class_names),
+            **{split: int(data[f"{split}_mask"].sum()) for split in ("train", "val", "test")},
+        },
+        "config": task.config,
+        "runs": [without_history(result) for result in task.progress.results],
+        "unfinished_run": partial and without_history(partial),
+        "best_seed": best["seed"],
+        "summary": {
+            measure: mean_and_deviation([result[measure] for result in task.progress.results])
+            for measure in ("val_accuracy", "test_accuracy")
+        },
+        "baselines": [rival._asdict() for rival in task.rivals],
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torch_geometric", "numpy", "scikit-learn")},
+    }
+    # Without features of their own, nodes are known by their place; the model fits these only.
+    own_nodes = data.node_ids if task.args.edges and not task.args.features else None
+    model = {
+        "model": GAT(**task.settings.model).config,
+        "class_names": data.class_names,
+        "node_ids": own_nodes,
+    }
+    save_model(task.folder, best["weights"], model)
+    write_json(task.folder / "metrics.json", metrics)
+
+
+def without_history(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in result.items() if name != "history"}
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation, each None where there are too few values."""
+    return {
+        "mean": statistics.mean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+    }
+
+
+def table(task: Task) -> str:
+    """Accuracies of the GAT and of its rivals, aligned."""
+    results = task.progress.results
+
+    def percent(measure: str) -> str:
+        found = mean_and_deviation([100 * result[measure] for result in results])
+        deviation = "" if found["std"] is None else f" ± {found['std']:.1f}"
+        return f"{found['mean']:.1f}{deviation}"
+
+    rows = [("accuracy in %", "setting", "validation", "test")]
+    rows += [
+        (name, setting, f"{100 * val:.1f}", f"{100 * test:.1f}")
+        for name, setting, val, test in task.rivals
+    ]
+    rows += [
+        ("GAT", f"{len(results)} run{'s' * (len(results) > 1)}",
+         percent("val_accuracy"), percent("test_accuracy"))
+    ]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    if len(results) > 1:
+        lines.append(
+            "±: standard deviation over initialisations; the split is the same in all runs"
+        )
+    return "\n".join(lines)
+
+
+def draw(task: Task) -> None:
+    """Writes the pictures of the best run."""
+    best = task.progress.best
+    assert best is not None
+    model = GAT(**task.settings.model)
+    model.load_state_dict(best["weights"])
+    save_pictures(task.folder, model, task.data, task.progress.results, best["seed"], task.rivals)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Writes the class of each node of a graph, and its probability, to a csv file."""
+    check_device(args.device)
+    output = Path(args.output)
+    prepare_folder(output.parent)
+    model, config = load_model(Path(args.model))
+    data = load_graph(args)
+    width = model.config["in_channels"]
+    if data.num_features != width:
+        raise UserError(
+            f"the graph has {data.num_features} features per node, but the model in {args.model}"
+            f" was trained on {width}; give it a graph with the same features"
+        )
+    nodes = data.get("node_ids") or [str(node) for node in range(data.num_nodes)]
+    if config["node_ids"] not in (None, nodes):
+        raise UserError(
+            f"the model in {args.model} was trained without --features, so it knows only the nodes"
+            " of that graph, in that order; pass the same --edges and --labels"
+        )
+    data, model = data.to(args.device), model.to(args.device)
+    with torch.no_grad():
+        probability, chosen = model(data.x, data.edge_index).softmax(dim=1).max(dim=1)
+    names = [config["class_names"][c] for c in chosen.tolist()]
+    rows = zip(nodes, names, (f"{p:.6f}" for p in probability.tolist()), strict=True)
+    write_csv(output, [("node", "prediction", "probability"), *rows])
+    print(f"predictions for {data.num_nodes:,} nodes are in {output}")
+    return 0
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+
+    write_atomically(path, write)
+
+
+def check_device(name: str) -> None:
+    """Raises UserError unless tensors can live there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise UserError(
+            f"--device {name} is of no use here: {str(error).splitlines()[0]}"
+        ) from error
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports errors like the rest of the program: one line, status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def number(
+    kind: Callable[[str], Any], lowest: float, *, below: float | None = None
+) -> Callable[[str], Any]:
+    """A type for argparse: a number that is at least `lowest` and, where given, below `below`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not lowest <= value < (float("inf") if below is None else below):
+            what = "a whole number" if kind is int else "a number"
+            end = "" if below is None else f" and below {below:g}"
+            raise argparse.ArgumentTypeError(f"must be {what}, at least {lowest:g}{end}: {text!r}")
+        return value
+
+    return parse
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """The options of a training."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Train a graph attention network to classify the nodes of a graph.",
+        epilog=f"'{PROGRAM} predict --help': apply a model that was trained.",
+        allow_abbrev=False,
+    )
+    add_graph_options(parser)
+    count, factor, share = number(int, 1), number(float, 0), number(float, 0, below=1)
+    group = parser.add_argument_group("model (defaults: the GAT paper's, by dataset)")
+    group.add_argument("--layers", type=count)
+    group.add_argument("--hidden", type=count, help="channels per head of the hidden layers")
+    group.add_argument("--heads", type=count, help="of the hidden layers")
+    group.add_argument("--out-heads", type=count, help="of the last layer, averaged")
+    group.add_argument("--dropout", type=share, help="of layer inputs and attention weights")
+    group.add_argument("--residual", action="store_true", default=None, help="add skip connections")
+
+    group = parser.add_argument_group("training (defaults: the GAT paper's, by dataset)")
+    group.add_argument("--lr", type=factor, help="learning rate of Adam")
+    group.add_argument("--weight-decay", type=factor)
+    group.add_argument("--epochs", type=count, help="at most")
+    group.add_argument("--patience", type=count, help="epochs without a new best before stopping")
+    group.add_argument("--runs", type=count, default=3, help="how many, each from another seed")
+    group.add_argument("--seed", type=number(int, 0), default=0, help="of the first run")
+    group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
+
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", metavar="DIR", help="results already there are replaced; default: runs/<graph>"
+    )
+    group.add_argument("--checkpoint-every", type=count, default=100, metavar="EPOCHS")
+    group = group.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on with the training in --out")
+    group.add_argument("--restart", action="store_true", help="give up the one in --out, if any")
+    return parser
+
+
+def prediction_parser() -> argparse.ArgumentParser:
+    """The options of a prediction."""
+    parser = Parser(
+        prog=f"{PROGRAM} predict",
+        description="Write a csv (node, prediction, probability) for a graph.",
+        allow_abbrev=False,
+    )
+    add_graph_options(parser)
+    group = parser.add_argument_group("prediction")
+    group.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
+    group.add_argument("--output", required=True, metavar="CSV", help="where to write")
+    group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

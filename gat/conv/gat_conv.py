@@ -1,0 +1,280 @@
+"""GATConv: the layer of graph attention networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.nn.inits import glorot, zeros
+
+from attn_core import Edges, PendingEdges, Separable, attend, scatter_softmax
+from gat.conv.base import (
+    AttentionConv,
+    EdgeAttention,
+    check_features,
+    trusted,
+    weights_like_input,
+)
+
+
+@trusted
+class GATConv(AttentionConv):
+    r"""Graph attention: each node averages its neighbours with weights that it learns to give.
+
+    .. math::
+        x'_i = \sum_{j \in N(i) \cup \{i\}} \alpha_{ij} W x_j, \qquad
+        \alpha_{ij} = \mathrm{softmax}_j\, \mathrm{LeakyReLU}
+        (a_{dst}^T W x_i + a_{src}^T W x_j + a_{edge}^T W_{edge} e_{ij})
+
+    Veličković et al., "Graph Attention Networks", ICLR 2018. A drop-in for
+    `torch_geometric.nn.GATConv`: the same arguments, parameters, `state_dict` and numbers. What
+    differs on purpose is listed in `docs/compatibility.md`: returned weights are those before
+    dropout, and the softmax of half types is kept in float32.
+
+    Args:
+        in_channels: features per node; a pair for bipartite graphs (sources, targets), which then
+            get a projection each; -1 to take it from the first call.
+        out_channels: features per node and head that come out.
+        heads: H, how many attentions run side by side. Default 1.
+        concat: concatenate the heads (True, default) or average them.
+        negative_slope: of LeakyReLU. Default 0.2.
+        dropout: the probability with which an attention weight is dropped in training. Default 0.
+        add_self_loops: give each node exactly one edge to itself. Default True.
+        edge_dim: features per edge. Default None: edges have none.
+        fill_value: the features of self-loops: a number, a tensor, or how to reduce those of the
+            node's incoming edges: "mean" (default), "add", "min", "max", "mul".
+        bias: learn an additive bias. Default True.
+        residual: add a linear map of the node's own features. Default False.
+        **kwargs: of `torch_geometric.nn.MessagePassing`, such as `aggr` or `flow`.
+
+    Raises:
+        ValueError: heads below 1, or a dropout outside [0, 1].
+
+    >>> conv = GATConv(4, 8, heads=2)
+    >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    >>> conv(torch.randn(3, 4), edge_index).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.0,
+        add_self_loops: bool = True,
+        edge_dim: int | None = None,
+        fill_value: float | Tensor | str = "mean",
+        bias: bool = True,
+        residual: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if heads < 1:
+            raise ValueError(f"heads is {heads}; an attention layer needs at least one")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+        kwargs.setdefault("aggr", "add")
+        super().__init__(node_dim=0, **kwargs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.heads = heads
+        self.concat = concat
+        self.negative_slope = negative_slope
+        self.dropout = dropout
+        self.add_self_loops = add_self_loops
+        self.edge_dim = edge_dim
+        self.fill_value = fill_value
+        self.residual = residual
+
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, bias=False, weight_initializer="glorot")
+
+        width = heads * out_channels
+        self.lin = self.lin_src = self.lin_dst = None
+        if isinstance(in_channels, int):
+            self.lin = linear(in_channels, width)
+        else:
+            self.lin_src, self.lin_dst = (linear(channels, width) for channels in in_channels)
+        self.att_src = Parameter(torch.empty(1, heads, out_channels))
+        self.att_dst = Parameter(torch.empty(1, heads, out_channels))
+        self.lin_edge = self.att_edge = None
+        if edge_dim is not None:
+            self.lin_edge = linear(edge_dim, width)
+            self.att_edge = Parameter(torch.empty(1, heads, out_channels))
+        width = width if concat else out_channels
+        target_channels = in_channels if isinstance(in_channels, int) else in_channels[1]
+        self.res = linear(target_channels, width) if residual else None
+        self.bias = Parameter(torch.empty(width)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: Glorot's initialisation, biases zero."""
+        super().reset_parameters()
+        for linear in (self.lin, self.lin_src, self.lin_dst, self.lin_edge, self.res):
+            if linear is not None:
+                linear.reset_parameters()
+        glorot(self.att_src)
+        glorot(self.att_dst)
+        glorot(self.att_edge)
+        zeros(self.bias)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor | None],
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Attend over the edges.
+
+        Args:
+            x: `[N, in_channels]`, or a pair of source and target features for bipartite graphs;
+                the target's may be None, and the score then depends on the sources alone.
+            edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
+                matrix as in torch_geometric (transposed: rows are targets), or
+                `attn_core.Edges`, which are sorted once and for all.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            size: the numbers of source and target nodes. Default: those of x.
+            return_attention_weights: also return the weights, with their edges. Default None.
+
+        Returns:
+            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights [E', H])`,
+            or, for a sparse edge_index, what torch_geometric returns.
+
+        Raises:
+            ValueError, TypeError, IndexError: arguments that do not fit each other.
+        """
+        x_src, x_dst, residual = self._project(x)
+        sizes = _check_size(size, x_src, x_dst)
+        alpha_src = (x_src * self.att_src).sum(-1)
+        alpha_dst = None if x_dst is None else (x_dst * self.att_dst).sum(-1)
+        support = self._support(edge_index, *sizes, self.add_self_loops)
+        edge_attr = self._edge_features(edge_attr, edge_index, self.edge_dim)
+        if edge_attr is not None:
+            edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
+
+        if self._is_fused():
+            result = attend(
+                None if alpha_dst is None else alpha_dst.unsqueeze(-1),
+                alpha_src.unsqueeze(-1),
+                x_src,
+                score=Separable(activation="leaky_relu", negative_slope=self.negative_slope),
+                support=support,
+                pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
+                dropout=self.dropout if self.training else 0.0,
+                need_weights=bool(return_attention_weights),
+            )
+            out, weights = result.output, result.weights
+        else:
+            out, weights, support = self._pass_messages(
+                x_src, x_dst, alpha_src, alpha_dst, support, edge_attr, size
+            )
+
+        out = out.flatten(1) if self.concat else out.mean(dim=1)
+        if residual is not None:
+            out = out + residual
+        if self.bias is not None:
+            out = out + self.bias
+        if not return_attention_weights:
+            return out
+        edges = support.resolve() if isinstance(support, PendingEdges) else support
+        return out, weights_like_input(edge_index, EdgeAttention(edges.edge_index, weights))
+
+    def _project(
+        self, x: Tensor | tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Sources and targets as `[N, H, C]`, and the residual of the targets."""
+        pair = isinstance(x, tuple | list)
+        x_src, x_dst = x if pair else (x, x)
+        channels = self.in_channels
+        channels = (channels, channels) if isinstance(channels, int) else channels
+        name = type(self).__name__
+        check_features(name, "x[0]" if pair else "x", x_src, channels[0])
+        if x_dst is not None and x_dst is not x_src:
+            check_features(name, "x[1]", x_dst, channels[1])
+        residual = self.res(x_dst) if self.res is not None and x_dst is not None else None
+        shape = (-1, self.heads, self.out_channels)
+        if self.lin is not None:
+            h_src = self.lin(x_src).view(shape)
+            if x_dst is x_src:
+                return h_src, h_src, residual
+            return h_src, None if x_dst is None else self.lin(x_dst).view(shape), residual
+        h_dst = None if x_dst is None else self.lin_dst(x_dst).view(shape)
+        return self.lin_src(x_src).view(shape), h_dst, residual
+
+    def _score_edges(self, edge_attr: Tensor) -> Tensor:
+        """What the features of each edge add to its score, `[E, H]`."""
+        features = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
+        return (features * self.att_edge).sum(-1)
+
+    def _pass_messages(
+        self,
+        x_src: Tensor,
+        x_dst: Tensor | None,
+        alpha_src: Tensor,
+        alpha_dst: Tensor | None,
+        support: Edges | PendingEdges,
+        edge_attr: Tensor | None,
+        size: tuple[int, int] | None,
+    ) -> tuple[Tensor, Tensor, Edges]:
+        """The same through torch_geometric's steps, for those who watch or replace them."""
+        edges = support.resolve() if isinstance(support, PendingEdges) else support
+        if edge_attr is not None and isinstance(support, PendingEdges):
+            edge_attr = edge_attr.index_select(0, edges.source_id)
+        edge_index = edges.edge_index
+        # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor)
+        weights = self.edge_updater(
+            edge_index, alpha=(alpha_src, alpha_dst), edge_attr=edge_attr, size=size
+        )
+        alpha = F.dropout(weights, p=self.dropout, training=self.training)
+        # propagate_type: (x: OptPairTensor, alpha: Tensor)
+        out = self.propagate(edge_index, x=(x_src, x_dst), alpha=alpha, size=size)
+        return out, weights, edges
+
+    def edge_update(
+        self,
+        alpha_j: Tensor,
+        alpha_i: Tensor | None,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        dim_size: int | None,
+    ) -> Tensor:
+        """The weight of each edge, `[E, H]`, before dropout."""
+        alpha = alpha_j if alpha_i is None else alpha_j + alpha_i
+        if edge_attr is not None:
+            alpha = alpha + self._score_edges(edge_attr)
+        return scatter_softmax(F.leaky_relu(alpha, self.negative_slope), index, dim_size)
+
+    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+        """What an edge carries to its target, `[E, H, C]`."""
+        return alpha.unsqueeze(-1) * x_j
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
+        )
+
+
+def _check_size(
+    size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | None
+) -> tuple[int, int]:
+    """The numbers of source and target nodes, which `size` may only confirm or complete."""
+    sources, targets = x_src.shape[0], None if x_dst is None else x_dst.shape[0]
+    if size is None:
+        return sources, sources if targets is None else targets
+    if size[0] not in (None, sources) or (targets is not None and size[1] not in (None, targets)):
+        raise ValueError(
+            f"size is {tuple(size)}, but x has {sources} source and "
+            f"{sources if targets is None else targets} target nodes"
+        )
+    if targets is None:
+        targets = sources if size[1] is None else size[1]
+    return sources, targets

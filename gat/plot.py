@@ -1,0 +1,474 @@
+"""Pictures of what a graph attention network attends to and of the features that it learns.
+
+matplotlib, networkx and scikit-learn are imported when a picture is asked for, so that `gat` works
+without them; `pip install gat[plot]` brings them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["draw_attention", "draw_embedding"]
+
+# Petroff (2021), "Accessible Color Sequences for Data Visualization": chosen to stay apart under
+# the common colour-vision deficiencies. Past ten classes the marker changes too.
+_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+            "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
+_MARKERS = "os^Dv"
+_RING = "ring: attention to itself"
+_WHOLE_GRAPH_LIMIT = 300  # nodes; beyond that a drawing of the whole graph is a ball of wool
+_NUMBERED_LIMIT = 40  # nodes that can carry their number legibly
+
+
+@contextmanager
+def _plot_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"drawing needs {error.name}: install the extra with `pip install gat[plot]`",
+            name=error.name,
+        ) from error
+
+
+def draw_attention(
+    edge_index: Tensor | ArrayLike,
+    weights: Tensor | ArrayLike,
+    *,
+    labels: Tensor | ArrayLike | None = None,
+    node: int | None = None,
+    hops: int = 1,
+    class_names: Sequence[str] | None = None,
+    head: int | None = None,
+    max_neighbours: int = 60,
+    positions: ArrayLike | None = None,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""Draws nodes coloured by class and, between them, the attention that they pay.
+
+    The arrow j → i is as wide and as dark as :math:`\alpha_{ij}`, the attention that i pays to j,
+    averaged over the heads; the ring round a node is the attention that it pays to itself. With
+    `node` given, the picture shows what reaches that node through `hops` layers, no more. Parallel
+    edges are drawn as one, with the sum of their weights.
+
+    Args:
+        edge_index: `[2, E]`, row 0 the sources, row 1 the targets: the edges returned with the
+            weights, self-loops included.
+        weights: `[E, H]` or `[E]`, attention weights as `return_attention_weights=True` gives them.
+        labels: `[N]`, the class of each node; negative where it is unknown. Default: all unknown.
+        node: the node whose neighbourhood is drawn. Default: the whole graph, which must then have
+            at most 300 nodes.
+        hops: how many layers deep the neighbourhood of `node` goes.
+        class_names: the name of each class in the legend. Default: their numbers.
+        head: the head to draw. Default: the mean over heads.
+        max_neighbours: draw at most this many nodes round `node`: the nearest, of these the most
+            attended to. The title says how many there are.
+        positions: `[N, 2]`, where the nodes lie. Default: a circle round `node` for one hop, else a
+            force-directed layout.
+        seed: seed of the force-directed layout.
+        ax: the axes to draw in. Default: those of a new figure.
+
+    Returns:
+        The axes drawn in.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib or networkx is missing.
+        ValueError: if shapes or indices contradict each other, or the graph is too large to draw
+            whole.
+
+    Example:
+        >>> import torch
+        >>> edge_index = torch.tensor([[0, 1, 2, 0, 1, 2], [1, 1, 1, 0, 2, 2]])
+        >>> weights = torch.tensor([0.7, 0.2, 0.1, 1.0, 0.4, 0.6])
+        >>> ax = draw_attention(edge_index, weights, labels=[0, 1, 1], class_names=["cat", "dog"])
+        >>> ax.get_title()
+        'attention, mean over 1 head'
+    """
+    with _plot_extra():
+        import networkx as nx
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import ListedColormap, Normalize
+        from matplotlib.lines import Line2D
+
+    label = None if labels is None else _labels(labels)
+    position = None if positions is None else np.asarray(positions, dtype=float)
+    known = [len(array) for array in (label, position) if array is not None]
+    ends, per_head = _edges(edge_index, weights, known[0] if known else None)
+    num_nodes = known[0] if known else int(ends.max(initial=-1)) + 1
+    label = np.full(num_nodes, -1) if label is None else label
+    heads = per_head.shape[1]
+    if head is not None and not 0 <= head < heads:
+        raise ValueError(f"head must lie in 0..{heads - 1}, the heads of weights; got {head}")
+    if position is not None and position.shape != (num_nodes, 2):
+        raise ValueError(f"positions must have shape ({num_nodes}, 2); got {position.shape}")
+    pair, attention = _merge_parallel(
+        ends, per_head.mean(axis=1) if head is None else per_head[:, head]
+    )
+
+    title = f"attention, {f'head {head}' if head is not None else _mean_over(heads)}"
+    if node is None:
+        if num_nodes > _WHOLE_GRAPH_LIMIT:
+            raise ValueError(
+                f"a graph of {num_nodes} nodes is too large to draw whole (limit"
+                f" {_WHOLE_GRAPH_LIMIT}): pass node= to draw the neighbourhood of one node"
+            )
+        drawn = np.arange(num_nodes)
+    else:
+        if not 0 <= node < num_nodes:
+            raise ValueError(f"node must lie in 0..{num_nodes - 1}; got {node}")
+        if hops < 1 or max_neighbours < 1:
+            raise ValueError(
+                f"hops and max_neighbours must be at least 1; got {hops} and {max_neighbours}"
+            )
+        drawn, kept, found = _neighbourhood(pair, attention, node, hops, max_neighbours)
+        pair, attention = pair[:, kept], attention[kept]
+        title += f"\nnode {node} and {_what_it_hears(len(drawn) - 1, found, hops)}"
+
+    loop = pair[0] == pair[1]
+    graph = nx.DiGraph()
+    graph.add_nodes_from(drawn.tolist())
+    graph.add_weighted_edges_from(zip(*pair[:, ~loop].tolist(), attention[~loop], strict=True))
+    ring = dict(zip(pair[0, loop].tolist(), attention[loop], strict=True))
+
+    ax = _new_axes(figsize=(7, 6.5)) if ax is None else ax
+    numbered = len(graph) <= _NUMBERED_LIMIT
+    size = 260 if numbered else max(40, 9000 / len(graph))
+    if position is not None:
+        place = {n: position[n] for n in graph}
+    elif node is not None and hops == 1:
+        place = _circle(graph, node, label)
+    else:
+        place = _forces(graph, seed, apart=size**0.5 / 150)
+
+    scale = Normalize(0, attention.max(initial=0.0) or 1.0)
+    # White to black would lose the weakest edges on the page and clash with no class colour.
+    greys = ListedColormap(colormaps["Greys"](np.linspace(0.25, 1, 256)), name="attention")
+    thickest = float(np.clip(22 / max(graph.number_of_edges(), 1) ** 0.5, 1.5, 4.0))
+    # An arrow back would hide behind a straight one.
+    bend = 0.12 if any(graph.has_edge(i, j) for j, i in graph.edges) else 0.0
+    edges = sorted(graph.edges(data="weight"), key=lambda edge: edge[2])  # the strongest on top
+    strength = np.array([weight for _, _, weight in edges])
+    nx.draw_networkx_edges(
+        graph,
+        place,
+        ax=ax,
+        edgelist=[(j, i) for j, i, _ in edges],
+        width=_width(strength, scale.vmax, thickest),
+        edge_color=greys(scale(strength)),
+        arrowstyle="-|>",
+        arrowsize=4 + 2 * thickest,
+        node_size=size * 1.25,
+        connectionstyle=f"arc3,rad={bend}",
+    )
+    strength = np.array([ring.get(n, np.nan) for n in drawn.tolist()])
+    handles = _draw_nodes(
+        ax,
+        np.array([place[n] for n in drawn.tolist()]).reshape(-1, 2),
+        label[drawn],
+        class_names,
+        size=np.where(drawn == node, 1.6 * size, size),
+        rings=np.where(np.isnan(strength), 0.6, _width(strength, scale.vmax, thickest)),
+        ring_colours=greys(np.where(np.isnan(strength), 0.6, scale(strength))),
+    )
+    if ring:
+        handles.append(
+            Line2D([], [], ls="", marker="o", ms=9, mfc="white", mec="black", mew=2, label=_RING)
+        )
+    if numbered:
+        nx.draw_networkx_labels(graph, place, ax=ax, font_size=7, font_color="black")
+    ax.set_title(title, fontsize=11)
+    ax.set_axis_off()
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.margins(0.02)
+    _legend(ax, handles)
+    ax.figure.colorbar(
+        ScalarMappable(scale, greys), ax=ax, shrink=0.6, pad=0.02, label="attention weight"
+    )
+    return ax
+
+
+def draw_embedding(
+    features: Tensor | ArrayLike,
+    *,
+    labels: Tensor | ArrayLike | None = None,
+    edge_index: Tensor | ArrayLike | None = None,
+    weights: Tensor | ArrayLike | None = None,
+    top_edges: int = 2000,
+    class_names: Sequence[str] | None = None,
+    max_nodes: int = 5000,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    r"""Draws hidden features in the plane (t-SNE), over the edges with the strongest attention.
+
+    As in figure 2 of "Graph Attention Networks" (Veličković et al., 2018): a line between i and j
+    is as thick as :math:`\sum_k \alpha_{ij}^k + \alpha_{ji}^k`, the attention of all heads in both
+    directions. The plane is t-SNE's ("Visualizing Data using t-SNE", van der Maaten and Hinton,
+    2008).
+
+    Args:
+        features: `[N, D]`, one row per node, as `GAT.embed` gives them.
+        labels: `[N]`, the class of each node; negative where it is unknown. Default: all unknown.
+        edge_index: `[2, E]`, the edges that `weights` belong to. Default: no edges are drawn.
+        weights: `[E, H]` or `[E]`, attention weights. Needed with `edge_index`, and only then.
+        top_edges: how many of the strongest node pairs are drawn.
+        class_names: the name of each class in the legend. Default: their numbers.
+        max_nodes: of a larger graph, draw this many nodes chosen at random; the title says so.
+        seed: seed of t-SNE and of that choice.
+        ax: the axes to draw in. Default: those of a new figure.
+
+    Returns:
+        The axes drawn in.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib or scikit-learn is missing.
+        ValueError: if shapes or indices contradict each other, or features are not finite.
+
+    Example:
+        >>> import torch
+        >>> ax = draw_embedding(torch.eye(6), labels=[0, 0, 0, 1, 1, 1], class_names=["cat", "dog"])
+        >>> ax.get_title()
+        't-SNE of 6 nodes'
+    """
+    with _plot_extra():
+        from matplotlib.collections import LineCollection
+        from sklearn.manifold import TSNE
+
+    feature = _array(features)
+    if feature.ndim != 2:
+        raise ValueError(f"features must have shape [N, D]; got {feature.shape}")
+    if not np.isfinite(feature).all():
+        raise ValueError("features must be finite; got NaN or infinity")
+    num_nodes = len(feature)
+    label = np.full(num_nodes, -1) if labels is None else _labels(labels)
+    if len(label) != num_nodes:
+        raise ValueError(
+            f"labels must have one entry per row of features, {num_nodes}; got {len(label)}"
+        )
+    if (edge_index is None) != (weights is None):
+        raise ValueError("edge_index and weights go together: pass both or neither")
+
+    title = f"t-SNE of {num_nodes:,} nodes"
+    drawn = np.arange(num_nodes)
+    if num_nodes > max_nodes:
+        drawn = np.sort(np.random.default_rng(seed).choice(num_nodes, max_nodes, replace=False))
+        title = f"t-SNE of {max_nodes:,} of {num_nodes:,} nodes, chosen at random"
+    xy = np.zeros((len(drawn), 2))
+    if len(drawn) > 1:
+        tsne = TSNE(
+            perplexity=min(30.0, (len(drawn) - 1) / 3),
+            init="pca" if feature.shape[1] > 1 else "random",
+            random_state=seed,
+        )
+        xy = tsne.fit_transform(feature[drawn])
+
+    ax = _new_axes(figsize=(8, 7)) if ax is None else ax
+    if edge_index is not None and weights is not None:
+        ends, per_head = _edges(edge_index, weights, num_nodes)
+        row = np.full(num_nodes, -1)
+        row[drawn] = np.arange(len(drawn))
+        ends = np.sort(row[ends], axis=0)  # both directions fall on the same pair
+        inside = (ends[0] >= 0) & (ends[0] != ends[1])
+        pair, strength = _merge_parallel(ends[:, inside], per_head[inside].sum(axis=1))
+        strongest = np.argsort(strength, kind="stable")[::-1][:top_edges][::-1]
+        pair, strength = pair[:, strongest], strength[strongest]
+        ax.add_collection(
+            LineCollection(
+                list(xy[pair.T]),
+                linewidths=_width(strength, strength.max(initial=0.0), thickest=2.5),
+                colors="#555555",
+                alpha=0.35,
+                zorder=1,
+            )
+        )
+        title += f"\nlines: the {len(strength):,} node pairs with the most attention"
+    size = np.full(len(drawn), float(np.clip(40_000 / max(len(drawn), 1), 12, 80)))
+    handles = _draw_nodes(ax, xy, label[drawn], class_names, size=size)
+    ax.set_title(title, fontsize=11)
+    ax.set_axis_off()
+    _legend(ax, handles)
+    return ax
+
+
+def _array(values: Any) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return values.numpy() if values.dtype != torch.bfloat16 else values.float().numpy()
+    return np.asarray(values)
+
+
+def _labels(labels: Tensor | ArrayLike) -> NDArray[np.int64]:
+    array = _array(labels)
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
+        raise ValueError(
+            f"labels must be integers of shape [N]; got {array.dtype} of shape {array.shape}"
+        )
+    return array.astype(np.int64)
+
+
+def _edges(
+    edge_index: Tensor | ArrayLike, weights: Tensor | ArrayLike, num_nodes: int | None
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The ends `[2, E]` and the weights `[E, H]` as checked arrays."""
+    ends, weight = _array(edge_index), _array(weights).astype(np.float64)
+    if ends.ndim != 2 or ends.shape[0] != 2:
+        raise ValueError(f"edge_index must have shape [2, E]; got {ends.shape}")
+    if weight.ndim not in (1, 2) or len(weight) != ends.shape[1]:
+        raise ValueError(
+            f"weights must have shape [E, H] or [E] with E = {ends.shape[1]}, the edges of"
+            f" edge_index; got {weight.shape}: pass the edge_index that was returned with them"
+        )
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError("weights must be finite and not negative")
+    if ends.size and (ends.min() < 0 or (num_nodes is not None and ends.max() >= num_nodes)):
+        bad = ends.min() if ends.min() < 0 else ends.max()
+        raise ValueError(f"edge_index must lie in 0..{num_nodes and num_nodes - 1}; got {bad}")
+    return ends.astype(np.int64), weight.reshape(len(weight), -1)
+
+
+def _merge_parallel(
+    ends: NDArray[np.int64], weight: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Adds up the weights of edges with the same ends."""
+    pair, inverse = np.unique(ends, axis=1, return_inverse=True)
+    return pair, np.bincount(inverse.ravel(), weight, minlength=pair.shape[1])
+
+
+def _neighbourhood(
+    pair: NDArray[np.int64], weight: NDArray[Any], node: int, hops: int, limit: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], int]:
+    """The nodes to draw, a mask over the edges to draw, and how many neighbours there are."""
+    by_weight = np.argsort(-weight, kind="stable")
+    source, target = pair[:, by_weight]
+    near = frontier = np.array([node])  # nearest first, then the most attended to
+    inner = near
+    for _ in range(hops):
+        inner = near
+        heard = source[np.isin(target, frontier) & ~np.isin(source, near)]
+        frontier = heard[np.sort(np.unique(heard, return_index=True)[1])]
+        near = np.concatenate([near, frontier])
+    drawn = near[: limit + 1]
+    kept = np.isin(pair[0], drawn) & np.isin(pair[1], drawn) & np.isin(pair[1], inner)
+    return drawn, kept, len(near) - 1
+
+
+def _what_it_hears(drawn: int, found: int, hops: int) -> str:
+    some = f"{drawn}" if drawn == found else f"the strongest {drawn} of {found}"
+    within = "" if hops == 1 else f" within {hops} hops"
+    return f"{some} neighbour{'s' * (found != 1)}{within}"
+
+
+def _mean_over(heads: int) -> str:
+    return f"mean over {heads} head{'s' * (heads != 1)}"
+
+
+def _circle(graph: Any, node: int, label: NDArray[np.int64]) -> dict[int, NDArray[Any]]:
+    """`node` in the middle; round it the others by class, within a class by attention."""
+    others = sorted(
+        (n for n in graph if n != node),
+        key=lambda n: (label[n], -graph.edges[n, node]["weight"]),
+    )
+    angle = np.pi / 2 - 2 * np.pi * np.arange(len(others)) / max(len(others), 1)
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return {node: np.zeros(2), **dict(zip(others, ring, strict=True))}
+
+
+def _forces(graph: Any, seed: int, apart: float) -> dict[int, NDArray[Any]]:
+    """A force-directed layout in a square of side 2, no two nodes nearer than about `apart`."""
+    import networkx as nx
+
+    if not len(graph):
+        return {}
+    if nx.is_weakly_connected(graph):
+        place = nx.kamada_kawai_layout(graph.to_undirected(), weight=None)
+    else:
+        place = nx.spring_layout(graph, weight=None, seed=seed, iterations=300)
+    xy = np.array([place[n] for n in graph])
+    for _ in range(100):
+        gap = xy[:, None] - xy[None, :]
+        distance = np.linalg.norm(gap, axis=2)
+        push = np.clip(apart - distance, 0, None) / np.maximum(distance, 1e-9)
+        np.fill_diagonal(push, 0)
+        xy = xy + 0.25 * (push[:, :, None] * gap).sum(axis=1)
+    return dict(zip(graph, xy, strict=True))
+
+
+def _width(weight: NDArray[Any], largest: float, thickest: float) -> NDArray[Any]:
+    return 0.3 + (thickest - 0.3) * weight / (largest or 1.0)
+
+
+def _new_axes(figsize: tuple[float, float]) -> Axes:
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def _draw_nodes(
+    ax: Axes,
+    xy: NDArray[Any],
+    label: NDArray[np.int64],
+    class_names: Sequence[str] | None,
+    *,
+    size: NDArray[Any],
+    rings: NDArray[Any] | float = 0.4,
+    ring_colours: Any = "white",
+) -> list[Line2D]:
+    """Scatters the nodes class by class and returns a legend handle for each class."""
+    from matplotlib.lines import Line2D
+
+    if class_names is not None and label.max(initial=-1) >= len(class_names):
+        raise ValueError(
+            f"class_names has {len(class_names)} names but labels go up to {label.max()}"
+        )
+    handles = []
+    for c in np.unique(np.maximum(label, -1)).tolist():
+        chosen = np.maximum(label, -1) == c
+        if c < 0:
+            colour, marker, name = "white", "o", "unknown"
+            edge: Any = "#555555" if isinstance(ring_colours, str) else ring_colours[chosen]
+        else:
+            colour = _COLOURS[c % len(_COLOURS)]
+            marker = _MARKERS[c // len(_COLOURS) % len(_MARKERS)]
+            name = str(c) if class_names is None else str(class_names[c])
+            edge = ring_colours if isinstance(ring_colours, str) else ring_colours[chosen]
+        ax.scatter(
+            *xy[chosen].T,
+            s=size[chosen],
+            c=colour,
+            marker=marker,
+            linewidths=rings if isinstance(rings, float) else rings[chosen],
+            edgecolors=edge,
+            label=name,
+            zorder=2,
+        )
+        outline = "#555555" if c < 0 else colour
+        handles.append(
+            Line2D([], [], ls="", marker=marker, ms=8, color=colour, mec=outline, label=name)
+        )
+    return handles
+
+
+def _legend(ax: Axes, handles: list[Line2D]) -> None:
+    """Beneath the picture, where it hides no node."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=max(1, min(len(handles), 90 // (longest + 8))),
+        frameon=False,
+        fontsize=9,
+    )
