@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ACTIVATIONS = ("identity", "leaky_relu", "relu", "tanh")
 Activation = str | Callable[[Tensor], Tensor]
 _Self = TypeVar("_Self", bound="Score")
 
@@ -320,8 +321,7 @@ def activate(hidden: Tensor, activation: Activation, negative_slope: float) -> T
         case "identity":
             return hidden
     raise ValueError(
-        f"activation is {activation!r}; known names are 'tanh', 'leaky_relu', 'relu' and "
-        "'identity', or pass a function"
+        f"activation is {activation!r}; known names are {', '.join(ACTIVATIONS)}, or pass a function"
     )
 
 

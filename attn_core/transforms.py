@@ -8,9 +8,8 @@ from torch.autograd import forward_ad
 
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which plain torch alone can follow."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
-    )
+    # Of the ways to ask, the depth of the stack is the one that torch.compile understands
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
 
 
 def values_are_visible() -> bool:

@@ -20,11 +20,8 @@ from attn_core.dropout import draw_seed
 from attn_core.kernels import csr
 from attn_core.kernels.call import Call
 from attn_core.normalizers import Softmax
-from attn_core.scores import Additive, Dot
+from attn_core.scores import ACTIVATIONS, Additive, Dot
 from attn_core.supports import Edges, PendingEdges, as_plain, cached_edges, handled_edges
-
-ADDITIVE = ("identity", "leaky_relu", "relu", "tanh")
-
 
 def serves(call: Call) -> bool:
     """Whether the fused op computes this call."""
@@ -34,7 +31,7 @@ def serves(call: Call) -> bool:
         and isinstance(normalizer, Softmax)
         and not isinstance(normalizer.temperature, Tensor)
         and normalizer.temperature == 1
-        and (isinstance(score, Dot) or (isinstance(score, Additive) and score.activation in ADDITIVE))
+        and (isinstance(score, Dot) or (isinstance(score, Additive) and score.activation in ACTIVATIONS))
     )
 
 
