@@ -19,8 +19,8 @@ SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/ke
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED) ## install, train a graph attention network on the digits graph, draw it to runs/demo
-	$(PY) -m examples.node_classification --out runs/demo
+demo: $(INSTALLED) ## install, train a graph attention network on the digits graph, draw it to runs/demo (goes on where it was interrupted)
+	$(PY) -m examples.node_classification --out runs/demo $(if $(wildcard runs/demo/checkpoint.pt),--resume)
 
 test: lint ## lint, then every test and doctest (PYTEST_ARGS="-k name" chooses)
 # Two workers with one thread each: on small tensors more threads cost more than they give.

@@ -12,7 +12,7 @@ from sklearn.semi_supervised import LabelSpreading
 from torch_geometric.data import Data
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
-ALPHAS = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+ALPHAS = (0.99, 0.9, 0.7, 0.5, 0.3, 0.1)  # the first of equals counts: what reaches furthest
 
 
 class Baseline(NamedTuple):
@@ -36,7 +36,7 @@ def baselines(data: Data) -> list[Baseline]:
 
 
 def majority(data: Data) -> Baseline:
-    """Always the most frequent class of the training nodes."""
+    """Always the most frequent class of the training nodes; of equals, the best in validation."""
     counts = np.bincount(data.y[data.train_mask].numpy())
     classes = np.flatnonzero(counts == counts.max())
     names = data.class_names
@@ -63,14 +63,16 @@ def label_spreading(data: Data) -> Baseline:
     known = np.where(data.train_mask.numpy(), data.y.numpy(), -1)
     affinity = _affinity(data)
     nodes = np.arange(data.num_nodes)[:, None]  # scikit-learn wants features; the kernel has no use
+    # At the default tolerance a small alpha stops before the labels have crossed the graph.
+    limits: dict[str, Any] = {"tol": 1e-9, "max_iter": 10_000}
     models = (
-        (alpha, LabelSpreading(lambda *_: affinity, alpha=alpha, max_iter=2000).fit(nodes, known))
+        (alpha, LabelSpreading(lambda *_: affinity, **limits, alpha=alpha).fit(nodes, known))
         for alpha in ALPHAS
     )
     return _best(
         "label spreading, graph only",
         data,
-        ((f"α = {alpha:g}", model.transduction_) for alpha, model in models),
+        ((f"alpha = {alpha:g}", model.transduction_) for alpha, model in models),
     )
 
 

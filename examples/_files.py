@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def load_model(folder: Path) -> tuple[GAT, dict[str, Any]]:
                 " config.json; train again, or copy both files together"
             )
         model = GAT(**config["model"])
+        if len(config["class_names"]) != model.config["out_channels"] or "node_ids" not in config:
+            raise ValueError("class_names or node_ids do not match the model")
         model.load_state_dict(load_file(paths[1]))
     except OSError as error:
         raise UserError(
@@ -126,6 +129,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             " leave out --resume to start one"
         )
     try:
+        if damaged := zipfile.ZipFile(path).testzip():  # checksums, which torch.load ignores
+            raise ValueError(f"{damaged} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.pop("format") != CHECKPOINT_FORMAT:
             raise ValueError("made by another version of this program")

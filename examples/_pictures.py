@@ -31,10 +31,11 @@ def save_pictures(
     """Writes curves.png, embedding.png and attention.png."""
     with torch.no_grad():
         model.eval()
-        _, attention = model(data.x, data.edge_index, return_attention_weights=True)
-        hidden = model.embed(data.x, data.edge_index)
+        graph = data.x, data.edge_index, data.get("edge_attr")
+        _, attention = model(*graph, return_attention_weights=True)
+        hidden = model.embed(*graph)
     # The attention that made the features which enter the last layer.
-    edges = attention[max(len(attention) - 2, 0)]
+    edge_index, weights = attention[max(len(attention) - 2, 0)]
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     draw_curves(figure, results, best_seed, baselines)
@@ -42,16 +43,18 @@ def save_pictures(
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     draw_embedding(
-        hidden, labels=data.y, edge_index=edges.edge_index, weights=edges.weights,
+        hidden, labels=data.y, edge_index=edge_index, weights=weights,
         class_names=data.class_names, ax=figure.add_subplot(),
     )  # fmt: skip
     _save(folder / "embedding.png", figure)
 
-    node = None if data.num_nodes <= _SMALL else most_selective_node(*edges, data.num_nodes)
+    small = data.num_nodes <= _SMALL
+    node = None if small else most_selective_node(edge_index, weights, data.num_nodes)
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     draw_attention(
-        *edges, labels=data.y, node=node, class_names=data.class_names, ax=figure.add_subplot()
-    )
+        edge_index, weights, labels=data.y, node=node, class_names=data.class_names,
+        ax=figure.add_subplot(),
+    )  # fmt: skip
     _save(folder / "attention.png", figure)
 
 
@@ -87,16 +90,16 @@ def draw_curves(
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (loss, accuracy):
         axes.spines[["top", "right"]].set_visible(False)
-    others = len(results) - 1
-    loss.set_title(
-        f"seed {best_seed}" + (f" (faint: {others} more)" if others else ""), fontsize=11
-    )
+    title = f"seed {best_seed}, the best on the validation nodes"
+    if len(results) > 1:
+        title += f"; faint: the other {len(results) - 1}"
+    figure.suptitle(title, fontsize=11)
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
 
 
 def most_selective_node(edge_index: Tensor, weights: Tensor, num_nodes: int) -> int:
-    """The node with 5 to 30 in-edges whose attention is furthest from an even average.
+    """The node with 10 to 30 in-edges whose attention is furthest from an even average.
 
     "Furthest" is the Kullback-Leibler divergence of its weights (mean over heads) from 1 / degree.
     """
@@ -105,7 +108,7 @@ def most_selective_node(edge_index: Tensor, weights: Tensor, num_nodes: int) -> 
     surprise = torch.zeros(num_nodes).index_add_(
         0, target, torch.special.xlogy(weight, weight * degree[target]).float()
     )
-    suitable = (degree >= 5) & (degree <= 30)
+    suitable = (degree >= 10) & (degree <= 30)
     if not suitable.any():
         suitable = degree == degree.max()
     return int(surprise.masked_fill(~suitable, -torch.inf).argmax())

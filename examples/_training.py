@@ -43,7 +43,7 @@ class Settings:
 def evaluate(model: GAT, data: Data, splits: Iterable[str]) -> dict[str, tuple[float, float]]:
     """Mean cross-entropy and accuracy on the nodes of each split ("train", "val", "test")."""
     model.eval()
-    logits = model(data.x, data.edge_index)
+    logits = model(data.x, data.edge_index, data.get("edge_attr"))
     scores = {}
     for split in splits:
         mask = data[f"{split}_mask"]
@@ -101,8 +101,9 @@ class Run:
         started = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad()
-        logits, mask = self.model(self.data.x, self.data.edge_index), self.data.train_mask
-        cross_entropy(logits[mask], self.data.y[mask]).backward()
+        data, mask = self.data, self.data.train_mask
+        logits = self.model(data.x, data.edge_index, data.get("edge_attr"))
+        cross_entropy(logits[mask], data.y[mask]).backward()
         self.optimizer.step()
         self.epoch += 1
         scores = evaluate(self.model, self.data, ("train", "val"))
@@ -114,7 +115,10 @@ class Run:
 
     def _stop_early(self, loss: float, accuracy: float) -> None:
         if not math.isfinite(loss):
-            raise UserError(f"the loss became {loss} in epoch {self.epoch}: lower --lr")
+            raise UserError(
+                f"the loss became {loss} in epoch {self.epoch}: lower --lr, or bring the features"
+                " to a common scale"
+            )
         low, high = loss <= self.lowest_loss, accuracy >= self.highest_accuracy
         self.waited = 0 if low or high else self.waited + 1
         if low and high:
@@ -220,10 +224,11 @@ def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    numpy: dict[str, Any] = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()  # no arrays in a checkpoint
     state = {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": numpy,
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

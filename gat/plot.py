@@ -16,15 +16,17 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["draw_attention", "draw_embedding"]
 
 # Petroff (2021), "Accessible Color Sequences for Data Visualization": chosen to stay apart under
-# the common colour-vision deficiencies. Past ten classes the marker changes too.
+# the common colour-vision deficiencies. Every five classes the marker changes too.
 _COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
             "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
+_DARK = (2, 4, 5, 8)  # of these, the ones on which black ink is hard to read
 _MARKERS = "os^Dv"
 _RING = "ring: attention to itself"
 _WHOLE_GRAPH_LIMIT = 300  # nodes; beyond that a drawing of the whole graph is a ball of wool
@@ -98,9 +100,6 @@ def draw_attention(
     """
     with _plot_extra():
         import networkx as nx
-        from matplotlib import colormaps
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import ListedColormap, Normalize
         from matplotlib.lines import Line2D
 
     label = None if labels is None else _labels(labels)
@@ -118,15 +117,10 @@ def draw_attention(
         ends, per_head.mean(axis=1) if head is None else per_head[:, head]
     )
 
-    title = f"attention, {f'head {head}' if head is not None else _mean_over(heads)}"
-    if node is None:
-        if num_nodes > _WHOLE_GRAPH_LIMIT:
-            raise ValueError(
-                f"a graph of {num_nodes} nodes is too large to draw whole (limit"
-                f" {_WHOLE_GRAPH_LIMIT}): pass node= to draw the neighbourhood of one node"
-            )
-        drawn = np.arange(num_nodes)
-    else:
+    which = f"mean over {_count(heads, 'head')}" if head is None else f"head {head}"
+    title = f"attention, {which}"
+    drawn = np.arange(num_nodes)
+    if node is not None:
         if not 0 <= node < num_nodes:
             raise ValueError(f"node must lie in 0..{num_nodes - 1}; got {node}")
         if hops < 1 or max_neighbours < 1:
@@ -135,7 +129,14 @@ def draw_attention(
             )
         drawn, kept, found = _neighbourhood(pair, attention, node, hops, max_neighbours)
         pair, attention = pair[:, kept], attention[kept]
-        title += f"\nnode {node} and {_what_it_hears(len(drawn) - 1, found, hops)}"
+        few = "" if len(drawn) - 1 == found else f"the strongest {len(drawn) - 1} of "
+        within = "" if hops == 1 else f" within {hops} hops"
+        title += f"\nnode {node} and {few}{_count(found, 'neighbour')}{within}"
+    elif num_nodes > _WHOLE_GRAPH_LIMIT:
+        raise ValueError(
+            f"a graph of {num_nodes} nodes is too large to draw whole (limit"
+            f" {_WHOLE_GRAPH_LIMIT}): pass node= to draw the neighbourhood of one node"
+        )
 
     loop = pair[0] == pair[1]
     graph = nx.DiGraph()
@@ -143,9 +144,10 @@ def draw_attention(
     graph.add_weighted_edges_from(zip(*pair[:, ~loop].tolist(), attention[~loop], strict=True))
     ring = dict(zip(pair[0, loop].tolist(), attention[loop], strict=True))
 
-    ax = _new_axes(figsize=(7, 6.5)) if ax is None else ax
     numbered = len(graph) <= _NUMBERED_LIMIT
-    size = 260 if numbered else max(40, 9000 / len(graph))
+    size = max(40.0, 9000 / max(len(graph), 1))  # in square points
+    if numbered:  # the longest number must fit in
+        size = (8.0 + 4 * max(2, len(str(drawn.max(initial=0))))) ** 2
     if position is not None:
         place = {n: position[n] for n in graph}
     elif node is not None and hops == 1:
@@ -153,50 +155,35 @@ def draw_attention(
     else:
         place = _forces(graph, seed, apart=size**0.5 / 150)
 
-    scale = Normalize(0, attention.max(initial=0.0) or 1.0)
-    # White to black would lose the weakest edges on the page and clash with no class colour.
-    greys = ListedColormap(colormaps["Greys"](np.linspace(0.25, 1, 256)), name="attention")
-    thickest = float(np.clip(22 / max(graph.number_of_edges(), 1) ** 0.5, 1.5, 4.0))
-    # An arrow back would hide behind a straight one.
-    bend = 0.12 if any(graph.has_edge(i, j) for j, i in graph.edges) else 0.0
-    edges = sorted(graph.edges(data="weight"), key=lambda edge: edge[2])  # the strongest on top
-    strength = np.array([weight for _, _, weight in edges])
-    nx.draw_networkx_edges(
-        graph,
-        place,
-        ax=ax,
-        edgelist=[(j, i) for j, i, _ in edges],
-        width=_width(strength, scale.vmax, thickest),
-        edge_color=greys(scale(strength)),
-        arrowstyle="-|>",
-        arrowsize=4 + 2 * thickest,
-        node_size=size * 1.25,
-        connectionstyle=f"arc3,rad={bend}",
-    )
-    strength = np.array([ring.get(n, np.nan) for n in drawn.tolist()])
+    ax = _new_axes(figsize=(7, 6.5)) if ax is None else ax
+    pen = _Pen(attention.max(initial=0.0), graph.number_of_edges())
+    sizes = np.where(drawn == node, 1.6 * size, size)
+    _draw_arrows(ax, graph, place, pen, sizes)
+    to_itself = np.array([ring.get(n, np.nan) for n in drawn.tolist()])
     handles = _draw_nodes(
         ax,
         np.array([place[n] for n in drawn.tolist()]).reshape(-1, 2),
         label[drawn],
         class_names,
-        size=np.where(drawn == node, 1.6 * size, size),
-        rings=np.where(np.isnan(strength), 0.6, _width(strength, scale.vmax, thickest)),
-        ring_colours=greys(np.where(np.isnan(strength), 0.6, scale(strength))),
+        size=sizes,
+        rings=np.where(np.isnan(to_itself), 0.6, pen.width(to_itself)),
+        ring_colours=pen.colour(np.nan_to_num(to_itself, nan=0.5 * pen.largest)),
     )
     if ring:
         handles.append(
             Line2D([], [], ls="", marker="o", ms=9, mfc="white", mec="black", mew=2, label=_RING)
         )
     if numbered:
-        nx.draw_networkx_labels(graph, place, ax=ax, font_size=7, font_color="black")
+        for n in drawn.tolist():
+            ink = "white" if label[n] >= 0 and label[n] % len(_COLOURS) in _DARK else "black"
+            x, y = place[n]
+            ax.text(x, y, str(n), size=7, color=ink, ha="center", va="center", zorder=3)
     ax.set_title(title, fontsize=11)
     ax.set_axis_off()
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.02)
     _legend(ax, handles)
-    ax.figure.colorbar(
-        ScalarMappable(scale, greys), ax=ax, shrink=0.6, pad=0.02, label="attention weight"
-    )
+    ax.figure.colorbar(pen.mappable(), ax=ax, shrink=0.6, pad=0.02, label="attention weight")
     return ax
 
 
@@ -288,9 +275,9 @@ def draw_embedding(
         ax.add_collection(
             LineCollection(
                 list(xy[pair.T]),
-                linewidths=_width(strength, strength.max(initial=0.0), thickest=2.5),
+                linewidths=_width(strength, strength.max(initial=0.0), thickest=2.0),
                 colors="#555555",
-                alpha=0.35,
+                alpha=0.3,
                 zorder=1,
             )
         )
@@ -333,10 +320,11 @@ def _edges(
         )
     if not (np.isfinite(weight).all() and (weight >= 0).all()):
         raise ValueError("weights must be finite and not negative")
-    if ends.size and (ends.min() < 0 or (num_nodes is not None and ends.max() >= num_nodes)):
-        bad = ends.min() if ends.min() < 0 else ends.max()
-        raise ValueError(f"edge_index must lie in 0..{num_nodes and num_nodes - 1}; got {bad}")
-    return ends.astype(np.int64), weight.reshape(len(weight), -1)
+    if ends.min(initial=0) < 0:
+        raise ValueError(f"edge_index must not be negative; got {ends.min()}")
+    if num_nodes is not None and ends.max(initial=-1) >= num_nodes:
+        raise ValueError(f"edge_index must lie in 0..{num_nodes - 1}; got {ends.max()}")
+    return ends.astype(np.int64), weight if weight.ndim == 2 else weight[:, None]
 
 
 def _merge_parallel(
@@ -365,14 +353,8 @@ def _neighbourhood(
     return drawn, kept, len(near) - 1
 
 
-def _what_it_hears(drawn: int, found: int, hops: int) -> str:
-    some = f"{drawn}" if drawn == found else f"the strongest {drawn} of {found}"
-    within = "" if hops == 1 else f" within {hops} hops"
-    return f"{some} neighbour{'s' * (found != 1)}{within}"
-
-
-def _mean_over(heads: int) -> str:
-    return f"mean over {heads} head{'s' * (heads != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _circle(graph: Any, node: int, label: NDArray[np.int64]) -> dict[int, NDArray[Any]]:
@@ -410,6 +392,57 @@ def _width(weight: NDArray[Any], largest: float, thickest: float) -> NDArray[Any
     return 0.3 + (thickest - 0.3) * weight / (largest or 1.0)
 
 
+class _Pen:
+    """Turns attention weights into widths and greys, from 0 to the largest weight in the picture.
+
+    The lightest grey is still seen on white paper, and no grey is taken for a class.
+    """
+
+    def __init__(self, largest: float, num_edges: int) -> None:
+        from matplotlib import colormaps
+        from matplotlib.colors import ListedColormap, Normalize
+
+        self.largest = largest or 1.0
+        self.thickest = float(np.clip(20 / max(num_edges, 1) ** 0.5, 1.5, 3.5))
+        self._scale = Normalize(0, self.largest)
+        self._greys = ListedColormap(colormaps["Greys"](np.linspace(0.25, 1, 256)))
+
+    def width(self, weight: NDArray[Any]) -> NDArray[Any]:
+        return _width(weight, self.largest, self.thickest)
+
+    def colour(self, weight: NDArray[Any]) -> Any:
+        return self._greys(self._scale(weight))
+
+    def mappable(self) -> ScalarMappable:
+        from matplotlib.cm import ScalarMappable
+
+        return ScalarMappable(self._scale, self._greys)
+
+
+def _draw_arrows(
+    ax: Axes, graph: Any, place: dict[int, Any], pen: _Pen, sizes: NDArray[Any]
+) -> None:
+    import networkx as nx
+
+    edges = sorted(graph.edges(data="weight"), key=lambda edge: edge[2])  # the strongest on top
+    weight = np.array([weight for _, _, weight in edges])
+    both_ways = any(graph.has_edge(i, j) for j, i, _ in edges)
+    nx.draw_networkx_edges(
+        graph,
+        place,
+        ax=ax,
+        edgelist=[(j, i) for j, i, _ in edges],
+        width=pen.width(weight),
+        edge_color=pen.colour(weight),
+        arrowstyle="-|>",
+        arrowsize=5 + pen.thickest,
+        nodelist=list(graph),
+        node_size=1.5 * sizes,  # arrows end before the corners of square markers
+        # Straight, an arrow and the one that goes back would hide each other.
+        connectionstyle=f"arc3,rad={0.12 if both_ways else 0.0}",
+    )
+
+
 def _new_axes(figsize: tuple[float, float]) -> Axes:
     from matplotlib import pyplot
 
@@ -441,12 +474,14 @@ def _draw_nodes(
             edge: Any = "#555555" if isinstance(ring_colours, str) else ring_colours[chosen]
         else:
             colour = _COLOURS[c % len(_COLOURS)]
-            marker = _MARKERS[c // len(_COLOURS) % len(_MARKERS)]
+            marker = _MARKERS[c // 5 % len(_MARKERS)]
             name = str(c) if class_names is None else str(class_names[c])
+            name = f"class {name}" if name.isdigit() else name  # not to be taken for a node
             edge = ring_colours if isinstance(ring_colours, str) else ring_colours[chosen]
         ax.scatter(
-            *xy[chosen].T,
-            s=size[chosen],
+            xy[chosen, 0],
+            xy[chosen, 1],
+            s=size[chosen] * (1.0 if marker == "o" else 0.8),  # squares look larger
             c=colour,
             marker=marker,
             linewidths=rings if isinstance(rings, float) else rings[chosen],
@@ -463,12 +498,13 @@ def _draw_nodes(
 
 def _legend(ax: Axes, handles: list[Line2D]) -> None:
     """Beneath the picture, where it hides no node."""
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    widths = [len(str(handle.get_label())) + 6 for handle in handles]
+    columns = len(handles) if sum(widths) <= 90 else max(1, 90 // max(widths))
     ax.legend(
         handles=handles,
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
-        ncols=max(1, min(len(handles), 90 // (longest + 8))),
+        ncols=columns,
         frameon=False,
         fontsize=9,
     )

@@ -1,0 +1,613 @@
+"""The program as its user meets it: what it writes, what it says, and how it goes on."""
+
+import csv
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples import _files, _training, node_classification
+from examples._files import load_checkpoint, load_model, save_checkpoint
+from examples.node_classification import PROGRAM, main
+
+REPOSITORY = Path(__file__).parents[2]
+FAST = ["--dataset", "karate", "--epochs", "12", "--runs", "2"]
+RESULTS = {"model.safetensors", "config.json", "metrics.json"}
+PICTURES = {"curves.png", "embedding.png", "attention.png"}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(node_classification, "draw", lambda task: None)
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """Options for two groups of eight nodes, each a ring, whose first feature tells the group."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 8)
+    table = {"edges": [("source", "target")], "features": [("node", "a", "b")]}
+    table["labels"] = [("node", "label", "split")]
+    for n in range(16):
+        table["edges"].append((f"n{n}", f"n{n // 8 * 8 + (n + 1) % 8}"))
+        table["features"].append((f"n{n}", group[n] + rng.normal(0, 0.1), rng.normal()))
+        split = ("train", "train", "val", "val", "test", "test", "test", "")[n % 8]
+        table["labels"].append((f"n{n}", ["red", "blue"][group[n]] if split else "", split))
+    for name, rows in table.items():
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return [word for name in table for word in (f"--{name}", str(tmp_path / f"{name}.csv"))]
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def read(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def numbers(folder):
+    """Everything in metrics.json but the time it took."""
+    metrics = read(folder)
+    for result in metrics["runs"]:
+        assert result.pop("seconds") > 0
+    return metrics
+
+
+def failure(capsys, words):
+    """The message of a call that must end with status 2 and one line on stderr."""
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def interrupt_at(monkeypatch, epoch, *, halfway=False, error=KeyboardInterrupt):
+    """Raises `error` in the given epoch, counted over all runs; `halfway`: after the update."""
+    name, owner = ("evaluate", _training) if halfway else ("step", _training.Run)
+    genuine, calls = getattr(owner, name), []
+
+    def wrapper(*args):
+        calls.append(None)
+        if len(calls) == epoch:
+            raise error
+        return genuine(*args)
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+class TestTraining:
+    def test_leaves_model_metrics_and_pictures(self, tmp_path, capsys):
+        out = tmp_path / "deep" / "out"
+        assert main([*FAST, "--out", str(out)]) == 0
+        assert names(out) == RESULTS | PICTURES
+        for picture in PICTURES:
+            with Image.open(out / picture) as image:
+                assert len(set(np.asarray(image.convert("L")).ravel().tolist())) > 10
+
+        metrics = read(out)
+        assert metrics["complete"] is True and metrics["unfinished_run"] is None
+        assert metrics["graph"] == {
+            "name": "karate", "nodes": 34, "edges": 156, "features": 34, "classes": 2,
+            "train": 2, "val": 8, "test": 24,
+        }  # fmt: skip
+        assert metrics["config"]["lr"] == 0.005 and metrics["config"]["epochs"] == 12
+        assert [result["seed"] for result in metrics["runs"]] == [0, 1]
+        test = [result["test_accuracy"] for result in metrics["runs"]]
+        assert metrics["summary"]["test_accuracy"]["mean"] == pytest.approx(np.mean(test))
+        assert metrics["summary"]["test_accuracy"]["std"] == pytest.approx(np.std(test, ddof=1))
+        assert [rival["name"].split(",")[0] for rival in metrics["baselines"]] == [
+            "majority class", "logistic regression", "label spreading",
+        ]  # fmt: skip
+        assert metrics["versions"]["torch"] == torch.__version__
+
+        said = capsys.readouterr().out
+        assert f"GAT {' ' * 31} 2 runs" in said
+        assert f"{100 * np.mean(test):.1f} ± {100 * np.std(test, ddof=1):.1f}" in said
+
+    def test_the_saved_model_is_the_best_run_on_the_validation_nodes(self, tmp_path, no_pictures):
+        main([*FAST, "--runs", "4", "--out", str(tmp_path)])
+        metrics = read(tmp_path)
+        best = max(metrics["runs"], key=lambda run: (run["val_accuracy"], -run["val_loss"]))
+        assert metrics["best_seed"] == best["seed"]
+        model, _ = load_model(tmp_path)
+        args = node_classification.training_parser().parse_args(["--dataset", "karate"])
+        data = node_classification.load_graph(args)
+        scores = _training.evaluate(model, data, ("val", "test"))
+        assert scores["val"] == (best["val_loss"], best["val_accuracy"])
+        assert scores["test"] == (best["test_loss"], best["test_accuracy"])
+
+    def test_a_run_depends_on_its_seed_only(self, tmp_path, no_pictures):
+        main([*FAST, "--out", str(tmp_path / "both")])
+        main([*FAST, "--out", str(tmp_path / "second"), "--runs", "1", "--seed", "1"])
+        second = numbers(tmp_path / "both")["runs"][1]
+        assert numbers(tmp_path / "second")["runs"] == [second]
+
+    def test_one_run_has_no_deviation(self, tmp_path, no_pictures, capsys):
+        main([*FAST, "--runs", "1", "--out", str(tmp_path)])
+        assert read(tmp_path)["summary"]["test_accuracy"]["std"] is None
+        assert "±" not in capsys.readouterr().out
+
+    def test_progress_shows_loss_and_accuracies(self, tmp_path, no_pictures, capsys):
+        main([*FAST, "--out", str(tmp_path)])
+        bar = capsys.readouterr().err
+        assert "run 2/2 (seed 1)" in bar and "12/12" in bar
+        assert "loss 0." in bar and "accuracy" in bar and "validation" in bar
+
+    def test_own_graph_from_files(self, graph, tmp_path, no_pictures):
+        assert main([*graph, "--epochs", "60", "--runs", "1", "--out", str(tmp_path / "out")]) == 0
+        metrics = read(tmp_path / "out")
+        assert metrics["graph"]["name"] == "edges" and metrics["graph"]["edges"] == 32
+        assert metrics["summary"]["test_accuracy"]["mean"] == 1.0
+
+    def test_out_is_named_after_the_graph_by_default(self, monkeypatch, tmp_path, no_pictures):
+        monkeypatch.chdir(tmp_path)
+        assert main(FAST) == 0
+        assert names(tmp_path / "runs" / "karate") == RESULTS
+
+    def test_graph_without_edges(self, graph, tmp_path, no_pictures):
+        (tmp_path / "edges.csv").write_text("source,target\n")
+        assert main([*graph, "--epochs", "3", "--runs", "1", "--out", str(tmp_path / "out")]) == 0
+
+    def test_pictures_of_a_graph_too_large_to_draw_whole(self, tmp_path):
+        (tmp_path / "e.csv").write_text(
+            "source,target\n" + "".join(f"{n},{n * k % 400}\n" for n in range(400) for k in (3, 7))
+        )
+        (tmp_path / "l.csv").write_text(
+            "node,label\n" + "".join(f"{n},{n % 3}\n" for n in range(400))
+        )
+        graph = ["--edges", str(tmp_path / "e.csv"), "--labels", str(tmp_path / "l.csv")]
+        options = ["--layers", "1", "--epochs", "2", "--runs", "1", "--out", str(tmp_path / "out")]
+        assert main([*graph, *options]) == 0
+        assert names(tmp_path / "out") == RESULTS | PICTURES
+
+    def test_defaults_are_those_of_the_paper(self):
+        for name, rest in {"cora": (1, 0.005, 5e-4), "pubmed": (8, 0.01, 1e-3)}.items():
+            defaults = node_classification.DEFAULTS[name]
+            assert tuple(defaults[key] for key in ("out_heads", "lr", "weight_decay")) == rest
+            assert (defaults["layers"], defaults["heads"], defaults["hidden"]) == (2, 8, 8)
+            assert defaults["dropout"] == 0.6 and defaults["patience"] == 100
+
+
+class TestInterruption:
+    @pytest.fixture
+    def whole(self, tmp_path, no_pictures):
+        """The folder of a training that nothing disturbed."""
+        assert main([*FAST, "--out", str(tmp_path / "whole")]) == 0
+        return tmp_path / "whole"
+
+    @pytest.mark.parametrize("epoch", [2, 7, 12, 13, 20])
+    @pytest.mark.parametrize("halfway", [False, True])
+    def test_resumed_is_bitwise_what_it_would_have_been(
+        self, whole, tmp_path, capsys, epoch, halfway
+    ):
+        out = tmp_path / "broken"
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, epoch, halfway=halfway)
+            assert main([*FAST, "--out", str(out)]) == 130
+        assert names(out) == RESULTS | {"checkpoint.pt"}
+        partial = read(out)
+        assert partial["complete"] is False
+        said = capsys.readouterr().err
+        assert f"after {len(partial['runs'])} of 2 runs" in said and str(out) in said
+
+        command = said.split(f"go on with: {PROGRAM} ")[1]
+        assert main(shlex.split(command)) == 0
+        assert numbers(out) == numbers(whole)
+        for name in ("model.safetensors", "config.json"):
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
+        assert names(out) == RESULTS
+
+    def test_resumed_twice(self, whole, tmp_path):
+        out, flag = tmp_path / "broken", []
+        for epoch in (5, 4, 9):
+            with pytest.MonkeyPatch.context() as patch:
+                interrupt_at(patch, epoch)
+                assert main([*FAST, "--out", str(out), *flag]) == 130
+            flag = ["--resume"]
+        assert main([*FAST, "--out", str(out), "--resume"]) == 0
+        assert numbers(out) == numbers(whole)
+
+    def test_after_a_crash_the_last_checkpoint_serves(self, whole, tmp_path):
+        out = tmp_path / "broken"
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+            interrupt_at(patch, 11, error=RuntimeError("power cut"))
+            main([*FAST, "--out", str(out), "--checkpoint-every", "4"])
+        assert load_checkpoint(out / "checkpoint.pt")["run"]["epoch"] == 8
+        assert main([*FAST, "--out", str(out), "--resume"]) == 0
+        assert numbers(out) == numbers(whole)
+
+    def test_interrupted_while_drawing(self, whole, tmp_path, monkeypatch):
+        out = tmp_path / "broken"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(node_classification, "save_pictures", raise_interrupt)
+            patch.setattr(node_classification, "draw", GENUINE_DRAW)
+            assert main([*FAST, "--out", str(out)]) == 130
+        assert read(out)["complete"] is True
+        assert main([*FAST, "--out", str(out), "--resume"]) == 0
+        assert numbers(out) == numbers(whole)
+
+    def test_interrupted_before_the_first_epoch(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(node_classification, "baselines", raise_interrupt)
+        assert main([*FAST, "--out", str(tmp_path)]) == 130
+        assert names(tmp_path) == set()
+        assert capsys.readouterr().err == "\ninterrupted\n"
+
+    def test_the_best_so_far_is_kept_and_can_predict(self, tmp_path, monkeypatch, no_pictures):
+        interrupt_at(monkeypatch, 9)
+        main([*FAST, "--out", str(tmp_path)])
+        unfinished = read(tmp_path)["unfinished_run"]
+        assert unfinished["epochs"] == 8 and not unfinished["stopped_early"]
+        assert read(tmp_path)["best_seed"] == 0
+        predictions = str(tmp_path / "p.csv")
+        assert main(["predict", "--dataset", "karate", "--model", str(tmp_path),
+                     "--output", predictions]) == 0  # fmt: skip
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_signals(self, tmp_path, number):
+        endless = ["--dataset", "karate", "--epochs", "1000000", "--patience", "1000000"]
+        process = subprocess.Popen(
+            [*PROGRAM.replace("python", sys.executable, 1).split(), *endless,
+             "--checkpoint-every", "5", "--out", str(tmp_path)],
+            cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "go on with" in error and "Traceback" not in error
+        assert names(tmp_path) == RESULTS | {"checkpoint.pt"}
+        epochs = read(tmp_path)["unfinished_run"]["epochs"]
+        assert load_checkpoint(tmp_path / "checkpoint.pt")["run"]["epoch"] == epochs >= 5
+
+
+def raise_interrupt(*args):
+    raise KeyboardInterrupt
+
+
+GENUINE_DRAW = node_classification.draw
+
+
+class TestResume:
+    @pytest.fixture
+    def broken(self, tmp_path, no_pictures):
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, 5)
+            assert main([*FAST, "--out", str(tmp_path)]) == 130
+        return tmp_path
+
+    def test_other_settings_are_named(self, broken, capsys):
+        capsys.readouterr()
+        other = ["--lr", "0.1", "--out-heads", "3", "--labels-per-class", "2"]
+        error = failure(capsys, [*FAST, *other, "--out", str(broken), "--resume"])
+        assert "--lr was 0.005, is now 0.1" in error
+        assert "--out-heads was 1, is now 3" in error
+        assert "--labels-per-class was None, is now 2" in error
+        assert "--heads" not in error
+
+    def test_another_graph_is_noticed(self, graph, tmp_path, no_pictures, monkeypatch, capsys):
+        words = [*graph, "--epochs", "9", "--out", str(tmp_path / "out")]
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, 5)
+            main(words)
+        capsys.readouterr()
+        with open(tmp_path / "edges.csv", "a") as file:
+            file.write("n0,n8\n")
+        assert "the graph has changed" in failure(capsys, [*words, "--resume"])
+
+    def test_more_runs_are_welcome(self, broken):
+        assert main([*FAST, "--runs", "3", "--out", str(broken), "--resume"]) == 0
+        assert [result["seed"] for result in read(broken)["runs"]] == [0, 1, 2]
+
+    def test_nothing_to_resume(self, tmp_path, capsys):
+        error = failure(capsys, [*FAST, "--out", str(tmp_path), "--resume"])
+        assert "nothing to resume" in error and "leave out --resume" in error
+
+    def test_an_unfinished_training_is_not_lost_by_accident(self, broken, capsys):
+        before = (broken / "checkpoint.pt").read_bytes()
+        capsys.readouterr()
+        error = failure(capsys, [*FAST, "--out", str(broken)])
+        assert "--resume" in error and "--restart" in error
+        assert (broken / "checkpoint.pt").read_bytes() == before
+        assert main([*FAST, "--out", str(broken), "--restart"]) == 0
+        assert names(broken) == RESULTS
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda path: path.write_bytes(path.read_bytes()[:1000]),
+            lambda path: path.write_bytes(b""),
+            lambda path: path.write_bytes(b"no checkpoint at all"),
+            lambda path: torch.save({"weights": torch.ones(3)}, path),
+            lambda path: torch.save(["format", 1], path),
+            lambda path: torch.save({"format": 99}, path),
+            lambda path: torch.save({"format": 1, "model": Path("code that must not run")}, path),
+        ],
+    )
+    def test_damaged_checkpoint(self, broken, capsys, damage):
+        damage(broken / "checkpoint.pt")
+        capsys.readouterr()
+        error = failure(capsys, [*FAST, "--out", str(broken), "--resume"])
+        assert "checkpoint.pt is damaged or not a checkpoint" in error and "--restart" in error
+
+    def test_a_flipped_bit_is_noticed(self, broken, capsys):
+        path = broken / "checkpoint.pt"
+        content = bytearray(path.read_bytes())
+        weights = load_checkpoint(path)["run"]["model"]["convs.0.lin.weight"]
+        content[content.index(weights.numpy().tobytes()) + 100] ^= 1
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert "is damaged" in failure(capsys, [*FAST, "--out", str(broken), "--resume"])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state["run"]["model"].popitem(), "Missing key"),
+            (
+                lambda state: state["run"]["model"].update({"convs.0.bias": torch.ones(3)}),
+                "size mismatch for convs.0.bias",
+            ),
+            (lambda state: state["run"].pop("random"), "random"),
+            (lambda state: state.update(surprise=1), "is damaged"),
+        ],
+    )
+    def test_checkpoint_of_another_architecture(self, broken, capsys, change, message):
+        state = load_checkpoint(broken / "checkpoint.pt")
+        change(state)
+        save_checkpoint(broken / "checkpoint.pt", state)
+        capsys.readouterr()
+        error = failure(capsys, [*FAST, "--out", str(broken), "--resume"])
+        assert message in error and "--restart" in error
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--dataset", "moon"], "argument --dataset: invalid choice: 'moon'"),
+            (
+                ["--dataset", "karate", "--edges", "e.csv", "--labels", "l.csv"],
+                "exclude each other",
+            ),
+            (["--features", "x.csv"], "--features and --labels need --edges"),
+            (["--edges", "e.csv"], "--edges needs --labels"),
+            (["--dataset", "cora", "--split-seed", "1"], "--split-seed has no meaning for cora"),
+            (
+                ["--dataset", "karate", "--neighbours", "3"],
+                "--neighbours has no meaning for karate",
+            ),
+            (["--neighbours", "0"], "k must lie between 1 and 1796, got 0"),
+            (["--dataset", "karate", "--labels-per-class", "99"], "labels_per_class must lie"),
+            (["--dropout", "1.5"], "--dropout: must be a number, at least 0 and below 1: '1.5'"),
+            (["--dropout", "nan"], "--dropout: must be a number"),
+            (["--weight-decay", "-1"], "--weight-decay: must be a number, at least 0: '-1'"),
+            (["--lr", "fast"], "--lr: must be a number, at least 0 and below 1000: 'fast'"),
+            (["--heads", "0"], "--heads: must be a whole number, at least 1: '0'"),
+            (["--runs", "2.5"], "--runs: must be a whole number, at least 1: '2.5'"),
+            (["--seed", "-1"], "--seed: must be a whole number, at least 0: '-1'"),
+            (["--resume", "--restart"], "--restart: not allowed with argument --resume"),
+            (["--device", "toaster"], "--device toaster is of no use here"),
+            (["--device", "meta:x"], "--device meta:x is of no use here"),
+            (["--hiden", "8"], "unrecognized arguments: --hiden"),
+            (["predict"], "required: --model, --output"),
+        ],
+    )
+    def test_options(self, capsys, words, message):
+        assert message in failure(capsys, words)
+
+    def test_missing_and_broken_files(self, graph, tmp_path, capsys):
+        assert "nowhere.csv" in failure(capsys, [*graph, "--edges", str(tmp_path / "nowhere.csv")])
+        (tmp_path / "edges.csv").write_text("source,target\nn0,stranger\n")
+        error = failure(capsys, graph)
+        assert "stranger" in error and "2" in error  # the line
+
+    @pytest.mark.parametrize("split", ["train", "val", "test"])
+    def test_a_split_without_nodes(self, graph, tmp_path, capsys, split):
+        path = tmp_path / "labels.csv"
+        path.write_text("".join(line for line in path.open() if not line.endswith(f"{split}\n")))
+        assert f"no node is in the split '{split}'" in failure(capsys, graph)
+
+    def test_data_that_cannot_be_had(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("GAT_DATA", str(tmp_path))
+        assert "GAT_DATA" in failure(capsys, ["--dataset", "cora"])
+
+    def test_a_loss_that_is_no_number(self, graph, tmp_path, no_pictures, capsys):
+        rows = [f"n{n},3e38,3e38" for n in range(16)]
+        (tmp_path / "features.csv").write_text("\n".join(["node,a,b", *rows]))
+        assert main([*graph, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "the loss became nan in epoch 1" in error and "lower --lr" in error
+
+    def test_help_explains_itself(self, capsys):
+        for words in (["--help"], ["predict", "--help"]):
+            with pytest.raises(SystemExit, match=r"^0$"):
+                main(words)
+            assert "--labels-per-class" in capsys.readouterr().out
+
+
+class TestOutputFolder:
+    """Tests may run as root, who ignores permissions; a folder below a file is barred to all."""
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(node_classification, "baselines", pytest.fail)  # found out before work
+        (tmp_path / "file").touch()
+        for out in (tmp_path / "file", tmp_path / "file" / "out"):
+            error = failure(capsys, [*FAST, "--out", str(out)])
+            assert f"cannot create the folder {out}" in error and "choose another" in error
+
+    def test_a_read_only_folder(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(node_classification, "baselines", pytest.fail)
+        monkeypatch.setattr(Path, "write_bytes", raise_os_error(errno.EROFS))
+        error = failure(capsys, [*FAST, "--out", str(tmp_path)])
+        assert "cannot write" in error and "Read-only file system" in error
+
+    def test_a_full_disk_is_noticed_before_training(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(node_classification, "baselines", pytest.fail)
+        monkeypatch.setattr(os, "fsync", raise_os_error(errno.ENOSPC))
+        error = failure(capsys, [*FAST, "--out", str(tmp_path)])
+        assert "No space left on device" in error
+        assert names(tmp_path) == set()
+
+    def test_a_disk_that_fills_up_spares_the_last_checkpoint(
+        self, tmp_path, no_pictures, monkeypatch, capsys
+    ):
+        whole, out = tmp_path / "whole", tmp_path / "out"
+        main([*FAST, "--out", str(whole)])
+        capsys.readouterr()
+        genuine, calls = os.replace, []
+
+        def replace(source, target):
+            calls.append(target)
+            if len(calls) > 4:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            genuine(source, target)
+
+        words = [*FAST, "--out", str(out), "--checkpoint-every", "2"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_files.os, "replace", replace)
+            assert main(words) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert names(out) == {"checkpoint.pt"}
+        assert load_checkpoint(out / "checkpoint.pt")["run"]["epoch"] == 6  # probe, 2, 4, 6
+        assert main([*words, "--resume"]) == 0
+        assert numbers(out) == numbers(whole)
+
+    def test_torch_cannot_write(self, tmp_path, monkeypatch, capsys, no_pictures):
+        def save(*args):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+        monkeypatch.setattr(torch, "save", save)
+        assert main([*FAST, "--out", str(tmp_path)]) == 2
+        assert "checkpoint.pt: PytorchStreamWriter failed" in capsys.readouterr().err
+
+
+def raise_os_error(number):
+    def raiser(*args):
+        raise OSError(number, os.strerror(number))
+
+    return raiser
+
+
+class TestPredict:
+    @pytest.fixture
+    def trained(self, graph, tmp_path, no_pictures):
+        out = tmp_path / "model"
+        assert main([*graph, "--epochs", "60", "--runs", "1", "--out", str(out)]) == 0
+        return out
+
+    def predict(self, graph, trained, *words):
+        output = trained.parent / "predictions.csv"
+        assert (
+            main(["predict", *graph, "--model", str(trained), "--output", str(output), *words]) == 0
+        )
+        with open(output, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def test_round_trip(self, graph, trained):
+        rows = self.predict(graph[:4], trained)  # edges and features; labels are not needed
+        assert list(rows[0]) == ["node", "prediction", "probability"]
+        assert [row["node"] for row in rows] == [f"n{n}" for n in range(16)]
+        assert [row["prediction"] for row in rows] == ["red"] * 8 + ["blue"] * 8
+
+        args = node_classification.training_parser().parse_args(graph)
+        data, (model, _) = node_classification.load_graph(args), load_model(trained)
+        probability = model(data.x, data.edge_index).softmax(dim=1).max(dim=1).values.tolist()
+        assert [float(row["probability"]) for row in rows] == pytest.approx(probability, abs=1e-6)
+
+    def test_another_graph_with_the_same_features(self, graph, trained, tmp_path):
+        (tmp_path / "edges.csv").write_text("source,target\nx,y\n")
+        (tmp_path / "features.csv").write_text("node,a,b\nx,0,0\ny,0,0\nz,1,0\n")
+        rows = self.predict(graph[:4], trained)
+        assert [(row["node"], row["prediction"]) for row in rows] == [
+            ("x", "red"), ("y", "red"), ("z", "blue"),
+        ]  # fmt: skip
+
+    def test_built_in_graph(self, tmp_path, no_pictures):
+        main([*FAST, "--out", str(tmp_path)])
+        rows = self.predict(["--dataset", "karate"], tmp_path)
+        assert [row["node"] for row in rows] == [str(n) for n in range(34)]
+        assert {row["prediction"] for row in rows} <= {"Mr. Hi", "Officer"}
+
+    def test_other_features(self, trained, capsys):
+        error = self.refusal(capsys, ["--dataset", "karate"], trained)
+        assert "34 features per node" in error and "trained on 2" in error
+
+    def test_edge_attributes(self, graph, tmp_path, no_pictures, capsys):
+        plain = (tmp_path / "edges.csv").read_text().splitlines()
+        heavy = [f"{line},{'weight' if n == 0 else n}" for n, line in enumerate(plain)]
+        (tmp_path / "edges.csv").write_text("\n".join(heavy))
+        out = tmp_path / "model"
+        main([*graph, "--epochs", "5", "--runs", "1", "--out", str(out)])
+        assert load_model(out)[0].config["edge_dim"] == 1
+        assert len(self.predict(graph[:4], out)) == 16
+        (tmp_path / "edges.csv").write_text("\n".join(plain))
+        error = self.refusal(capsys, graph[:4], out)
+        assert "0 numbers per edge" in error and "trained on 1" in error
+
+    def test_a_model_without_features_knows_its_own_nodes_only(
+        self, graph, tmp_path, no_pictures, capsys
+    ):
+        own = [*graph[:2], *graph[4:]]
+        out = tmp_path / "model"
+        main([*own, "--epochs", "5", "--runs", "1", "--out", str(out)])
+        assert len(self.predict(own, out)) == 16
+        labels = (tmp_path / "labels.csv").read_text().splitlines()
+        (tmp_path / "labels.csv").write_text("\n".join([labels[0], *reversed(labels[1:])]))
+        error = self.refusal(capsys, own, out)
+        assert "trained without --features" in error and "pass the same" in error
+
+    def refusal(self, capsys, graph, trained, output="predictions.csv"):
+        capsys.readouterr()
+        words = ["--model", str(trained), "--output", str(trained.parent / output)]
+        return failure(capsys, ["predict", *graph, *words])
+
+    def test_no_model_there(self, graph, tmp_path, capsys):
+        error = self.refusal(capsys, graph, tmp_path / "nothing")
+        assert "config.json: No such file" in error and "--model" in error
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}'])
+    def test_damaged_config(self, graph, trained, capsys, text):
+        (trained / "config.json").write_text(text)
+        assert "config.json is damaged" in self.refusal(capsys, graph, trained)
+
+    def test_damaged_weights(self, graph, trained, capsys):
+        path = trained / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+        assert "model.safetensors is damaged or belongs" in self.refusal(capsys, graph, trained)
+
+    @pytest.mark.parametrize(
+        ("setting", "value", "message"),
+        [
+            ("heads", 4, "does not fit the architecture in config.json: .* size mismatch"),
+            ("num_layers", 3, "does not fit the architecture in config.json"),
+            ("heads", 0, "config.json is damaged"),
+            ("depth", 3, "config.json is damaged"),
+            ("out_channels", 3, "config.json is damaged"),
+        ],
+    )
+    def test_another_architecture(self, graph, trained, capsys, setting, value, message):
+        config = json.loads((trained / "config.json").read_text())
+        config["model"][setting] = value
+        (trained / "config.json").write_text(json.dumps(config))
+        error = self.refusal(capsys, graph, trained)
+        assert re.search(message, error)
+
+    def test_output_that_cannot_be_written(self, graph, trained, capsys):
+        error = self.refusal(capsys, graph, trained, output="edges.csv/predictions.csv")
+        assert "cannot create the folder" in error
