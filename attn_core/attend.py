@@ -92,10 +92,8 @@ def attend(
     """
     call = Call(score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout)
     call.check()
-    device, dtype = key.device.type, value.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    dtype = _output_dtype(value)
+    with torch.autocast(key.device.type, enabled=False):
         call = call.prepared()
         kernel = choose(call, need_weights) if _backend == "auto" else None
         if kernel is None:
@@ -110,13 +108,13 @@ def attend(
 
 def _reference(call: Call) -> Attended:
     """The definition of attention, in plain torch; every fast path is tested against it."""
-    call = call.in_full_precision().on_resolved_support()
-    scores = call.scores()
-    rows = call.support.rows(scores)
+    call, support = call.in_full_precision().on_resolved_support()
+    scores = call.scores(support)
+    rows = support.rows(scores)
     scores = rows.allow(scores)
     weights = call.normalizer.normalize(scores, rows)
-    dropped = call.support.drop(weights, call.dropout) if call.dropout > 0 else weights
-    output = call.support.aggregate(dropped, call.value, call.pair_value)
+    dropped = support.drop(weights, call.dropout) if call.dropout > 0 else weights
+    output = support.aggregate(dropped, call.value, call.pair_value)
     if isinstance(call.normalizer, Softmax):
         return Attended(output, weights, call.normalizer.log_sum_exp(scores, rows))
     return Attended(output, weights, None)
@@ -157,14 +155,23 @@ def weights(
         )
     call = Call(score, normalizer, support, query, key, key, bias, pair_key, None, 0.0)
     call.check()
+    dtype = _output_dtype(key)
     with torch.autocast(key.device.type, enabled=False):
-        return _weights(call.prepared(), log_sum_exp).to(key.dtype)
+        return _weights(call.prepared(), log_sum_exp).to(dtype)
+
+
+def _output_dtype(like: Tensor) -> torch.dtype:
+    """The dtype of a tensor, or autocast's, which leaves float64 alone."""
+    device = like.device.type
+    if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return like.dtype
 
 
 def _weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
-    call = call.in_full_precision().on_resolved_support()
-    scores = call.scores()
-    rows = call.support.rows(scores)
+    call, support = call.in_full_precision().on_resolved_support()
+    scores = call.scores(support)
+    rows = support.rows(scores)
     scores = rows.allow(scores)
     if log_sum_exp is None:
         return call.normalizer.normalize(scores, rows)

@@ -36,8 +36,8 @@ def dropout_scale(seed: Tensor, edge: Tensor, heads: int, p: float) -> Tensor:
         float32 `[E, H]`.
 
     >>> dropout_scale(torch.tensor(7), torch.arange(4), heads=2, p=0.5)
-    tensor([[2., 0.],
-            [0., 0.],
+    tensor([[0., 0.],
+            [2., 2.],
             [2., 0.],
             [2., 0.]])
     """

@@ -207,7 +207,7 @@ class Softmax(Normalizer):
     temperature: float | Tensor = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.temperature, Tensor) and not self.temperature > 0:
+        if not _is_above(self.temperature, 0):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
@@ -270,7 +270,7 @@ class Entmax(Normalizer):
     alpha: float | Tensor = 1.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, Tensor) and not self.alpha > 1:
+        if not _is_above(self.alpha, 1):
             raise ValueError(f"alpha is {self.alpha}; it must be above 1 (Softmax is the limit 1)")
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
@@ -293,6 +293,13 @@ class Identity(Normalizer):
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         return torch.where(scores == -math.inf, 0, scores)
+
+
+def _is_above(parameter: float | Tensor, bound: float) -> bool:
+    """Whether a parameter is above its bound, as far as its values may be looked at."""
+    if not isinstance(parameter, Tensor):
+        return parameter > bound
+    return not values_are_visible() or bool((parameter > bound).all())
 
 
 def _check_index(scores: Tensor, index: Tensor, num: int | None) -> int:
@@ -383,8 +390,8 @@ def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
     for _ in range(2):
         weights, slopes = lift(tau)
         slope = rows.sum(slopes) * power
-        step = (rows.sum(weights) - 1) / torch.where(slope == 0, 1, slope)
-        tau = tau + torch.where(slope == 0, 0, step)
+        newton = (rows.sum(weights) - 1) / torch.where(slope == 0, 1, slope)
+        tau = tau + torch.where(slope == 0, 0, newton)
     return lift(tau)[0]
 
 

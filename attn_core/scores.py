@@ -87,6 +87,9 @@ class Dot(Score):
         query = _same_width(self, query, key)
         return (query * key).sum(-1) * self.scale
 
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        return Prepared(self, _same_width(self, query, key), key, pair_key)
+
     def dense(self, query: Tensor | None, key: Tensor) -> Tensor:
         query = _same_width(self, query, key)
         return (query * self.scale).movedim(-2, -3) @ key.movedim(-2, -3).mT
@@ -101,9 +104,11 @@ class ScaledDot(Score):
     """
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
-        return Dot().pair(query, key) / math.sqrt(key.shape[-1])
+        score, query, key, _ = self.prepare(query, key, None)
+        return score.pair(query, key)
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        query = _same_width(self, query, key)
         return Prepared(Dot(1 / math.sqrt(max(key.shape[-1], 1))), query, key, pair_key)
 
 
@@ -122,14 +127,19 @@ class Cosine(Score):
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         query = _same_width(self, query, key)
-        unit = (F.normalize(vector, dim=-1, eps=self.eps) for vector in (query, key))
-        return Dot().pair(*unit)
+        return Dot().pair(self._unit(query), self._unit(key))
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
-        if query is None or pair_key is not None:  # the length of key + pair_key is the pair's own
+        query = _same_width(self, query, key)
+        if pair_key is not None:  # the length of key + pair_key is the pair's own
             return Prepared(self, query, key, pair_key)
-        unit = (F.normalize(vector, dim=-1, eps=self.eps) for vector in (query, key))
-        return Prepared(Dot(), *unit, None)
+        return Prepared(Dot(), self._unit(query), self._unit(key), None)
+
+    def _unit(self, vector: Tensor) -> Tensor:
+        # In float16 eps would be 0, and the square of a length overflows
+        half = vector.dtype in (torch.float16, torch.bfloat16)
+        unit = F.normalize(vector.float() if half else vector, dim=-1, eps=self.eps)
+        return unit.to(vector.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +156,17 @@ class General(Score):
     weight: Tensor
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
-        return Dot().pair(self._turn(query), key)
+        score, query, key, _ = self.prepare(query, key, None)
+        return score.pair(query, key)
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
-        return Prepared(Dot(), self._turn(query), key, pair_key)
-
-    def _turn(self, query: Tensor | None) -> Tensor:
-        return _per_head("weight of General", self.weight, _needs_query(self, query), axis=1)
+        if key.shape[-1] != self.weight.shape[-1]:
+            raise ValueError(
+                f"weight of General has shape {list(self.weight.shape)}; its last dimension must "
+                f"be the width of the key, {key.shape[-1]}"
+            )
+        query = _per_head("weight of General", self.weight, _needs_query(self, query), axis=1)
+        return Prepared(Dot(), query, key, pair_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +193,15 @@ class Additive(Score):
         hidden = key if query is None else _same_width(self, query, key) + key
         hidden = activate(hidden, self.activation, self.negative_slope)
         return (hidden if self.vector is None else hidden * self.vector).sum(-1)
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        query = None if query is None else _same_width(self, query, key)
+        if self.vector is not None and self.vector.shape[-1] != key.shape[-1]:
+            raise ValueError(
+                f"vector of Additive has shape {list(self.vector.shape)}, but the key has width "
+                f"{key.shape[-1]}: give it the shape [heads, {key.shape[-1]}]"
+            )
+        return Prepared(self, query, key, pair_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,12 +238,10 @@ class Concat(Score):
                 f"the width of the query plus that of the key, {query.shape[-1]} + {key.shape[-1]}"
             )
         for_query, for_key = self.weight.split([query.shape[-1], key.shape[-1]], dim=-1)
-        query, key = (
-            torch.einsum("...hi,hai->...ha", vector, part)
-            for vector, part in ((query, for_query), (key, for_key))
-        )
+        query = _per_head("weight of Concat", for_query, query, axis=2)
+        key = _per_head("weight of Concat", for_key, key, axis=2)
         if pair_key is not None:
-            pair_key = torch.einsum("...hi,hai->...ha", pair_key, for_key)
+            pair_key = _per_head("weight of Concat", for_key, pair_key, axis=2)
         score = Additive(self.vector, self.activation, self.negative_slope)
         return Prepared(score, query, key, pair_key)
 
@@ -321,7 +342,7 @@ def activate(hidden: Tensor, activation: Activation, negative_slope: float) -> T
         case "identity":
             return hidden
     raise ValueError(
-        f"activation is {activation!r}; known names are {', '.join(ACTIVATIONS)}, or pass a function"
+        f"activation is {activation!r}; expected {', '.join(map(repr, ACTIVATIONS))} or a function"
     )
 
 
@@ -345,7 +366,9 @@ def _per_head(name: str, weight: Tensor, token: Tensor, axis: int) -> Tensor:
     """Multiply each head of `token` `[..., H, D]` with its own matrix, over the given axis."""
     if token.shape[-1] != weight.shape[axis] or token.shape[-2] not in (1, weight.shape[0]):
         raise ValueError(
-            f"{name} has shape {list(weight.shape)}, which does not fit a query of "
-            f"{token.shape[-2]} heads with {token.shape[-1]} channels each"
+            f"{name} has shape {list(weight.shape)}, which does not fit {token.shape[-2]} heads "
+            f"with {token.shape[-1]} channels each"
         )
-    return torch.einsum("...hi,hij->...hj", token, weight if axis == 1 else weight.mT)
+    dtype = torch.promote_types(token.dtype, weight.dtype)  # they differ under autocast
+    weight = weight.to(dtype)
+    return torch.einsum("...hi,hij->...hj", token.to(dtype), weight if axis == 1 else weight.mT)

@@ -7,6 +7,7 @@ of its pairs, names the rows that a normaliser reduces, and carries the values b
 
 from __future__ import annotations
 
+import operator
 import threading
 import weakref
 from dataclasses import dataclass
@@ -82,7 +83,12 @@ class Dense:
             raise TypeError(f"lengths has dtype {self.lengths.dtype}; expected integers")
 
     def allowed(
-        self, batch: tuple[int, ...], heads: int, queries: int, keys: int
+        self,
+        batch: tuple[int, ...],
+        heads: int,
+        queries: int,
+        keys: int,
+        device: torch.device | None = None,
     ) -> Tensor | None:
         """The mask, lengths and causal order as one bool that broadcasts to `[..., H, Tq, Tk]`.
 
@@ -101,7 +107,7 @@ class Dense:
             real = real[..., None, None, :]
             allowed = real if allowed is None else allowed & real
         if self.causal:
-            device = None if allowed is None else allowed.device
+            device = device if allowed is None else allowed.device
             order = torch.ones(queries, keys, dtype=torch.bool, device=device)
             order = order.tril(keys - queries)
             allowed = order if allowed is None else allowed & order
@@ -113,9 +119,7 @@ class Dense:
         mask = self.mask
         if mask.dim() == len(shape) - 1 and len(shape) > 3:  # no heads
             mask = mask.unsqueeze(-3)
-        fits = mask.dim() in (2, 3, len(shape)) and mask.dim() <= len(shape)
-        fits &= all(a in (1, b) for a, b in zip(mask.shape[::-1], shape[::-1], strict=False))
-        if not fits:
+        if mask.dim() not in (2, len(shape)) or not broadcasts_to(mask.shape, shape):
             raise ValueError(
                 f"mask has shape {list(self.mask.shape)}; expected [Tq, Tk] = {list(shape[-2:])}, "
                 f"the batch before it {[*shape[:-3], *shape[-2:]]}, or heads too {list(shape)}"
@@ -151,7 +155,7 @@ class Dense:
 
     def rows(self, scores: Tensor) -> Rows:
         *batch, heads, queries, keys = scores.shape
-        return DenseRows(self.allowed(tuple(batch), heads, queries, keys))
+        return DenseRows(self.allowed(tuple(batch), heads, queries, keys, scores.device))
 
     def drop(self, weights: Tensor, p: float) -> Tensor:
         return F.dropout(weights, p)
@@ -159,8 +163,15 @@ class Dense:
     def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
         output = (weights @ value.movedim(-2, -3)).movedim(-3, -2)
         if pair_value is not None:
+            pair_value = pair_value[(None,) * (4 - pair_value.dim())]
             output = output + torch.einsum("...hqk,...qkhd->...qhd", weights, pair_value)
         return output
+
+
+def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether a tensor of this shape can be expanded to the target shape."""
+    pairs = zip(shape[::-1], target[::-1], strict=False)
+    return len(shape) <= len(target) and all(have in (1, want) for have, want in pairs)
 
 
 class Order(NamedTuple):
@@ -174,7 +185,8 @@ class Edges:
     """The pairs of a graph: an edge (j, i) lets the query of node i attend to the key of node j.
 
     Immutable, and the owner of its memory: editing the tensor that it was built from changes
-    nothing. Build it once and pass it in place of an `edge_index` wherever a layer takes one.
+    nothing. Build it once and pass it in place of an `edge_index` wherever a layer takes one. What
+    it builds in inference mode serves training too.
 
     Build it with `Edges.from_edge_index`; move it with `.to(device)`.
 
@@ -189,8 +201,7 @@ class Edges:
 
     def __init__(
         self,
-        key: Tensor,
-        query: Tensor,
+        pairs: Tensor,
         num_keys: int,
         num_queries: int,
         *,
@@ -199,8 +210,8 @@ class Edges:
         by_query: Order | None = None,
         by_key: Order | None = None,
     ) -> None:
-        """Take over checked int64 tensors; `from_edge_index` is the public way in."""
-        self._index = torch.stack([key, query])
+        """Take over checked pairs, int64 `[2, E]`; `from_edge_index` is the public way in."""
+        self._index = pairs
         self._given = given
         self.num_keys, self.num_queries = num_keys, num_queries
         for name, known in (("source_id", source_id), ("by_query", by_query), ("by_key", by_key)):
@@ -209,6 +220,7 @@ class Edges:
         _HANDLES[self._index] = weakref.ref(self)
 
     @classmethod
+    @torch.inference_mode(False)
     def from_edge_index(
         cls, edge_index: Any, size: int | tuple[int, int] | None = None, *, self_loops: bool = False
     ) -> Edges:
@@ -236,7 +248,7 @@ class Edges:
         """
         listed = _read(edge_index, size)
         edges = cls(
-            *listed.pairs,
+            listed.pairs,
             listed.num_keys,
             listed.num_queries,
             by_query=listed.by_query,
@@ -252,6 +264,7 @@ class Edges:
         return self if self.given is not self else self._with_self_loops
 
     @cached_property
+    @torch.inference_mode(False)
     def _with_self_loops(self) -> Edges:
         return self._replace_self_loops()
 
@@ -259,19 +272,24 @@ class Edges:
         pairs, loops = self._index, min(self.num_keys, self.num_queries)
         loop = torch.arange(loops, device=self.device)
         kept = torch.nonzero(pairs[0] != pairs[1]).squeeze(1)
-        known = {
+        known: dict[str, Any] = {
             name: _insert_loops(self.__dict__[name], pairs, loops, end)
             for end, name in enumerate(("by_key", "by_query"))
             if name in self.__dict__
         }
-        key, query = (torch.cat([row[kept], loop]) for row in pairs)
+        merged = torch.cat([pairs[:, kept], loop.expand(2, -1)], dim=1)
         source_id = torch.cat([kept, loop + self.num_edges])
         sizes = self.num_keys, self.num_queries
-        return Edges(key, query, *sizes, given=self, source_id=source_id, **known)
+        return Edges(merged, *sizes, given=self, source_id=source_id, **known)
 
     @property
     def num_edges(self) -> int:
         return self._index.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows a tensor has that holds something per pair: one for each."""
+        return self.num_edges
 
     @property
     def edge_index(self) -> Tensor:
@@ -298,30 +316,36 @@ class Edges:
         return self if self._given is None else self._given
 
     @cached_property
+    @torch.inference_mode(False)
     def source_id(self) -> Tensor:
         """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
         return torch.arange(self.num_edges, device=self.device)
 
     @cached_property
+    @torch.inference_mode(False)
     def by_query(self) -> Order:
         """The pairs sorted by query, those of one query in the caller's order (CSR)."""
         return sort_pairs(self.query_index, self.num_queries)
 
     @cached_property
+    @torch.inference_mode(False)
     def by_key(self) -> Order:
         """The pairs sorted by key (the transpose)."""
         return sort_pairs(self.key_index, self.num_keys)
 
     @cached_property
+    @torch.inference_mode(False)
     def slots_by_key(self) -> Tensor:
         """For the pairs sorted by key: where each stands among the pairs sorted by query."""
         slot = torch.empty_like(self.by_query.permutation)
         slot[self.by_query.permutation] = torch.arange(self.num_edges, device=self.device)
         return slot[self.by_key.permutation]
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> Edges:
         """The same pairs on another device (this object itself, if it is there already)."""
-        if torch.device(device) == self.device:
+        pairs = self._index.to(device)
+        if pairs is self._index:
             return self
         known: dict[str, Any] = {}
         for name in ("source_id", "by_query", "by_key"):
@@ -330,8 +354,7 @@ class Edges:
                 moved = isinstance(parts, Tensor)
                 known[name] = parts.to(device) if moved else Order(*(x.to(device) for x in parts))
         given = None if self._given is None else self._given.to(device)
-        pairs = self._index.to(device)
-        return Edges(*pairs, self.num_keys, self.num_queries, given=given, **known)
+        return Edges(pairs, self.num_keys, self.num_queries, given=given, **known)
 
     def __repr__(self) -> str:
         return (
@@ -392,8 +415,18 @@ class PendingEdges:
         """The Edges of this edge_index, built once as long as it is not edited."""
         return cached_edges(self.edge_index, self.num_keys, self.num_queries, self.self_loops)
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows a tensor has that holds something per pair."""
+        loops = min(self.num_keys, self.num_queries) if self.self_loops else 0
+        return self.edge_index.shape[1] + loops
+
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
-        device = self.edge_index.device
+        if _is_sparse(self.edge_index):
+            raise TypeError(
+                "edge_index is a sparse matrix, whose pairs must be read: call resolve()"
+            )
+        device = _check_pairs(as_plain(self.edge_index)).device
         check_nodes(query, key, value, self.num_queries, self.num_keys, device)
 
 
@@ -449,8 +482,7 @@ def as_plain(edge_index: Any) -> Any:
 
 def sort_pairs(nodes: Tensor, num: int) -> Order:
     """Sort pairs by one of their ends, stably; pairs that are sorted already are left alone."""
-    pointer = nodes.new_zeros(num + 1)
-    torch.cumsum(torch.bincount(nodes, minlength=num), 0, out=pointer[1:])
+    pointer = _pointer(nodes, num)
     if bool((nodes[1:] >= nodes[:-1]).all()):
         return Order(pointer, torch.arange(len(nodes), device=nodes.device))
     return Order(pointer, torch.argsort(nodes, stable=True))
@@ -467,8 +499,7 @@ def _insert_loops(order: Order, pairs: Tensor, loops: int, to: int) -> Order:
     permutation = order.permutation[kept[order.permutation]]
     nodes = pairs[to][permutation]
     num = len(order.pointer) - 1
-    pointer = order.pointer.new_zeros(num + 1)
-    torch.cumsum(torch.bincount(nodes, minlength=num), 0, out=pointer[1:])
+    pointer = _pointer(nodes, num)
     shift = torch.arange(num + 1, device=nodes.device).clamp(max=loops)
     merged = nodes.new_empty(len(nodes) + loops)
     merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
@@ -478,7 +509,7 @@ def _insert_loops(order: Order, pairs: Tensor, loops: int, to: int) -> Order:
 
 
 class _Listed(NamedTuple):
-    pairs: Tensor  # int64 [2, E], owned by nobody else
+    pairs: Tensor  # int64 [2, E], contiguous, owned by nobody else
     num_keys: int
     num_queries: int
     by_query: Order | None = None
@@ -487,7 +518,7 @@ class _Listed(NamedTuple):
 
 def _read(edge_index: Any, size: int | tuple[int, int] | None) -> _Listed:
     """Bring every kind of edge_index into one form, and check it."""
-    num_keys, num_queries = (size, size) if isinstance(size, int) else size or (None, None)
+    num_keys, num_queries = _sizes(size)
     by_query = by_key = None
     if _is_sparse(edge_index):
         pairs, (rows, columns) = _sparse_pairs(edge_index)
@@ -499,17 +530,33 @@ def _read(edge_index: Any, size: int | tuple[int, int] | None) -> _Listed:
                 )
         num_keys, num_queries = columns, rows
     elif _is_edge_index(edge_index):
-        pairs = edge_index.as_tensor().long().clone()
+        pairs = _own(edge_index.as_tensor())
         num_keys = _agree("sources", num_keys, edge_index.sparse_size(0), edge_index)
         num_queries = _agree("targets", num_queries, edge_index.sparse_size(1), edge_index)
     else:
-        pairs = _check_pairs(edge_index).long().clone()
+        pairs = _own(_check_pairs(edge_index))
     num_keys, num_queries = _check_range(pairs, num_keys, num_queries, size is None)
     if _is_edge_index(edge_index) and edge_index.sort_order is not None:
         by_query = _known_order(edge_index.get_csc(), pairs[1], num_queries)
         if edge_index.is_sorted_by_row or edge_index._T_perm is not None:
             by_key = _known_order(edge_index.get_csr(), pairs[0], num_keys)
     return _Listed(pairs, num_keys, num_queries, by_query, by_key)
+
+
+def _own(pairs: Tensor) -> Tensor:
+    return pairs.long().clone(memory_format=torch.contiguous_format)
+
+
+def _sizes(size: Any) -> tuple[int | None, int | None]:
+    if size is None:
+        return None, None
+    pair = size if isinstance(size, tuple | list) else (size, size)
+    if len(pair) != 2 or any(num is not None and num < 0 for num in pair):
+        raise ValueError(
+            f"size is {size}; expected the number of nodes, or (number of sources, of targets)"
+        )
+    num_keys, num_queries = (None if num is None else operator.index(num) for num in pair)
+    return num_keys, num_queries
 
 
 def _is_edge_index(edge_index: Any) -> bool:
@@ -524,11 +571,12 @@ def _is_sparse(edge_index: Any) -> bool:
 
 
 def _known_order(compressed: Any, nodes: Tensor, num: int) -> Order:
-    """The order that a torch_geometric.EdgeIndex has cached: `(pointer, other end), permutation`."""
-    (pointer, _), permutation = compressed
-    pointer = pointer.long()
-    if len(pointer) < num + 1:  # it was inferred from the edges, and nodes without edges follow
-        pointer = torch.cat([pointer, pointer[-1:].expand(num + 1 - len(pointer))])
+    """The order that a torch_geometric.EdgeIndex has cached, `(pointer, other end), permutation`.
+
+    Its pointer is counted anew, which is cheap: it may have been inferred for fewer nodes, or be
+    that of the other end, if the graph was wrongly declared undirected.
+    """
+    _, permutation = compressed
     if permutation is None:
         permutation = torch.arange(len(nodes), device=nodes.device)
     ordered = nodes[permutation]
@@ -537,7 +585,14 @@ def _known_order(compressed: Any, nodes: Tensor, num: int) -> Order:
             "edge_index says that it is sorted, but it is not: build the EdgeIndex without "
             "sort_order, or call its sort_by()"
         )
-    return Order(pointer.clone(), permutation.long().clone())
+    return Order(_pointer(nodes, num), permutation.long().clone())
+
+
+def _pointer(nodes: Tensor, num: int) -> Tensor:
+    """Where the pairs of each node begin, once they are sorted by node."""
+    pointer = nodes.new_zeros(num + 1)
+    torch.cumsum(torch.bincount(nodes, minlength=num), 0, out=pointer[1:])
+    return pointer
 
 
 def _sparse_pairs(matrix: Any) -> tuple[Tensor, tuple[int, int]]:
@@ -545,7 +600,7 @@ def _sparse_pairs(matrix: Any) -> tuple[Tensor, tuple[int, int]]:
     if not isinstance(matrix, Tensor):
         row, column, _ = matrix.coo()
         return torch.stack([column, row]).long(), (matrix.size(0), matrix.size(1))
-    if matrix.dim() != 2:
+    if matrix.dim() - matrix.dense_dim() != 2:  # an entry may be a vector: the edge's features
         raise ValueError(f"edge_index is sparse of shape {list(matrix.shape)}; expected a matrix")
     size = (matrix.shape[0], matrix.shape[1])
     if matrix.layout == torch.sparse_coo:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +33,7 @@ class GAT(nn.Module):
     Raises:
         ValueError: fewer than one layer or head, or a dropout outside [0, 1].
 
+    >>> import torch
     >>> model = GAT(in_channels=4, hidden_channels=8, out_channels=3)
     >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
     >>> model(x, edge_index).shape
@@ -60,10 +60,16 @@ class GAT(nn.Module):
         edge_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers is {num_layers}; a network needs at least one layer")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+        for name, number in (
+            ("num_layers", num_layers),
+            ("heads", heads),
+            ("out_heads", out_heads),
+        ):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; a network needs at least one")
+        for name, p in (("dropout", dropout), ("attention_dropout", attention_dropout)):
+            if p is not None and not 0 <= p <= 1:
+                raise ValueError(f"{name} is {p}; a probability lies between 0 and 1")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "hidden_channels": hidden_channels,
@@ -92,9 +98,9 @@ class GAT(nn.Module):
         self.convs = nn.ModuleList([*hidden, last])
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Draw the parameters of all layers anew."""
         for conv in self.convs:
-            conv.reset_parameters()
+            conv.reset_parameters()  # type: ignore[operator]
 
     def forward(
         self,
@@ -116,29 +122,20 @@ class GAT(nn.Module):
             `EdgeAttention(edge_index, weights)` per layer, the first layer first.
         """
         attention: list[EdgeAttention] = []
-        for conv in self.convs[:-1]:
-            x = F.elu(self._layer(conv, x, edge_index, edge_attr, attention, return_attention_weights))
-        x = self._layer(self.convs[-1], x, edge_index, edge_attr, attention, return_attention_weights)
+        for layer, conv in enumerate(self.convs):
+            x = F.dropout(x if layer == 0 else F.elu(x), self.dropout, self.training)
+            x = conv(x, edge_index, edge_attr, return_attention_weights=return_attention_weights)
+            if return_attention_weights:
+                x, weights = x
+                attention.append(weights)
         return (x, attention) if return_attention_weights else x
 
     def embed(self, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Tensor:
-        """The features that enter the last layer, `[N, heads * hidden_channels]`."""
-        for conv in self.convs[:-1]:
-            x = F.elu(self._layer(conv, x, edge_index, edge_attr, [], False))
-        return x
+        """The features that enter the last layer, `[N, heads * hidden_channels]`.
 
-    def _layer(
-        self,
-        conv: nn.Module,
-        x: Tensor,
-        edge_index: Any,
-        edge_attr: Tensor | None,
-        attention: list[EdgeAttention],
-        need_weights: bool,
-    ) -> Tensor:
-        x = F.dropout(x, self.dropout, self.training)
-        if not need_weights:
-            return conv(x, edge_index, edge_attr)
-        x, of_layer = conv(x, edge_index, edge_attr, return_attention_weights=True)
-        attention.append(of_layer)
+        The arguments are those of `forward`; without hidden layers, x itself comes back.
+        """
+        for conv in self.convs[:-1]:
+            x = F.dropout(x, self.dropout, self.training)
+            x = F.elu(conv(x, edge_index, edge_attr))
         return x

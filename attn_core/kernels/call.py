@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attn_core.normalizers import Normalizer
-from attn_core.scores import Score
-from attn_core.supports import Dense, PendingEdges, Support
+from attn_core.scores import Additive, Location, Score
+from attn_core.supports import Dense, Edges, PendingEdges, Support, broadcasts_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,22 +41,95 @@ class Call:
                     "with .float()"
                 )
         self.support.check(self.query, self.key, self.value)
+        for name in ("query", "value", "bias", "pair_key", "pair_value"):
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.device != self.key.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device}, but key is on {self.key.device}: move one of "
+                    "them with .to()"
+                )
 
     def prepared(self) -> Call:
-        """The work of each token done; over edges, what is given per pair has all its heads."""
+        """The work of each token done, and all tensors checked and given their heads and batch."""
         score, query, key, pair_key = self.score.prepare(self.query, self.key, self.pair_key)
         call = dataclasses.replace(self, score=score, query=query, key=key, pair_key=pair_key)
-        if isinstance(self.support, Dense):
-            return call
-        heads = self.value.shape[1]
-        bias = self.bias
-        if bias is not None:
-            bias = (bias if bias.dim() > 1 else bias[:, None]).expand(-1, heads)
-        pairs = {
-            name: None if (x := getattr(call, name)) is None else x.expand(-1, heads, -1)
-            for name in ("pair_key", "pair_value")
+        tokens = [x for x in (query, key, self.value) if x is not None]
+        try:
+            batch = torch.broadcast_shapes(*(x.shape[:-3] for x in tokens))
+        except RuntimeError as error:
+            shapes = ", ".join(str(list(x.shape)) for x in tokens)
+            raise ValueError(
+                f"query, key and value have the shapes {shapes}, whose batch dimensions (all but "
+                "the last three) do not broadcast"
+            ) from error
+        heads = call._heads()
+        full: dict[str, Any] = {
+            name: x.expand(*batch, x.shape[-3], heads, x.shape[-1])
+            for name in ("query", "key", "value")
+            if (x := getattr(call, name)) is not None
         }
-        return dataclasses.replace(call, bias=bias, **pairs)
+        call = dataclasses.replace(call, **full)
+        if isinstance(call.support, Edges | PendingEdges):
+            return call._with_edge_pairs(call.support, heads)
+        return call._with_dense_pairs(batch, heads) if isinstance(call.support, Dense) else call
+
+    def _heads(self) -> int:
+        """The number of heads, which every tensor has, unless it has one for all."""
+        heads = {
+            name: x.shape[-2]
+            for name in ("query", "key", "value")
+            if (x := getattr(self, name)) is not None
+        }
+        if isinstance(self.score, Additive) and self.score.vector is not None:
+            heads["the vector of the score"] = self.score.vector.shape[0]
+        if isinstance(self.score, Location):
+            heads["the weight of the score"] = self.score.weight.shape[0]
+        most = max(heads.values())
+        for name, number in heads.items():
+            if number not in (1, most):
+                other = next(name for name, number in heads.items() if number == most)
+                raise ValueError(
+                    f"{name} has {number} heads, but {other} has {most}: give them the same "
+                    "number, or one head for all"
+                )
+        return most
+
+    def _with_dense_pairs(self, batch: tuple[int, ...], heads: int) -> Call:
+        pairs = 1 if self.query is None else self.query.shape[-3], self.key.shape[-3]
+        shapes = {
+            "bias": (*batch, heads, *pairs),
+            "pair_key": (*batch, *pairs, heads, self.key.shape[-1]),
+            "pair_value": (*batch, *pairs, heads, self.value.shape[-1]),
+        }
+        for name, shape in shapes.items():
+            tensor = getattr(self, name)
+            if tensor is not None and not broadcasts_to(tensor.shape, shape):
+                raise ValueError(
+                    f"{name} has shape {list(tensor.shape)}; expected {list(shape)}, or what "
+                    "broadcasts to it"
+                )
+        return self
+
+    def _with_edge_pairs(self, support: Edges | PendingEdges, heads: int) -> Call:
+        rows, loops = support.num_rows, isinstance(support, PendingEdges) and support.self_loops
+        full: dict[str, Any] = {}
+        for name, width in (
+            ("bias", ()),
+            ("pair_key", (self.key.shape[-1],)),
+            ("pair_value", (self.value.shape[-1],)),
+        ):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            shaped = tensor.unsqueeze(1) if name == "bias" and tensor.dim() == 1 else tensor
+            if shaped.shape not in ((rows, 1, *width), (rows, heads, *width)):
+                raise ValueError(
+                    f"{name} has shape {list(tensor.shape)}; expected {[rows, heads, *width]}, or "
+                    f"1 in place of {heads} heads: one row for each edge"
+                    + (", then one for each self-loop" if loops else "")
+                )
+            full[name] = shaped.expand(rows, heads, *width)
+        return dataclasses.replace(self, **full)
 
     def in_full_precision(self) -> Call:
         """All tensors in one dtype, float32 at least."""
@@ -67,23 +141,22 @@ class Call:
         dtype = torch.float32
         for tensor in tensors.values():
             dtype = torch.promote_types(dtype, tensor.dtype)
-        cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        cast: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         return dataclasses.replace(self, score=self.score.to(dtype), **cast)
 
-    def on_resolved_support(self) -> Call:
-        """The same call over `Edges` where the support was pending."""
+    def on_resolved_support(self) -> tuple[Call, Support]:
+        """The same call over `Edges` where the support was pending, and that support."""
         if not isinstance(self.support, PendingEdges):
-            return self
+            return self, self.support
         edges = self.support.resolve()
-        given = {
+        given: dict[str, Any] = {
             name: tensor.index_select(0, edges.source_id)
             for name in ("bias", "pair_key", "pair_value")
             if (tensor := getattr(self, name)) is not None
         }
-        return dataclasses.replace(self, support=edges, **given)
+        return dataclasses.replace(self, support=edges, **given), edges
 
-    def scores(self) -> Tensor:
-        """The logits of all pairs, bias included."""
-        assert not isinstance(self.support, PendingEdges)
-        scores = self.support.scores(self.score, self.query, self.key, self.pair_key)
+    def scores(self, support: Support) -> Tensor:
+        """The logits of all pairs of the resolved support, bias included."""
+        scores = support.scores(self.score, self.query, self.key, self.pair_key)
         return scores if self.bias is None else scores + self.bias

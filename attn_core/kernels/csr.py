@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from attn_core.dropout import dropout_scale
 from attn_core.scores import activate
 from attn_core.supports import Edges
 
+_Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
+_CHUNK = 1024  # pairs that are summed one by one: the longer a sum, the more it rounds
 _BLOCK = 2**18  # numbers in a block of pairs × heads × channels: 1 MiB of float32
 
 
@@ -59,17 +62,23 @@ class Problem:
         constant: float,
         dropout: float,
         seed: Tensor | None,
+        pair_id: Tensor | None,
     ) -> Problem:
         """Sort, cast and draw the dropout mask; `pair_row` says which row a pair's numbers are."""
-        tensors = (query, key, value, vector, bias, pair_key, pair_value)
-        dtype = compute_dtype(tensors)
+        dtype = compute_dtype((query, key, value, vector, bias, pair_key, pair_value))
         order = edges.by_query.permutation
         keep = None
         if seed is not None:
-            ids = edges.source_id.index_select(0, order)
+            ids = (edges.source_id if pair_id is None else pair_id).index_select(0, order)
             keep = dropout_scale(seed, ids, value.shape[1], dropout).to(dtype)
         return cls(
-            *(None if x is None else x.to(dtype) for x in tensors),  # type: ignore[arg-type]
+            _cast(query, dtype),
+            _cast(key, dtype),
+            _cast(value, dtype),
+            _cast(vector, dtype),
+            _cast(bias, dtype),
+            _cast(pair_key, dtype),
+            _cast(pair_value, dtype),
             kind,
             constant,
             edges,
@@ -125,7 +134,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     logits = problem.logits()
     largest = _finite(_segments(logits, "max", pointer))
     weights = logits.sub_(largest.index_select(0, problem.to_query)).exp_()
-    total = _segments(weights, "sum", pointer)
+    total = _sums(weights, pointer)
     log_sum_exp = largest + total.log()
     weights /= total.clamp(min=torch.finfo(total.dtype).tiny).index_select(0, problem.to_query)
     if problem.keep is not None:
@@ -134,7 +143,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.pair_value is not None:
         for block in problem.blocks(output.shape[-1]):
             of_pair = problem.pair_value.index_select(0, problem.pair[block])
-            output.index_add_(0, problem.to_query[block], of_pair.mul_(weights[block].unsqueeze(-1)))
+            of_pair *= weights[block].unsqueeze(-1)
+            output.index_add_(0, problem.to_query[block], of_pair)
     return output, log_sum_exp
 
 
@@ -149,7 +159,8 @@ def backward(
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     p, dtype = problem, problem.value.dtype
     grad_output, output = grad_output.to(dtype), output.to(dtype)
-    need_query, need_key, need_value, need_vector, need_bias, need_pair_key, need_pair_value = needed
+    need_query, need_key, need_value, need_vector, need_bias, *need_pairs = needed
+    need_pair_key, need_pair_value = need_pairs
     weights = p.logits()
     weights -= _finite(log_sum_exp).index_select(0, p.to_query)
     weights.exp_()
@@ -224,8 +235,8 @@ def _additive_backward(
 ) -> tuple[Tensor | None, ...]:
     width = p.key.shape[1:]
     grad_query = p.key.new_zeros(p.edges.num_queries, *width) if need_query else None
-    grad_key = torch.zeros_like(p.key) if need_key else None
-    grad_vector = torch.zeros_like(p.vector) if need_vector and p.vector is not None else None
+    grad_key = p.key.new_zeros(p.key.shape) if need_key else None
+    grad_vector = p.key.new_zeros(width) if need_vector else None
     grad_pair_key = p.key.new_zeros(p.num_rows, *width) if need_pair_key else None
     for block in p.blocks(width[-1]):
         hidden = p.hidden(block)
@@ -261,6 +272,10 @@ def compute_dtype(tensors: tuple[Tensor | None, ...]) -> torch.dtype:
     return dtype
 
 
+def _cast(x: _Maybe, dtype: torch.dtype) -> _Maybe:
+    return x if x is None else x.to(dtype)
+
+
 def _to_keys(p: Problem, weights: Tensor, per_query: Tensor) -> Tensor:
     """For each key, the weighted sum over the queries that see it: the transposed product."""
     slots = p.edges.slots_by_key
@@ -274,24 +289,47 @@ def _to_keys(p: Problem, weights: Tensor, per_query: Tensor) -> Tensor:
 
 def _weighted_sums(weights: Tensor, value: Tensor, index: Tensor, pointer: Tensor) -> Tensor:
     """`Σ_e weights[e] value[index[e]]` over each segment of pairs, `[len(pointer) - 1, H, D]`."""
-    output = value.new_zeros(len(pointer) - 1, *value.shape[1:])
+    chunks, rows = _cut(pointer)
+    output = value.new_zeros(len(chunks) - 1, *value.shape[1:])
     if len(index) and output.numel():
         for head in range(value.shape[1]):
             output[:, head] = F.embedding_bag(
                 index,
                 value[:, head].contiguous(),
-                pointer,
+                chunks,
                 mode="sum",
                 per_sample_weights=weights[:, head].contiguous(),
                 include_last_offset=True,
             )
-    return output
+    return output if rows is None else _segments(output, "sum", rows)
+
+
+def _sums(x: Tensor, pointer: Tensor) -> Tensor:
+    """The sum of each segment."""
+    chunks, rows = _cut(pointer)
+    sums = _segments(x, "sum", chunks)
+    return sums if rows is None else _segments(sums, "sum", rows)
+
+
+def _cut(pointer: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Cut long segments into chunks: where these begin, and where each segment's chunks do.
+
+    None in place of the second, if no segment is so long.
+    """
+    sizes = pointer.diff()
+    if not len(sizes) or int(sizes.max()) <= _CHUNK:
+        return pointer, None
+    number = (sizes + _CHUNK - 1) // _CHUNK
+    rows = torch.cat([number.new_zeros(1), number.cumsum(0)])
+    row = torch.repeat_interleave(number)
+    place = torch.arange(len(row), device=row.device) - rows[row]
+    return torch.cat([pointer[row] + place * _CHUNK, pointer[-1:]]), rows
 
 
 def _segments(x: Tensor, reduce: str, pointer: Tensor) -> Tensor:
-    """Reduce the sorted pairs `[E, H]` of each query."""
+    """Reduce the rows of x within each segment."""
     if not len(x):  # torch.segment_reduce wants at least one entry
-        return x.new_full((len(pointer) - 1, x.shape[1]), -math.inf if reduce == "max" else 0.0)
+        return x.new_full((len(pointer) - 1, *x.shape[1:]), -math.inf if reduce == "max" else 0.0)
     return torch.segment_reduce(x, reduce, offsets=pointer, axis=0, unsafe=True)
 
 

@@ -23,6 +23,7 @@ from attn_core.normalizers import Softmax
 from attn_core.scores import ACTIVATIONS, Additive, Dot
 from attn_core.supports import Edges, PendingEdges, as_plain, cached_edges, handled_edges
 
+
 def serves(call: Call) -> bool:
     """Whether the fused op computes this call."""
     score, normalizer = call.score, call.normalizer
@@ -31,7 +32,10 @@ def serves(call: Call) -> bool:
         and isinstance(normalizer, Softmax)
         and not isinstance(normalizer.temperature, Tensor)
         and normalizer.temperature == 1
-        and (isinstance(score, Dot) or (isinstance(score, Additive) and score.activation in ACTIVATIONS))
+        and (
+            isinstance(score, Dot)
+            or (isinstance(score, Additive) and score.activation in ACTIVATIONS)
+        )
     )
 
 
@@ -42,9 +46,12 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
         if not torch.compiler.is_compiling():
             support.resolve()  # reads what only the caller's own object knows, such as its order
         edge_index, self_loops = as_plain(support.edge_index), support.self_loops
+        pair_id = None
     else:
         assert isinstance(support, Edges)
         edge_index, self_loops = support._index, False
+        # The Edges may be gone when backward looks for them, and new ones would not know this
+        pair_id = None if support.given is support else support.source_id
     kind, constant, vector = "dot", 1.0, None
     if isinstance(score, Dot):
         constant = score.scale
@@ -67,6 +74,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
         constant,
         call.dropout,
         seed,
+        pair_id if call.dropout > 0 else None,
     )
 
 
@@ -87,6 +95,7 @@ def edge_attention(
     constant: float,
     dropout: float,
     seed: Tensor | None,
+    pair_id: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Output `[Nq, H, Dv]` and log-sum-exp `[Nq, H]` of softmax attention over edges.
 
@@ -102,19 +111,20 @@ def edge_attention(
         kind: "dot" or the activation of an additive score.
         constant: the factor of "dot", the slope of "leaky_relu".
         dropout, seed: the probability, and the seed of the mask (`attn_core.dropout`).
+        pair_id: int64 `[E]`, by which the mask knows the columns of edge_index. None: by their
+            numbers, and an added self-loop by E + node.
     """
     problem = _problem(
         query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
-        self_loops, kind, constant, dropout, seed,
+        self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
     output, log_sum_exp = csr.forward(problem)
     return output.to(value.dtype), log_sum_exp
 
 
 @edge_attention.register_fake
-def _(query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
-      self_loops, kind, constant, dropout, seed):  # type: ignore[no-untyped-def]  # fmt: skip
-    given = (query, key, value, vector, bias, pair_key, pair_value)
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    given, value, num_queries = inputs[:7], inputs[2], inputs[9]
     heads, width = value.shape[1:]
     return (
         value.new_empty(num_queries, heads, width),
@@ -144,29 +154,27 @@ def edge_attention_backward(
     constant: float,
     dropout: float,
     seed: Tensor | None,
+    pair_id: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value; those that are not
     `needed` are empty."""
     problem = _problem(
         query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
-        self_loops, kind, constant, dropout, seed,
+        self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
     given = (query, key, value, vector, bias, pair_key, pair_value)
     gradients = csr.backward(problem, grad_output, grad_log_sum_exp, output, log_sum_exp, needed)
     return [
-        value.new_empty(0) if g is None or x is None else g.to(x.dtype)
+        grad_output.new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, given, strict=True)
     ]
 
 
 @edge_attention_backward.register_fake
-def _(grad_output, grad_log_sum_exp, output, log_sum_exp, needed, query, key, value, vector, bias,
-      pair_key, pair_value, *rest):  # type: ignore[no-untyped-def]  # fmt: skip
-    given = (query, key, value, vector, bias, pair_key, pair_value)
+def _(*inputs: Any) -> list[Tensor]:
+    needed, given = inputs[4], inputs[5:12]
     return [
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        if x is not None and need
-        else value.new_empty(0)
+        x.new_empty(x.shape) if x is not None and need else inputs[0].new_empty(0)
         for x, need in zip(given, needed, strict=True)
     ]
 
@@ -194,21 +202,22 @@ def _problem(*arguments: Any) -> csr.Problem:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *given, edge_index, num_keys, num_queries, self_loops, kind, constant, dropout, seed = inputs
-    ctx.save_for_backward(*given, edge_index, seed, *output)
-    ctx.settings = num_keys, num_queries, self_loops, kind, constant, dropout
+    *given, edge_index = inputs[:8]
+    *settings, seed, pair_id = inputs[8:]
+    ctx.save_for_backward(*given, edge_index, seed, pair_id, *output)
+    ctx.settings = settings
     ctx.set_materialize_grads(True)
 
 
 def _backward(ctx: Any, grad_output: Tensor, grad_log_sum_exp: Tensor) -> tuple[Any, ...]:
-    *given, edge_index, seed, output, log_sum_exp = ctx.saved_tensors
+    *given, edge_index, seed, pair_id, output, log_sum_exp = ctx.saved_tensors
     needed = [x is not None and need for x, need in zip(given, ctx.needs_input_grad, strict=False)]
     gradients = torch.ops.attn_core.edge_attention_backward(
         grad_output, grad_log_sum_exp, output, log_sum_exp, needed, *given, edge_index,
-        *ctx.settings, seed,
+        *ctx.settings, seed, pair_id,
     )  # fmt: skip
     wanted = [g if need else None for g, need in zip(gradients, needed, strict=True)]
-    return *wanted, *[None] * 8
+    return *wanted, *[None] * 9
 
 
 edge_attention.register_autograd(_backward, setup_context=_setup_context)

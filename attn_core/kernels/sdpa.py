@@ -32,19 +32,20 @@ def run(call: Call) -> tuple[Tensor, None]:
     assert isinstance(call.support, Dense) and isinstance(call.score, Dot)
     assert isinstance(call.normalizer, Softmax) and call.query is not None
     cool = 1 / float(call.normalizer.temperature)
-    dtype = torch.promote_types(torch.promote_types(call.query.dtype, call.key.dtype), call.value.dtype)
+    dtype = torch.promote_types(call.query.dtype, call.key.dtype)
+    for given in (call.value, call.bias):  # a bias of float32 may be too large for float16
+        dtype = dtype if given is None else torch.promote_types(dtype, given.dtype)
     query, key, value = (
         x.to(dtype).movedim(-2, -3) for x in (call.query, call.key, call.value)
     )  # [..., H, T, D]
-    batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
-    queries, keys = query.shape[-2], key.shape[-2]
-    query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
+    *batch, heads, queries, _ = query.shape
+    keys = key.shape[-2]
 
     support, mask, empty = call.support, None, None
     triangle = support.causal and queries == keys and support.mask is None
     triangle = triangle and support.lengths is None and call.bias is None
     if not triangle:
-        mask = support.allowed(batch, query.shape[-3], queries, keys)
+        mask = support.allowed(tuple(batch), heads, queries, keys, query.device)
     # Torch's kernels give NaN for a query without keys: let it attend to all, then erase it.
     if call.bias is not None:
         bias = call.bias.to(dtype) * cool

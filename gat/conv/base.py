@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
@@ -46,55 +49,71 @@ class AttentionConv(MessagePassing):
         """Whether nobody watches or changes message passing, so that it need not take place."""
         return (
             not self.explain
-            and self.aggr in ("add", "sum")
+            and type(self.aggr_module) is SumAggregation
             and self.flow == "source_to_target"
             and self.decomposed_layers == 1
             and not any(getattr(self, hooks) for hooks in _HOOKS)
-            and all(_owner(type(self), step) in _TRUSTED for step in _STEPS)
+            and all(self._has_own(step) for step in _STEPS)
         )
 
+    def _has_own(self, step: str) -> bool:
+        """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
+        owner = next(cls for cls in type(self).__mro__ if step in cls.__dict__)
+        return owner in _TRUSTED and step not in self.__dict__
+
     def _support(
-        self, edge_index: Any, num_sources: int, num_targets: int, self_loops: bool
+        self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
     ) -> Edges | PendingEdges:
-        """The pairs of an edge_index of any kind."""
+        """The pairs of an edge_index of any kind, from the nodes of x to the targets."""
+        if isinstance(edge_index, Tensor | Edges) and edge_index.device != x.device:
+            raise ValueError(
+                f"edge_index is on {edge_index.device}, but x is on {x.device}: move one of them "
+                "with .to()"
+            )
         if isinstance(edge_index, Edges):
-            edges = edge_index.with_self_loops() if self_loops else edge_index
-            return _check_sizes(edges, num_sources, num_targets)
-        pending = PendingEdges(edge_index, num_sources, num_targets, self_loops)
-        plain = isinstance(edge_index, Tensor) and not is_torch_sparse_tensor(edge_index)
-        return pending if plain else pending.resolve()
+            _check_sizes(edge_index, x.shape[0], num_targets)
+            return edge_index.with_self_loops() if self_loops else edge_index
+        sizes = x.shape[0], num_targets
+        if isinstance(edge_index, EdgeIndex) and _leaves_out_nodes(edge_index, sizes):
+            edge_index = edge_index.as_tensor()
+        pending = PendingEdges(edge_index, *sizes, self_loops)
+        if isinstance(edge_index, Tensor) and not is_torch_sparse_tensor(edge_index):
+            if not torch.compiler.is_compiling():
+                pending.resolve()  # what is wrong with edge_index should be the first complaint
+            return pending
+        return pending.resolve()
 
     def _edge_features(
-        self, edge_attr: Tensor | None, edge_index: Any, edge_dim: int | None
+        self, edge_attr: Tensor | None, edge_index: Any, edge_dim: int | None, x: Tensor
     ) -> Tensor | None:
-        """The features of the caller's edges, `[E, edge_dim]`, or None if there are none to use."""
-        if edge_attr is None and edge_dim is not None:
-            edge_attr = _stored_values(edge_index)  # as torch_geometric does
+        """The features of the caller's edges, `[E, edge_dim]`, or None if there are none to use.
+
+        An edge_dim of -1 stands for any; integers come out in the dtype of x.
+        """
         if edge_attr is None:
-            return None
+            edge_attr = _stored_features(edge_index)
+            if edge_attr is None or edge_dim is None:
+                return None
+        given = list(edge_attr.shape)
         if edge_dim is None:
             if not torch.compiler.is_compiling():
-                warnings.warn(
-                    f"edge_attr of shape {list(edge_attr.shape)} is not used: "
-                    f"{type(self).__name__} was built with edge_dim=None; give it edge_dim="
-                    f"{1 if edge_attr.dim() == 1 else edge_attr.shape[-1]}",
-                    stacklevel=3,
+                warn_caller(
+                    f"edge_attr of shape {given} is not used, because {type(self).__name__} was "
+                    "built with edge_dim=None: build it with "
+                    f"edge_dim={1 if edge_attr.dim() == 1 else given[-1]}, or drop edge_attr"
                 )
             return None
         if edge_attr.dim() == 1:
             edge_attr = edge_attr.unsqueeze(1)
         edges = _number_of_edges(edge_index)
-        if edge_attr.shape[0] != edges:
+        width = edge_attr.shape[-1] if edge_dim < 0 else edge_dim
+        if edge_attr.shape != (edges, width):
             raise ValueError(
-                f"edge_attr has {edge_attr.shape[0]} rows, but edge_index has {edges} edges; give "
-                "each edge its features"
+                f"edge_attr has shape {given}; with the {edges} edges of edge_index and "
+                f"edge_dim={edge_dim}, {type(self).__name__} expects [{edges}, {width}], one row "
+                "of features for each edge"
             )
-        if edge_attr.shape[-1] != edge_dim:
-            raise ValueError(
-                f"edge_attr has {edge_attr.shape[-1]} features per edge, but "
-                f"{type(self).__name__} was built with edge_dim={edge_dim}"
-            )
-        return edge_attr
+        return edge_attr if edge_attr.is_floating_point() else edge_attr.to(x.dtype)
 
     def _with_loop_features(
         self,
@@ -102,13 +121,19 @@ class AttentionConv(MessagePassing):
         support: Edges | PendingEdges,
         fill_value: float | Tensor | str,
     ) -> Tensor:
-        """The features of each pair of the support, those of added self-loops filled in."""
-        pending = isinstance(support, PendingEdges)
-        if pending and not support.self_loops or not pending and support.given is support:
+        """The features of each pair of the support, those of added self-loops filled in.
+
+        Over PendingEdges, a row for each of the caller's edges, then one for each self-loop.
+        """
+        if isinstance(support, PendingEdges):
+            added, (source, target) = support.self_loops, support.edge_index
+        else:
+            given = support.given
+            added, source, target = given is not support, given.key_index, given.query_index
+        if not added:
             return edge_attr
         num_loops = min(support.num_keys, support.num_queries)
         if isinstance(fill_value, str):
-            source, target = support.edge_index if pending else support.given.edge_index
             # Self-loops, which are about to be replaced, go to a node that does not exist
             target = torch.where(source == target, support.num_queries, target).long()
             loop_attr = scatter(edge_attr, target, 0, support.num_queries + 1, fill_value)
@@ -117,49 +142,84 @@ class AttentionConv(MessagePassing):
             fill = torch.as_tensor(fill_value, dtype=edge_attr.dtype, device=edge_attr.device)
             loop_attr = fill.expand(num_loops, edge_attr.shape[-1])
         edge_attr = torch.cat([edge_attr, loop_attr])
-        return edge_attr if pending else edge_attr.index_select(0, support.source_id)
+        if isinstance(support, PendingEdges):
+            return edge_attr
+        return edge_attr.index_select(0, support.source_id)
 
 
-def weights_like_input(edge_index: Any, attention: EdgeAttention) -> Any:
-    """Weights in the form that torch_geometric returns for this kind of edge_index."""
+def pairs_of(support: Edges | PendingEdges) -> tuple[Tensor, Tensor]:
+    """The pairs `[2, E']` in torch_geometric's order, and where each comes from, `[E']`.
+
+    The second is the number of the caller's edge, or E + node for a self-loop that was added.
+    """
+    if isinstance(support, PendingEdges) and torch.compiler.is_compiling():
+        # Traced code cannot look into the cache: list the pairs anew
+        pairs = support.edge_index.long()
+        source_id = torch.arange(pairs.shape[1], device=pairs.device)
+        if support.self_loops:
+            kept = torch.nonzero(pairs[0] != pairs[1]).squeeze(1)
+            loops = min(support.num_keys, support.num_queries)
+            loop = torch.arange(loops, device=pairs.device)
+            source_id = torch.cat([kept, loop + pairs.shape[1]])
+            pairs = torch.cat([pairs.index_select(1, kept), loop.expand(2, -1)], dim=1)
+        return pairs, source_id
+    edges = support.resolve() if isinstance(support, PendingEdges) else support
+    return edges.edge_index, edges.source_id
+
+
+def weights_like_input(
+    edge_index: Any, support: Edges | PendingEdges, pairs: Tensor, weights: Tensor
+) -> Any:
+    """The weights of pairs in the form that torch_geometric returns for this kind of edge_index."""
+    sources, targets = support.num_keys, support.num_queries
     if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
-        (source, target), weights = attention
-        sparse = torch.sparse_coo_tensor(
-            torch.stack([target, source]),
-            weights,
-            (*edge_index.shape, weights.shape[-1]),
-            check_invariants=False,
-        ).coalesce()
-        if edge_index.layout == torch.sparse_coo:
-            return sparse, sparse.values()
-        row, column = sparse.indices()
-        pointer = torch._convert_indices_from_coo_to_csr(row, edge_index.shape[0])
-        values = sparse.values()
-        return torch.sparse_csr_tensor(pointer, column, values, check_invariants=False), values
-    if not isinstance(edge_index, Tensor | Edges):  # torch_sparse.SparseTensor
-        (source, target), weights = attention
-        sizes = edge_index.size(0), edge_index.size(1)
-        return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=sizes)
-    return attention
+        size = targets, sources, weights.shape[-1]
+        matrix = torch.sparse_coo_tensor(pairs.flip(0), weights, size, check_invariants=False)
+        matrix = matrix.coalesce()
+        values = matrix.values()
+        if edge_index.layout != torch.sparse_coo:
+            row, column = matrix.indices()
+            pointer = torch._convert_indices_from_coo_to_csr(row, targets)
+            matrix = torch.sparse_csr_tensor(pointer, column, values, size, check_invariants=False)
+        return matrix, values
+    if isinstance(edge_index, EdgeIndex):
+        pairs = EdgeIndex(pairs, sparse_size=(sources, targets))
+    if isinstance(edge_index, Tensor | Edges):
+        return EdgeAttention(pairs, weights)
+    source, target = pairs  # torch_sparse.SparseTensor
+    return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=(targets, sources))
 
 
 def check_features(layer: str, name: str, x: Tensor, channels: int) -> None:
-    """Raise unless x holds node features `[N, channels]`."""
+    """Raise unless x holds node features `[N, channels]`; channels below 1 stand for any."""
     if not x.is_floating_point():
-        raise TypeError(f"{name} has dtype {x.dtype}; expected floating point: use .float()")
-    if x.dim() != 2 or (channels > 0 and x.shape[1] != channels):  # -1: not known yet
-        width = "channels" if channels < 0 else channels
+        raise TypeError(f"{name} has dtype {x.dtype}; convert it with .float()")
+    if x.dim() != 2:
         raise ValueError(
-            f"{name} has shape {list(x.shape)}; {layer} expects [nodes, {width}], one row of "
-            "features for each node"
+            f"{name} has shape {list(x.shape)}; {layer} expects [nodes, channels], one row of "
+            "features for each node (graphs of a batch are joined into one)"
+        )
+    if channels > 0 and x.shape[1] != channels:
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "
+            f"give each node {channels} features, or build it for {x.shape[1]}"
         )
 
 
-def _owner(cls: type, step: str) -> type:
-    """The class that defines a step of message passing."""
-    return next(base for base in cls.__mro__ if step in base.__dict__)
+def width_of(linear: Any) -> int:
+    """How many features a linear map takes; -1 where that is not known (yet)."""
+    return getattr(linear, "in_channels", -1)
 
 
+def warn_caller(message: str) -> None:
+    """Warn, and point at the line outside torch and this package that called the layer."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INNER_PACKAGES:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+_INNER_PACKAGES = {__name__.partition(".")[0], "torch", "torch_geometric"}
 _TRUSTED: set[type] = {*MessagePassing.__mro__}
 
 
@@ -169,17 +229,19 @@ def trusted(layer: type[AttentionConv]) -> type[AttentionConv]:
     return layer
 
 
-def _check_sizes(edges: Edges, num_sources: int, num_targets: int) -> Edges:
-    for name, have, need in (
-        ("source", num_sources, edges.num_keys),
-        ("target", num_targets, edges.num_queries),
-    ):
-        if have != need:
-            raise ValueError(
-                f"x has {have} {name} nodes, but the Edges were built for {need}: build them with "
-                f"size=({num_sources}, {num_targets})"
-            )
-    return edges
+def _check_sizes(edges: Edges, num_sources: int, num_targets: int) -> None:
+    if (num_sources, num_targets) != (edges.num_keys, edges.num_queries):
+        raise ValueError(
+            f"x has {num_sources} source and {num_targets} target nodes, but edge_index is Edges "
+            f"from {edges.num_keys} to {edges.num_queries} nodes: build them with "
+            f"size=({num_sources}, {num_targets})"
+        )
+
+
+def _leaves_out_nodes(edge_index: EdgeIndex, sizes: tuple[int, int]) -> bool:
+    """Whether an EdgeIndex took its sizes from its edges, and so knows of no isolated nodes."""
+    known = edge_index.sparse_size()
+    return any(k is not None and k < n for k, n in zip(known, sizes, strict=True))
 
 
 def _number_of_edges(edge_index: Any) -> int:
@@ -190,9 +252,15 @@ def _number_of_edges(edge_index: Any) -> int:
     return int(edge_index.nnz())
 
 
-def _stored_values(edge_index: Any) -> Tensor | None:
-    if isinstance(edge_index, Tensor):
-        if edge_index.layout == torch.sparse_coo:
-            return edge_index._values()
-        return edge_index.values() if is_torch_sparse_tensor(edge_index) else None
-    return None if isinstance(edge_index, Edges) else edge_index.coo()[2]
+def _stored_features(edge_index: Any) -> Tensor | None:
+    """The features `[E, edge_dim]` in a sparse matrix; as in torch_geometric, a vector is none."""
+    if isinstance(edge_index, Edges):
+        return None
+    if not isinstance(edge_index, Tensor):  # torch_sparse.SparseTensor
+        values = edge_index.coo()[2]
+    elif is_torch_sparse_tensor(edge_index):
+        loose = edge_index.layout == torch.sparse_coo and not edge_index.is_coalesced()
+        values = edge_index._values() if loose else edge_index.values()
+    else:
+        return None
+    return None if values is None or values.dim() < 2 else values

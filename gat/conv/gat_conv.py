@@ -11,13 +11,14 @@ from torch.nn import Parameter
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot, zeros
 
-from attn_core import Edges, PendingEdges, Separable, attend, scatter_softmax
+from attn_core import PendingEdges, Separable, attend, scatter_softmax
 from gat.conv.base import (
     AttentionConv,
-    EdgeAttention,
     check_features,
+    pairs_of,
     trusted,
     weights_like_input,
+    width_of,
 )
 
 
@@ -52,7 +53,7 @@ class GATConv(AttentionConv):
         **kwargs: of `torch_geometric.nn.MessagePassing`, such as `aggr` or `flow`.
 
     Raises:
-        ValueError: heads below 1, or a dropout outside [0, 1].
+        ValueError: in_channels that are no number or pair, heads below 1, a dropout outside [0, 1].
 
     >>> conv = GATConv(4, 8, heads=2)
     >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
@@ -75,6 +76,12 @@ class GATConv(AttentionConv):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
+        pair = isinstance(in_channels, tuple | list) and len(in_channels) == 2
+        if not (isinstance(in_channels, int) or pair):
+            raise ValueError(
+                f"in_channels is {in_channels}; expected the features per node, or a pair of them "
+                "(sources, targets)"
+            )
         if heads < 1:
             raise ValueError(f"heads is {heads}; an attention layer needs at least one")
         if not 0 <= dropout <= 1:
@@ -96,21 +103,24 @@ class GATConv(AttentionConv):
             return Linear(inputs, outputs, bias=False, weight_initializer="glorot")
 
         width = heads * out_channels
-        self.lin = self.lin_src = self.lin_dst = None
+        self.lin: Linear | None = None
+        self.lin_src: Linear | None = None
+        self.lin_dst: Linear | None = None
         if isinstance(in_channels, int):
             self.lin = linear(in_channels, width)
         else:
             self.lin_src, self.lin_dst = (linear(channels, width) for channels in in_channels)
         self.att_src = Parameter(torch.empty(1, heads, out_channels))
         self.att_dst = Parameter(torch.empty(1, heads, out_channels))
-        self.lin_edge = self.att_edge = None
+        self.lin_edge: Linear | None = None
+        self.register_parameter("att_edge", None)
         if edge_dim is not None:
             self.lin_edge = linear(edge_dim, width)
             self.att_edge = Parameter(torch.empty(1, heads, out_channels))
         width = width if concat else out_channels
         target_channels = in_channels if isinstance(in_channels, int) else in_channels[1]
         self.res = linear(target_channels, width) if residual else None
-        self.bias = Parameter(torch.empty(width)) if bias else None
+        self.register_parameter("bias", Parameter(torch.empty(width)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -152,30 +162,36 @@ class GATConv(AttentionConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
-        x_src, x_dst, residual = self._project(x)
-        sizes = _check_size(size, x_src, x_dst)
-        alpha_src = (x_src * self.att_src).sum(-1)
-        alpha_dst = None if x_dst is None else (x_dst * self.att_dst).sum(-1)
-        support = self._support(edge_index, *sizes, self.add_self_loops)
-        edge_attr = self._edge_features(edge_attr, edge_index, self.edge_dim)
+        h_src, h_dst, residual = self._project(x)
+        num_targets = _num_targets(size, h_src, h_dst)
+        alpha_src = (h_src * self.att_src).sum(-1)
+        alpha_dst = None if h_dst is None else (h_dst * self.att_dst).sum(-1)
+        support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
+        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
+        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, h_src)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        if self._is_fused():
-            result = attend(
+        need_weights = bool(return_attention_weights)
+        # How many weights there are depends on the data: torch.compile must then see the pairs
+        if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
+            out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),
                 alpha_src.unsqueeze(-1),
-                x_src,
+                h_src,
                 score=Separable(activation="leaky_relu", negative_slope=self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
                 dropout=self.dropout if self.training else 0.0,
-                need_weights=bool(return_attention_weights),
+                need_weights=need_weights,
             )
-            out, weights = result.output, result.weights
+            pairs = pairs_of(support)[0] if need_weights else None
         else:
-            out, weights, support = self._pass_messages(
-                x_src, x_dst, alpha_src, alpha_dst, support, edge_attr, size
+            pairs, source_id = pairs_of(support)
+            if edge_attr is not None and isinstance(support, PendingEdges):
+                edge_attr = edge_attr.index_select(0, source_id)
+            out, weights = self._pass_messages(
+                pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
 
         out = out.flatten(1) if self.concat else out.mean(dim=1)
@@ -183,61 +199,57 @@ class GATConv(AttentionConv):
             out = out + residual
         if self.bias is not None:
             out = out + self.bias
-        if not return_attention_weights:
+        if not need_weights:
             return out
-        edges = support.resolve() if isinstance(support, PendingEdges) else support
-        return out, weights_like_input(edge_index, EdgeAttention(edges.edge_index, weights))
+        assert pairs is not None and weights is not None
+        return out, weights_like_input(edge_index, support, pairs, weights)
 
     def _project(
         self, x: Tensor | tuple[Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Sources and targets as `[N, H, C]`, and the residual of the targets."""
-        pair = isinstance(x, tuple | list)
-        x_src, x_dst = x if pair else (x, x)
-        channels = self.in_channels
-        channels = (channels, channels) if isinstance(channels, int) else channels
-        name = type(self).__name__
-        check_features(name, "x[0]" if pair else "x", x_src, channels[0])
-        if x_dst is not None and x_dst is not x_src:
-            check_features(name, "x[1]", x_dst, channels[1])
+        x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
+        lin_src, lin_dst = self.lin or self.lin_src, self.lin or self.lin_dst
+        assert lin_src is not None and lin_dst is not None
+        name, layer = "x" if isinstance(x, Tensor) else "x[0]", type(self).__name__
+        check_features(layer, name, x_src, width_of(lin_src))
+        if x_dst is not None:
+            name = "x" if isinstance(x, Tensor) else "x[1]"
+            check_features(layer, name, x_dst, width_of(lin_dst))
         residual = self.res(x_dst) if self.res is not None and x_dst is not None else None
         shape = (-1, self.heads, self.out_channels)
-        if self.lin is not None:
-            h_src = self.lin(x_src).view(shape)
-            if x_dst is x_src:
-                return h_src, h_src, residual
-            return h_src, None if x_dst is None else self.lin(x_dst).view(shape), residual
-        h_dst = None if x_dst is None else self.lin_dst(x_dst).view(shape)
-        return self.lin_src(x_src).view(shape), h_dst, residual
+        h_src = lin_src(x_src).view(shape)
+        if x_dst is x_src and lin_dst is lin_src:
+            return h_src, h_src, residual
+        return h_src, None if x_dst is None else lin_dst(x_dst).view(shape), residual
 
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of each edge add to its score, `[E, H]`."""
+        assert self.lin_edge is not None
+        if edge_attr.dim() == 1:
+            edge_attr = edge_attr.unsqueeze(1)
         features = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
         return (features * self.att_edge).sum(-1)
 
     def _pass_messages(
         self,
-        x_src: Tensor,
-        x_dst: Tensor | None,
-        alpha_src: Tensor,
-        alpha_dst: Tensor | None,
-        support: Edges | PendingEdges,
+        pairs: Tensor,
+        x: tuple[Tensor, Tensor | None],
+        alpha: tuple[Tensor, Tensor | None],
         edge_attr: Tensor | None,
         size: tuple[int, int] | None,
-    ) -> tuple[Tensor, Tensor, Edges]:
+    ) -> tuple[Tensor, Tensor]:
         """The same through torch_geometric's steps, for those who watch or replace them."""
-        edges = support.resolve() if isinstance(support, PendingEdges) else support
-        if edge_attr is not None and isinstance(support, PendingEdges):
-            edge_attr = edge_attr.index_select(0, edges.source_id)
-        edge_index = edges.edge_index
-        # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor)
-        weights = self.edge_updater(
-            edge_index, alpha=(alpha_src, alpha_dst), edge_attr=edge_attr, size=size
-        )
-        alpha = F.dropout(weights, p=self.dropout, training=self.training)
-        # propagate_type: (x: OptPairTensor, alpha: Tensor)
-        out = self.propagate(edge_index, x=(x_src, x_dst), alpha=alpha, size=size)
-        return out, weights, edges
+        # edge_updater_type: (alpha: tuple[Tensor, Tensor | None], edge_attr: Tensor | None)
+        dropped = self.edge_updater(pairs, alpha=alpha, edge_attr=edge_attr, size=size)
+        # propagate_type: (x: tuple[Tensor, Tensor | None], alpha: Tensor)
+        out = self.propagate(pairs, x=x, alpha=dropped, size=size)
+        if not (self.training and self.dropout > 0 and self._has_own("edge_update")):
+            return out, dropped
+        i, j = (1, 0) if self.flow == "source_to_target" else (0, 1)
+        alpha_j = alpha[0].index_select(0, pairs[j])
+        alpha_i = None if alpha[1] is None else alpha[1].index_select(0, pairs[i])
+        return out, self._weights(alpha_j, alpha_i, edge_attr, pairs[i], out.shape[0])
 
     def edge_update(
         self,
@@ -245,11 +257,24 @@ class GATConv(AttentionConv):
         alpha_i: Tensor | None,
         edge_attr: Tensor | None,
         index: Tensor,
+        ptr: Tensor | None,
         dim_size: int | None,
     ) -> Tensor:
-        """The weight of each edge, `[E, H]`, before dropout."""
+        """The weight of each edge, `[E, H]`, after dropout; the arguments are torch_geometric's."""
+        weights = self._weights(alpha_j, alpha_i, edge_attr, index, dim_size)
+        return F.dropout(weights, p=self.dropout, training=self.training)
+
+    def _weights(
+        self,
+        alpha_j: Tensor,
+        alpha_i: Tensor | None,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        dim_size: int | None,
+    ) -> Tensor:
+        """The weight of each edge among those of the same index, `[E, H]`."""
         alpha = alpha_j if alpha_i is None else alpha_j + alpha_i
-        if edge_attr is not None:
+        if edge_attr is not None and self.lin_edge is not None:
             alpha = alpha + self._score_edges(edge_attr)
         return scatter_softmax(F.leaky_relu(alpha, self.negative_slope), index, dim_size)
 
@@ -258,23 +283,16 @@ class GATConv(AttentionConv):
         return alpha.unsqueeze(-1) * x_j
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
-        )
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
 
 
-def _check_size(
-    size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | None
-) -> tuple[int, int]:
-    """The numbers of source and target nodes, which `size` may only confirm or complete."""
-    sources, targets = x_src.shape[0], None if x_dst is None else x_dst.shape[0]
-    if size is None:
-        return sources, sources if targets is None else targets
-    if size[0] not in (None, sources) or (targets is not None and size[1] not in (None, targets)):
+def _num_targets(size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | None) -> int:
+    """The number of target nodes; `size` tells it where x does not, and must not contradict x."""
+    given = (None, None) if size is None else size
+    sources, targets = x_src.shape[0], given[1] if x_dst is None else x_dst.shape[0]
+    if given[0] not in (None, sources) or given[1] not in (None, targets):
         raise ValueError(
-            f"size is {tuple(size)}, but x has {sources} source and "
-            f"{sources if targets is None else targets} target nodes"
+            f"size is {tuple(given)}, but x has {sources} source and {targets} target nodes: leave "
+            "size out, or give x a row for each node"
         )
-    if targets is None:
-        targets = sources if size[1] is None else size[1]
-    return sources, targets
+    return sources if targets is None else targets

@@ -1,0 +1,229 @@
+"""The graph layers under torch.compile, torch.func, torch.export, checkpointing and DDP."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.utils.checkpoint import checkpoint
+
+from attn_core import Edges, backend
+from gat import GAT, GATConv
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs(number: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Graphs that all differ in the numbers of their nodes and edges: x, edge_index, edge_attr."""
+    return [
+        (torch.randn(n, 4), torch.randint(n, (2, e)), torch.randn(e, 2))
+        for n, e in ((10 + 3 * i, 41 + 7 * i) for i in range(number))
+    ]
+
+
+def outcome(layer: Any, module: Any, *inputs: Any) -> list[Tensor]:
+    """The output and all gradients of one training step."""
+    torch.manual_seed(0)
+    module.zero_grad()
+    out = layer(*inputs)
+    out.float().square().sum().backward()
+    return [out, *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "dropout": {"dropout": 0.5},
+    "edge features": {"edge_dim": 2},
+    "edge features, filled with the largest": {"edge_dim": 2, "fill_value": "max"},
+    "averaged heads without self-loops": {"concat": False, "add_self_loops": False},
+    "autocast": {},
+    "passing messages": {"aggr": "mean", "add_self_loops": False},
+}
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_twenty_graphs_need_one_recompilation_at_most(
+    variant: str, fullgraph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = GATConv(4, 3, heads=2, **VARIANTS[variant])
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=fullgraph, backend=counter)
+    autocast = torch.autocast("cpu", torch.bfloat16) if variant == "autocast" else nullcontext()
+    edge_dim = VARIANTS[variant].get("edge_dim")
+    data = [(x, pairs, edge_attr if edge_dim else None) for x, pairs, edge_attr in graphs(20)]
+    with autocast:
+        for inputs in data:
+            torch.testing.assert_close(
+                outcome(compiled, layer, *inputs), outcome(layer, layer, *inputs)
+            )
+        assert counter.frame_count <= 2  # more would be recompilations or graph breaks
+        sorts = []
+        argsort = torch.argsort
+        monkeypatch.setattr(torch, "argsort", lambda *a, **k: sorts.append(1) or argsort(*a, **k))
+        for inputs in data:
+            outcome(compiled, layer, *inputs)
+        assert counter.frame_count <= 2
+    if variant != "passing messages":
+        assert not sorts  # these graphs are known
+        outcome(compiled, layer, data[0][0], data[0][1].clone(), data[0][2])
+        assert sorts
+
+
+def test_the_default_compiler_gives_the_same_numbers() -> None:
+    layer = GATConv(4, 3, heads=2)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for x, edge_index, _ in graphs(2):
+        torch.testing.assert_close(
+            outcome(compiled, layer, x, edge_index), outcome(layer, layer, x, edge_index)
+        )
+
+
+def test_a_model_is_one_graph() -> None:
+    model = GAT(4, 3, 2, heads=2, edge_dim=2)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for inputs in graphs(3):
+        torch.testing.assert_close(
+            outcome(compiled, model, *inputs), outcome(model, model, *inputs)
+        )
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("aggr", ["sum", "max"])
+@pytest.mark.parametrize("edge_dim", [None, 2])
+def test_weights_come_out_of_one_graph(aggr: str, edge_dim: int | None) -> None:
+    layer = GATConv(4, 3, heads=2, aggr=aggr, edge_dim=edge_dim)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for x, edge_index, edge_attr in graphs(3):
+        inputs = {"edge_attr": edge_attr} if edge_dim else {}
+        inputs["return_attention_weights"] = True
+        torch.testing.assert_close(
+            tuple(compiled(x, edge_index, **inputs)), tuple(layer(x, edge_index, **inputs))
+        )
+
+
+def test_edges_that_have_their_self_loops_compile() -> None:
+    layer = GATConv(4, 3, heads=2)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for x, edge_index, _ in graphs(6):
+        edges = Edges.from_edge_index(edge_index, size=len(x), self_loops=True)
+        torch.testing.assert_close(
+            outcome(compiled, layer, x, edges), outcome(layer, layer, x, edge_index)
+        )
+    assert counter.frame_count <= 2
+
+
+def test_compiled_code_sees_edits_and_bad_edges() -> None:
+    layer, edge_index = GATConv(4, 3), EDGES.clone()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled(X, edge_index)
+    edge_index[0, 0] = 3
+    torch.testing.assert_close(compiled(X, edge_index), layer(X, edge_index.clone()))
+    edge_index[0, 0] = 6
+    with pytest.raises(IndexError, match="node 6 in row 0"):
+        compiled(X, edge_index)
+
+
+def test_gradients_with_respect_to_functional_parameters() -> None:
+    layer = GATConv(4, 3, heads=2)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(layer, parameters, (X, EDGES)).square().sum()
+
+    loss(parameters).backward()
+    for name, gradient in grad(loss)(parameters).items():
+        torch.testing.assert_close(gradient, parameters[name].grad)
+
+
+def test_an_ensemble_runs_as_one_vectorised_call() -> None:
+    layers = [GATConv(4, 3, heads=2, edge_dim=2) for _ in range(3)]
+    edge_attr = torch.randn(7, 2)
+    out = vmap(lambda *state: functional_call(layers[0], state, (X, EDGES, edge_attr)))(
+        *stack_module_state(layers)
+    )
+    torch.testing.assert_close(out, torch.stack([layer(X, EDGES, edge_attr) for layer in layers]))
+
+
+def test_forward_mode_gives_the_directional_derivative() -> None:
+    layer, x = GATConv(4, 3, heads=2).double(), X.double()
+    direction = torch.ones_like(x)
+    _, derivative = jvp(lambda x: layer(x, EDGES), (x,), (direction,))
+    step = 1e-6 * direction
+    expected = (layer(x + step, EDGES) - layer(x - step, EDGES)) / 2e-6
+    torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("edge_dim", [None, 2])
+def test_an_exported_layer_serves_graphs_of_other_sizes(strict: bool, edge_dim: int | None) -> None:
+    layer = GATConv(4, 3, heads=2, edge_dim=edge_dim)
+    inputs = [(x, pairs, *([edge_attr] if edge_dim else [])) for x, pairs, edge_attr in graphs(2)]
+    nodes, edges = torch.export.Dim("nodes"), torch.export.Dim("edges")
+    shapes = {
+        "x": {0: nodes},
+        "edge_index": {1: edges},
+        **({"edge_attr": {0: edges}} if edge_dim else {}),
+    }
+    exported = torch.export.export(layer, inputs[0], dynamic_shapes=shapes, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    torch.testing.assert_close(loaded(*inputs[1]), layer(*inputs[1]))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_draws_the_same_dropout_again(reentrant: bool) -> None:
+    layer = GATConv(4, 3, heads=2, dropout=0.5)
+    x = X.clone().requires_grad_()
+
+    def again(x: Tensor, edge_index: Tensor) -> Tensor:
+        return checkpoint(layer, x, edge_index, use_reentrant=reentrant)
+
+    plain, recomputed = (outcome(call, layer, x, EDGES) for call in (layer, again))
+    torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
+
+
+def test_trains_under_distributed_data_parallel() -> None:
+    layer = GATConv(4, 3, heads=2)
+    expected = outcome(layer, layer, X, EDGES)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(layer)
+        torch.testing.assert_close(outcome(parallel, layer, X, EDGES), expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_autocast_computes_in_bfloat16_close_to_float32() -> None:
+    layer = GATConv(4, 3, heads=2, edge_dim=2)
+    edge_attr = torch.randn(7, 2)
+    exact = layer(X, EDGES, edge_attr)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(X, EDGES, edge_attr)
+        with backend("reference"):
+            torch.testing.assert_close(layer(X, EDGES, edge_attr), out, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
+    out.float().sum().backward()
+    assert layer.lin.weight.grad.dtype == torch.float32

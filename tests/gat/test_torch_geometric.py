@@ -1,0 +1,406 @@
+"""GATConv among torch_geometric's models, explainers, hooks and subclasses, in theirs' place."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch_geometric.nn
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+from torch_geometric.nn import HeteroConv, SAGPooling, SumAggregation, to_hetero
+
+from gat import GATConv
+
+TheirGATConv = torch_geometric.nn.GATConv
+X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
+EDGE_ATTR = torch.randn(7, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """Two layers of a kind."""
+
+    def __init__(self, conv: type) -> None:
+        super().__init__()
+        self.first = conv(4, 3, heads=2)
+        self.second = conv(6, 2, heads=2, concat=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
+@pytest.fixture
+def nets(twins: Any) -> tuple[Net, Net]:
+    return twins(classes=(lambda: Net(GATConv), lambda: Net(TheirGATConv)))
+
+
+def assert_same(*outputs: Any) -> None:
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "index", "node_mask"),
+    [
+        (AttentionExplainer, None, None),
+        (AttentionExplainer, 1, None),
+        (lambda: GNNExplainer(epochs=5), 1, "attributes"),
+    ],
+)
+def test_explainers_find_the_same_masks(
+    nets: Any, algorithm: Callable[[], Any], index: int | None, node_mask: str | None
+) -> None:
+    masks = []
+    for net in nets:
+        torch.manual_seed(0)
+        explainer = Explainer(
+            net,
+            algorithm(),
+            explanation_type="model",
+            edge_mask_type="object",
+            node_mask_type=node_mask,
+            model_config={
+                "mode": "multiclass_classification",
+                "task_level": "node",
+                "return_type": "raw",
+            },
+        )
+        masks.append(explainer(X, EDGES, index=index).edge_mask)
+    assert_same(*masks)
+    assert masks[0].any()
+
+
+def test_edge_masks_act_until_they_are_cleared(nets: Any) -> None:
+    before = [net(X, EDGES) for net in nets]
+    for net in nets:
+        set_masks(net, torch.linspace(-2, 2, 7, dtype=torch.float64), EDGES)
+    masked = [net(X, EDGES) for net in nets]
+    assert_same(*masked)
+    assert not torch.allclose(masked[0], before[0])
+    for net in nets:
+        clear_masks(net)
+    assert torch.equal(nets[0](X, EDGES), before[0])
+
+
+def seen_by_hooks(layer: Any) -> dict[str, Any]:
+    """What every hook of message passing is handed, in one call."""
+    seen: dict[str, Any] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: Any, inputs: Any, output: Any = None) -> None:
+            edge_index, size = inputs[:2] if len(inputs) > 1 else (None, None)
+            seen[name] = (edge_index, None if size is None else list(size), inputs[-1], output)
+
+        return hook
+
+    for step in ("propagate", "message", "aggregate", "edge_update"):
+        getattr(layer, f"register_{step}_forward_pre_hook")(note(f"{step} before"))
+        getattr(layer, f"register_{step}_forward_hook")(note(f"{step} after"))
+    layer(X, EDGES, EDGE_ATTR)
+    return seen
+
+
+def test_hooks_see_what_theirs_see(twins: Any) -> None:
+    ours, theirs = (seen_by_hooks(layer) for layer in twins(4, 3, 2, edge_dim=2))
+    assert len(ours) == 8
+    assert_same(ours, theirs)
+
+
+def test_a_hook_may_change_what_it_sees(twins: Any) -> None:
+    layers = twins(4, 3, 2)
+    for layer in layers:
+        layer.register_message_forward_hook(lambda _, __, out: 2 * out)
+        layer.register_propagate_forward_pre_hook(
+            lambda _, inputs: (*inputs[:2], {**inputs[2], "alpha": inputs[2]["alpha"] ** 2})
+        )
+    assert_same(*(layer(X, EDGES) for layer in layers))
+
+
+def overriding(step: str) -> Callable[[type], type]:
+    """Makes a subclass that replaces one step of message passing."""
+
+    def make(conv: Any) -> type:
+        class Sub(conv):  # type: ignore[misc]
+            if step == "message":
+
+                def message(self, x_j: Tensor, alpha: Tensor, index: Tensor) -> Tensor:
+                    return alpha.unsqueeze(-1) * x_j.tanh() + index.view(-1, 1, 1)
+
+            elif step == "edge_update":
+
+                def edge_update(  # a copy of theirs, temperature added
+                    self,
+                    alpha_j: Tensor,
+                    alpha_i: Tensor | None,
+                    index: Tensor,
+                    ptr: Tensor | None,
+                    dim_size: int | None,
+                ) -> Tensor:
+                    alpha = alpha_j if alpha_i is None else alpha_j + alpha_i
+                    alpha = F.leaky_relu(alpha / 2, self.negative_slope)
+                    alpha = torch_geometric.utils.softmax(alpha, index, ptr, dim_size)
+                    return F.dropout(alpha, p=self.dropout, training=self.training)
+
+            elif step == "edge_update that calls ours":
+
+                def edge_update(
+                    self,
+                    alpha_j: Tensor,
+                    alpha_i: Tensor | None,
+                    edge_attr: Tensor | None,
+                    index: Tensor,
+                    ptr: Tensor | None,
+                    dim_size: int | None,
+                ) -> Tensor:
+                    return 3 * super().edge_update(
+                        alpha_j, alpha_i, edge_attr, index, ptr, dim_size
+                    )
+
+            elif step == "aggregate":
+
+                def aggregate(
+                    self,
+                    inputs: Tensor,
+                    index: Tensor,
+                    ptr: Tensor | None = None,
+                    dim_size: int | None = None,
+                ) -> Tensor:
+                    return super().aggregate(inputs, index, ptr, dim_size) + 1
+
+            elif step == "update":
+
+                def update(self, inputs: Tensor, x: Any) -> Tensor:
+                    return inputs - x[1]
+
+            elif step == "forward":
+
+                def forward(
+                    self, x: Tensor, edge_index: Tensor
+                ) -> Tensor:  # in the style of theirs
+                    h = self.lin(x).view(-1, self.heads, self.out_channels)
+                    alpha = ((h * self.att_src).sum(-1), (h * self.att_dst).sum(-1))
+                    alpha = self.edge_updater(edge_index, alpha=alpha, edge_attr=None)
+                    return self.propagate(edge_index, x=(h, h), alpha=alpha).flatten(1)
+
+            else:  # a step set on the instance
+
+                def __init__(self, *args: Any, **kwargs: Any) -> None:
+                    super().__init__(*args, **kwargs)
+                    self.message = lambda x_j, alpha: x_j
+
+        Sub.__name__ += f"{step.replace(' ', '')}Of{conv.__module__.partition('.')[0]}"
+        return Sub
+
+    return make
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "step",
+    ["message", "edge_update", "edge_update that calls ours", "aggregate", "update", "forward",
+     "message of the instance"],
+)  # fmt: skip
+def test_steps_that_a_subclass_replaces_count(twins: Any, step: str, dropout: float) -> None:
+    make = overriding(step)
+    classes = make(GATConv), make(TheirGATConv)
+    layers = twins(4, 3, 2, dropout=dropout, classes=classes)
+    outputs = []
+    for layer in layers:
+        torch.manual_seed(0)
+        outputs.append(layer(X, EDGES))
+    assert_same(*outputs)
+    assert not torch.allclose(outputs[0], twins(4, 3, 2)[0](X, EDGES))
+
+
+def test_a_step_mixed_in_counts(twins: Any) -> None:
+    class Doubled:
+        def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+            return 2 * alpha.unsqueeze(-1) * x_j
+
+    class Mixed(Doubled, GATConv): ...
+
+    plain, _ = twins(4, 3, 2, bias=False)
+    mixed = Mixed(4, 3, 2, bias=False).double()
+    mixed.load_state_dict(plain.state_dict())
+    assert_same(mixed(X, EDGES), 2 * plain(X, EDGES))
+
+
+def test_an_aggregation_put_in_later_counts(twins: Any) -> None:
+    layers = twins(4, 3, 2)
+    for layer in layers:
+        layer.aggr_module = torch_geometric.nn.MaxAggregation()
+    assert_same(*(layer(X, EDGES) for layer in layers))
+
+
+def test_propagate_is_generated_for_the_class() -> None:
+    """torch_geometric hides it when that fails, and then reads the source in each constructor."""
+    layer = GATConv(4, 3, aggr=SumAggregation())
+    for name in ("propagate", "edge_updater"):
+        assert getattr(layer, name).__module__ == f"gat.conv.gat_conv_GATConv_{name}"
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+@pytest.mark.parametrize("edge_dim", [None, 2])
+def test_weights_are_those_before_dropout_where_messages_pass_too(
+    twins: Any, flow: str, edge_dim: int | None
+) -> None:
+    layer, _ = twins(4, 3, 2, dropout=0.9, flow=flow, aggr="mean", edge_dim=edge_dim)
+    edge_attr = None if edge_dim is None else EDGE_ATTR
+    _, (_, training) = layer(X, EDGES, edge_attr, return_attention_weights=True)
+    _, (_, evaluating) = layer.eval()(X, EDGES, edge_attr, return_attention_weights=True)
+    assert_same(training, evaluating)
+    assert training.all()
+
+
+EDGE_TYPES = [("paper", "cites", "paper"), ("author", "writes", "paper")]
+HETERO_X = {"paper": X, "author": X[:3, :2]}
+HETERO_EDGES = {EDGE_TYPES[0]: EDGES, EDGE_TYPES[1]: torch.tensor([[0, 1, 2, 2], [4, 0, 1, 1]])}
+
+
+@pytest.mark.filterwarnings("ignore:There exist node types:UserWarning")
+def test_hetero_conv(twins: Any) -> None:
+    def make(conv: Any) -> Any:
+        convs = {EDGE_TYPES[0]: conv(4, 3), EDGE_TYPES[1]: conv((2, 4), 3, add_self_loops=False)}
+        return HeteroConv(convs, aggr="sum")
+
+    nets = twins(classes=(lambda: make(GATConv), lambda: make(TheirGATConv)))
+    assert_same(*(net(HETERO_X, HETERO_EDGES)["paper"] for net in nets))
+
+
+def test_to_hetero() -> None:
+    class Lazy(nn.Module):
+        def __init__(self, conv: Any) -> None:
+            super().__init__()
+            self.conv = conv((-1, -1), 3, heads=2, add_self_loops=False)
+            self.lin = torch_geometric.nn.Linear(-1, 2)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.lin(self.conv(x, edge_index).relu())
+
+    edges = {**HETERO_EDGES, ("paper", "by", "author"): HETERO_EDGES[EDGE_TYPES[1]].flip(0)}
+    metadata = ["paper", "author"], list(edges)
+    ours, theirs = (to_hetero(Lazy(conv), metadata).double() for conv in (GATConv, TheirGATConv))
+    theirs(HETERO_X, edges)  # draws the lazy parameters
+    ours.load_state_dict(theirs.state_dict())
+    assert_same(ours(HETERO_X, edges), theirs(HETERO_X, edges))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"edge_dim": 2, "jk": "cat", "v2": False, "norm": "layer"}]
+)
+def test_in_the_models_of_torch_geometric(twins: Any, options: dict[str, Any]) -> None:
+    class WithOurs(torch_geometric.nn.GAT):
+        def init_conv(self, *args: Any, **kwargs: Any) -> nn.Module:
+            theirs = super().init_conv(*args, **kwargs)
+            ours = GATConv(
+                *(theirs.in_channels, theirs.out_channels),
+                heads=theirs.heads,
+                concat=theirs.concat,
+                add_self_loops=theirs.add_self_loops,
+                edge_dim=theirs.edge_dim,
+            )
+            ours.load_state_dict(theirs.state_dict())
+            return ours
+
+    nets = twins(4, 8, 3, 2, heads=2, classes=(WithOurs, torch_geometric.nn.GAT), **options)
+    edge_attr = EDGE_ATTR if "edge_dim" in options else None
+    assert_same(*(net(X, EDGES, edge_attr=edge_attr) for net in nets))
+    assert isinstance(nets[0].convs[0], GATConv)
+
+
+def test_as_the_score_of_self_attention_pooling(twins: Any) -> None:
+    pools = twins(
+        classes=(lambda: SAGPooling(4, GNN=GATConv), lambda: SAGPooling(4, GNN=TheirGATConv))
+    )
+    assert_same(*(pool(X, EDGES)[0] for pool in pools))
+
+
+def test_a_batch_of_graphs_is_their_disjoint_union(twins: Any) -> None:
+    layer, _ = twins(4, 3, 2)
+    graphs = [Data(x=X, edge_index=EDGES), Data(x=X[:2] + 1, edge_index=EDGES[:, :2])]
+    batch = Batch.from_data_list(graphs)
+    apart = [layer(graph.x, graph.edge_index) for graph in graphs]
+    assert_same(layer(batch.x, batch.edge_index), torch.cat(apart))
+
+
+@pytest.mark.parametrize("in_channels", [4, (4, 4)])
+def test_sampled_neighbourhoods_give_the_targets_of_the_whole_graph(
+    twins: Any, in_channels: Any
+) -> None:
+    """As a NeighborLoader hands them over: the targets are the first of the sources."""
+    ours, theirs = twins(in_channels, 3, 2)
+    edge_index = EDGES[:, EDGES[1] < 2]
+    sampled = [
+        layer((X, X[:2]), edge_index, size=(5, 2), return_attention_weights=True)[0]
+        for layer in (ours, theirs)
+    ]
+    assert_same(*sampled)
+    assert_same(sampled[0], ours((X, X), EDGES)[:2])
+
+
+def test_summary_lists_it(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = types.ModuleType("tabulate")
+    table.tabulate = lambda rows, **_: "\n".join(map(str, rows))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tabulate", table)
+    ours, theirs = (torch_geometric.nn.summary(net, X, EDGES) for net in nets)
+    assert ours == theirs
+    assert "[5, 4], [2, 7]" in ours
+
+
+def through_torch_save(module: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_torch_save]
+)
+@pytest.mark.parametrize("hooked", [False, True])
+def test_copies_compute_the_same_and_on_their_own(
+    nets: Any, copied: Callable[[nn.Module], nn.Module], hooked: bool
+) -> None:
+    net = nets[0]
+    expected = net(X, EDGES)
+    if hooked:
+        net.first.register_message_forward_hook(lambda_hook)
+    other = copied(net)
+    assert torch.equal(other(X, EDGES), net(X, EDGES))
+    assert_same(other(X, EDGES), expected)
+    with torch.no_grad():
+        other.first.att_src.zero_()
+    assert_same(net(X, EDGES), expected)
+
+
+def lambda_hook(*_: Any) -> None:
+    """A hook that only watches (and, having a name, can be pickled)."""
+
+
+def test_a_lazy_layer_can_be_copied_before_it_is_used() -> None:
+    layer = GATConv(-1, 3)
+    copies = [copy.deepcopy(layer) for _ in range(2)]
+    outputs = []
+    for one in copies:
+        torch.manual_seed(0)
+        outputs.append(one(X.float(), EDGES))
+    assert torch.equal(*outputs)
+
+
+def test_moves_to_another_dtype(nets: Any) -> None:
+    net = nets[0]
+    expected = net(X, EDGES)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
+        out = copy.deepcopy(net).to(dtype)(X.to(dtype), EDGES)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
