@@ -7,7 +7,7 @@ projections around one call of it, and `_reference` below is its definition.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -93,7 +93,7 @@ def attend(
     call = Call(score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout)
     call.check()
     dtype = _output_dtype(value)
-    with torch.autocast(key.device.type, enabled=False):
+    with _without_autocast(key.device.type):
         call = call.prepared()
         kernel = choose(call, need_weights) if _backend == "auto" else None
         if kernel is None:
@@ -156,16 +156,27 @@ def weights(
     call = Call(score, normalizer, support, query, key, key, bias, pair_key, None, 0.0)
     call.check()
     dtype = _output_dtype(key)
-    with torch.autocast(key.device.type, enabled=False):
+    with _without_autocast(key.device.type):
         return _weights(call.prepared(), log_sum_exp).to(dtype)
 
 
 def _output_dtype(like: Tensor) -> torch.dtype:
     """The dtype of a tensor, or autocast's, which leaves float64 alone."""
     device = like.device.type
-    if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
+    if (
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and like.dtype != torch.float64
+    ):
         return torch.get_autocast_dtype(device)
     return like.dtype
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Inside, dtypes are chosen here alone."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()  # tensors without data, on the device "meta"
 
 
 def _weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:

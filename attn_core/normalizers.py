@@ -306,10 +306,10 @@ def _check_index(scores: Tensor, index: Tensor, num: int | None) -> int:
     """Raise unless every entry of scores belongs to one of `num` rows; returns num."""
     if index.dtype != torch.int64:
         raise TypeError(f"index has dtype {index.dtype}; expected torch.int64: use .long()")
-    if index.dim() != 1 or len(index) != len(scores):
+    if index.dim() != 1 or index.shape[0] != scores.shape[0]:
         raise ValueError(
-            f"index has shape {list(index.shape)}; expected [{len(scores)}], one row number for "
-            "each entry of scores"
+            f"index has shape {list(index.shape)}; expected [{scores.shape[0]}], one row number "
+            "for each entry of scores"
         )
     if num is not None and not values_are_visible():
         return num

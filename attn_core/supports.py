@@ -193,9 +193,12 @@ class Edges:
     Attributes:
         num_keys: Nk, how many source nodes there are.
         num_queries: Nq, how many target nodes there are.
-        num_edges: E', how many pairs there are, the added self-loops included.
+        pairs: int64 `[2, E']`, keys and queries: the caller's edges, then the self-loops that were
+            added. Read-only, as every tensor here; `edge_index` is a copy.
+        num_edges: E', how many pairs there are.
     """
 
+    pairs: Tensor
     num_keys: int
     num_queries: int
 
@@ -211,13 +214,13 @@ class Edges:
         by_key: Order | None = None,
     ) -> None:
         """Take over checked pairs, int64 `[2, E]`; `from_edge_index` is the public way in."""
-        self._index = pairs
+        self.pairs = pairs
         self._given = given
         self.num_keys, self.num_queries = num_keys, num_queries
         for name, known in (("source_id", source_id), ("by_query", by_query), ("by_key", by_key)):
             if known is not None:
                 self.__dict__[name] = known
-        _HANDLES[self._index] = weakref.ref(self)
+        _HANDLES[self.pairs] = weakref.ref(self)
 
     @classmethod
     @torch.inference_mode(False)
@@ -269,7 +272,7 @@ class Edges:
         return self._replace_self_loops()
 
     def _replace_self_loops(self) -> Edges:
-        pairs, loops = self._index, min(self.num_keys, self.num_queries)
+        pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
         loop = torch.arange(loops, device=self.device)
         kept = torch.nonzero(pairs[0] != pairs[1]).squeeze(1)
         known: dict[str, Any] = {
@@ -284,7 +287,7 @@ class Edges:
 
     @property
     def num_edges(self) -> int:
-        return self._index.shape[1]
+        return self.pairs.shape[1]
 
     @property
     def num_rows(self) -> int:
@@ -293,22 +296,22 @@ class Edges:
 
     @property
     def edge_index(self) -> Tensor:
-        """The pairs, int64 `[2, E']`: the caller's edges, then the self-loops (a copy)."""
-        return self._index.clone()
+        """A copy of the pairs, int64 `[2, E']`: the caller's edges, then the self-loops."""
+        return self.pairs.clone()
 
     @property
     def device(self) -> torch.device:
-        return self._index.device
+        return self.pairs.device
 
     @property
     def key_index(self) -> Tensor:
-        """The key (source) of each pair; read-only, as all tensors below."""
-        return self._index[0]
+        """The key (source) of each pair."""
+        return self.pairs[0]
 
     @property
     def query_index(self) -> Tensor:
         """The query (target) of each pair."""
-        return self._index[1]
+        return self.pairs[1]
 
     @property
     def given(self) -> Edges:
@@ -344,8 +347,8 @@ class Edges:
     @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> Edges:
         """The same pairs on another device (this object itself, if it is there already)."""
-        pairs = self._index.to(device)
-        if pairs is self._index:
+        pairs = self.pairs.to(device)
+        if pairs is self.pairs:
             return self
         known: dict[str, Any] = {}
         for name in ("source_id", "by_query", "by_key"):
@@ -367,7 +370,7 @@ class Edges:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _HANDLES[self._index] = weakref.ref(self)
+        _HANDLES[self.pairs] = weakref.ref(self)
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
         check_nodes(query, key, value, self.num_queries, self.num_keys, self.device)

@@ -43,13 +43,13 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     support, score = call.support, call.score
     if isinstance(support, PendingEdges):
-        if not torch.compiler.is_compiling():
-            support.resolve()  # reads what only the caller's own object knows, such as its order
         edge_index, self_loops = as_plain(support.edge_index), support.self_loops
+        if edge_index is not support.edge_index and not torch.compiler.is_compiling():
+            support.resolve()  # while there is the EdgeIndex, which knows its order
         pair_id = None
     else:
         assert isinstance(support, Edges)
-        edge_index, self_loops = support._index, False
+        edge_index, self_loops = support.pairs, False
         # The Edges may be gone when backward looks for them, and new ones would not know this
         pair_id = None if support.given is support else support.source_id
     kind, constant, vector = "dot", 1.0, None
@@ -187,10 +187,11 @@ def _problem(*arguments: Any) -> csr.Problem:
     edges = handled_edges(edge_index)
     if edges is None:
         edges = cached_edges(edge_index, num_keys, num_queries, self_loops)
-        rows, pair_row = edge_index.shape[1], edges.source_id
-        rows += min(num_keys, num_queries) if self_loops else 0
-    else:
-        rows, pair_row = edges.num_edges, None
+    elif self_loops:
+        edges = edges.with_self_loops()
+    rows, pair_row = edge_index.shape[1], None
+    if self_loops:
+        rows, pair_row = rows + min(num_keys, num_queries), edges.source_id
     query, key, value, _, *per_pair = given
     edges.check(query, key, value)
     for name, tensor in zip(("bias", "pair_key", "pair_value"), per_pair, strict=True):

@@ -72,13 +72,17 @@ class AttentionConv(MessagePassing):
             )
         if isinstance(edge_index, Edges):
             _check_sizes(edge_index, x.shape[0], num_targets)
-            return edge_index.with_self_loops() if self_loops else edge_index
+            if not self_loops or edge_index.given is not edge_index:
+                return edge_index
+            if torch.compiler.is_compiling():  # the op finds these Edges by the pairs they own
+                return PendingEdges(edge_index.pairs, x.shape[0], num_targets, self_loops=True)
+            return edge_index.with_self_loops()
         sizes = x.shape[0], num_targets
         if isinstance(edge_index, EdgeIndex) and _leaves_out_nodes(edge_index, sizes):
             edge_index = edge_index.as_tensor()
         pending = PendingEdges(edge_index, *sizes, self_loops)
         if isinstance(edge_index, Tensor) and not is_torch_sparse_tensor(edge_index):
-            if not torch.compiler.is_compiling():
+            if edge_index.device.type != "meta" and not torch.compiler.is_compiling():
                 pending.resolve()  # what is wrong with edge_index should be the first complaint
             return pending
         return pending.resolve()

@@ -311,5 +311,5 @@ def test_backward_without_the_edges_it_was_given() -> None:
 
     kept: list[Edges] = []
     expected = torch.autograd.grad(run(kept).square().sum(), x)
-    assert handled_edges(kept[0]._index) is kept[0]
+    assert handled_edges(kept[0].pairs) is kept[0]
     torch.testing.assert_close(torch.autograd.grad(run([]).square().sum(), x), expected)

@@ -380,9 +380,9 @@ class TestCache:
 
     def test_the_owner_of_a_tensor_is_found_while_it_lives(self) -> None:
         edges = Edges.from_edge_index(PAIRS)
-        assert handled_edges(edges._index) is edges
+        assert handled_edges(edges.pairs) is edges
         assert handled_edges(PAIRS) is None
-        tensor = edges._index
+        tensor = edges.pairs
         del edges
         gc.collect()
         assert handled_edges(tensor) is None
@@ -417,11 +417,11 @@ def test_copies_are_as_good(copied: Callable[[Edges], Edges], used: bool, self_l
         assert_sorted(edges)
         edges.with_self_loops()
     twin = copied(edges)
-    assert twin is not edges and twin._index is not edges._index
+    assert twin is not edges and twin.pairs is not edges.pairs
     assert torch.equal(twin.edge_index, edges.edge_index)
     assert torch.equal(twin.source_id, edges.source_id)
     assert torch.equal(twin.given.edge_index, edges.given.edge_index)
-    assert handled_edges(twin._index) is twin
+    assert handled_edges(twin.pairs) is twin
     assert_sorted(twin)
     assert torch.equal(twin.with_self_loops().edge_index, edges.with_self_loops().edge_index)
     key = torch.randn(4, 1, 2)

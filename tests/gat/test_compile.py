@@ -119,7 +119,20 @@ def test_weights_come_out_of_one_graph(aggr: str, edge_dim: int | None) -> None:
         )
 
 
-def test_edges_that_have_their_self_loops_compile() -> None:
+@pytest.mark.parametrize("built_with_loops", [True, False])
+@pytest.mark.parametrize("edge_dim", [None, 2])
+def test_edges_in_place_of_an_edge_index_compile(
+    built_with_loops: bool, edge_dim: int | None
+) -> None:
+    edges = Edges.from_edge_index(EDGES, size=6, self_loops=built_with_loops)
+    layer = GATConv(4, 3, heads=2, edge_dim=edge_dim, dropout=0.5)
+    given = (X, edges) if edge_dim is None else (X, edges, torch.randn(7, edge_dim))
+    expected = outcome(layer, layer, *given)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(outcome(compiled, layer, *given), expected)
+
+
+def test_edges_of_other_sizes_need_one_recompilation_at_most() -> None:
     layer = GATConv(4, 3, heads=2)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
@@ -129,6 +142,11 @@ def test_edges_that_have_their_self_loops_compile() -> None:
             outcome(compiled, layer, x, edges), outcome(layer, layer, x, edge_index)
         )
     assert counter.frame_count <= 2
+
+
+def test_meta_tensors_give_shapes() -> None:
+    layer = GATConv(4, 3, heads=2).to("meta")
+    assert layer(X.to("meta"), EDGES.to("meta")).shape == (6, 6)
 
 
 def test_compiled_code_sees_edits_and_bad_edges() -> None:
