@@ -19,6 +19,8 @@ SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/ke
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
 
+# Threads that wait asleep: on a busy machine, spinning ones hold each other up.
+demo: export OMP_WAIT_POLICY = passive
 demo: $(INSTALLED) ## install, train a graph attention network on the digits graph, draw it to runs/demo (goes on where it was interrupted)
 	$(PY) -m examples.node_classification --out runs/demo $(if $(wildcard runs/demo/checkpoint.pt),--resume)
 

@@ -14,6 +14,7 @@ from attn_core.scores import (
     Separable,
 )
 from attn_core.supports import Dense, Edges, PendingEdges, Support, clear_cache
+from attn_core.window import Window
 
 __all__ = [
     "Additive",
@@ -35,6 +36,7 @@ __all__ = [
     "Softmax",
     "Sparsemax",
     "Support",
+    "Window",
     "attend",
     "backend",
     "clear_cache",

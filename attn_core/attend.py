@@ -110,7 +110,7 @@ def _reference(call: Call) -> Attended:
     """The definition of attention, in plain torch; every fast path is tested against it."""
     call, support = call.in_full_precision().on_resolved_support()
     scores = call.scores(support)
-    rows = support.rows(scores)
+    rows = support.rows(scores, call.num_keys)
     scores = rows.allow(scores)
     weights = call.normalizer.normalize(scores, rows)
     dropped = support.drop(weights, call.dropout) if call.dropout > 0 else weights
@@ -182,7 +182,7 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
 def _weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
     call, support = call.in_full_precision().on_resolved_support()
     scores = call.scores(support)
-    rows = support.rows(scores)
+    rows = support.rows(scores, call.num_keys)
     scores = rows.allow(scores)
     if log_sum_exp is None:
         return call.normalizer.normalize(scores, rows)

@@ -33,7 +33,7 @@ class Support(Protocol):
     ) -> Tensor:
         """The logit of each pair and head."""
 
-    def rows(self, scores: Tensor) -> Rows:
+    def rows(self, scores: Tensor, num_keys: int) -> Rows:
         """The pairs of each query."""
 
     def drop(self, weights: Tensor, p: float) -> Tensor:
@@ -44,6 +44,11 @@ class Support(Protocol):
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
         """Raise if the tensors do not fit this support."""
+
+    def relative_positions(
+        self, queries: int, keys: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Position of the key minus position of the query, int64, for each pair."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +82,7 @@ class Dense:
                 f"mask has dtype {self.mask.dtype}; expected bool, where True means 'may attend'. "
                 "A float mask that is added to the scores goes into bias="
             )
-        if self.lengths is not None and (
-            self.lengths.is_floating_point() or self.lengths.dtype == torch.bool
-        ):
-            raise TypeError(f"lengths has dtype {self.lengths.dtype}; expected integers")
+        check_lengths_dtype(self.lengths)
 
     def allowed(
         self,
@@ -96,13 +98,7 @@ class Dense:
         """
         allowed = self._shaped_mask((*batch, heads, queries, keys))
         if self.lengths is not None:
-            if self.lengths.shape != batch:
-                raise ValueError(
-                    f"lengths has shape {list(self.lengths.shape)}; expected {list(batch)}, one "
-                    "length per sequence of the batch"
-                )
-            if values_are_visible():
-                _check_lengths(self.lengths, keys)
+            check_lengths(self.lengths, batch, keys)
             real = torch.arange(keys, device=self.lengths.device) < self.lengths[..., None]
             real = real[..., None, None, :]
             allowed = real if allowed is None else allowed & real
@@ -127,23 +123,22 @@ class Dense:
         return mask
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
-        for name, tensor in (("query", query), ("key", key), ("value", value)):
-            if tensor is not None and tensor.dim() < 3:
-                raise ValueError(
-                    f"{name} has shape {list(tensor.shape)}; expected [..., T, H, D]: time, heads "
-                    "and channels last"
-                )
-        if value.shape[-3] != key.shape[-3]:
-            raise ValueError(
-                f"value has {value.shape[-3]} positions and key {key.shape[-3]}; each key needs "
-                "its value"
-            )
-        for name, tensor in (("mask", self.mask), ("lengths", self.lengths)):
-            if tensor is not None and tensor.device != key.device:
-                raise ValueError(
-                    f"{name} is on {tensor.device}, but key is on {key.device}: move one of them "
-                    "with .to()"
-                )
+        check_tokens(query, key, value, mask=self.mask, lengths=self.lengths)
+
+    def num_queries(self, query: Tensor | None, keys: int) -> int:
+        """Tq; without a query there is one, which reads all the keys."""
+        return 1 if query is None else query.shape[-3]
+
+    def columns(self, keys: int) -> int:
+        """How many pairs each query has, the masked ones included: all the keys."""
+        return keys
+
+    def relative_positions(
+        self, queries: int, keys: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Position of the key minus position of the query, `[Tq, Tk]`; the last ones coincide."""
+        here = torch.arange(keys - queries, keys, device=device)
+        return torch.arange(keys, device=device) - here[:, None]
 
     def scores(
         self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
@@ -153,7 +148,7 @@ class Dense:
         query = None if query is None else query.unsqueeze(-3)
         return score.pair(query, key.unsqueeze(-4) + pair_key).movedim(-1, -3)
 
-    def rows(self, scores: Tensor) -> Rows:
+    def rows(self, scores: Tensor, num_keys: int) -> Rows:
         *batch, heads, queries, keys = scores.shape
         return DenseRows(self.allowed(tuple(batch), heads, queries, keys, scores.device))
 
@@ -166,6 +161,50 @@ class Dense:
             pair_value = pair_value[(None,) * (4 - pair_value.dim())]
             output = output + torch.einsum("...hqk,...qkhd->...qhd", weights, pair_value)
         return output
+
+
+def check_tokens(query: Tensor | None, key: Tensor, value: Tensor, **beside: Tensor | None) -> None:
+    """Raise unless these are tokens `[..., T, H, D]`, and what is given beside on their device."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor is not None and tensor.dim() < 3:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; expected [..., T, H, D]: time, heads "
+                "and channels last"
+            )
+    if value.shape[-3] != key.shape[-3]:
+        raise ValueError(
+            f"value has {value.shape[-3]} positions and key {key.shape[-3]}; each key needs "
+            "its value"
+        )
+    for name, tensor in beside.items():
+        if tensor is not None and tensor.device != key.device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, but key is on {key.device}: move one of them "
+                "with .to()"
+            )
+
+
+def check_lengths_dtype(lengths: Tensor | None) -> None:
+    """Raise unless lengths are integers, or None."""
+    if lengths is not None and (lengths.is_floating_point() or lengths.dtype == torch.bool):
+        raise TypeError(f"lengths has dtype {lengths.dtype}; expected integers")
+
+
+def check_lengths(lengths: Tensor, batch: tuple[int, ...], keys: int) -> None:
+    """Raise unless there is one length per sequence, each at most the number of keys."""
+    if lengths.shape != batch:
+        raise ValueError(
+            f"lengths has shape {list(lengths.shape)}; expected {list(batch)}, one "
+            "length per sequence of the batch"
+        )
+    if lengths.numel() == 0 or not values_are_visible():
+        return
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 0 or high > keys:
+        raise ValueError(
+            f"lengths has the entry {low if low < 0 else high}; expected 0 to {keys}, the number "
+            "of keys"
+        )
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -385,7 +424,13 @@ class Edges:
             None if query is None else query.index_select(0, self.query_index), of_pair
         )
 
-    def rows(self, scores: Tensor) -> Rows:
+    def relative_positions(
+        self, queries: int, keys: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Number of the key minus number of the query, `[E']`, as if nodes were positions."""
+        return self.key_index - self.query_index
+
+    def rows(self, scores: Tensor, num_keys: int) -> Rows:
         return EdgeRows(self.query_index, self.num_queries)
 
     def drop(self, weights: Tensor, p: float) -> Tensor:
@@ -701,14 +746,3 @@ def check_nodes(
                 f"edge_index is on {device}, but {name} is on {tensor.device}: move one of them "
                 "with .to()"
             )
-
-
-def _check_lengths(lengths: Tensor, keys: int) -> None:
-    if lengths.numel() == 0:
-        return
-    low, high = (int(x) for x in torch.aminmax(lengths))
-    if low < 0 or high > keys:
-        raise ValueError(
-            f"lengths has the entry {low if low < 0 else high}; expected 0 to {keys}, the number "
-            "of keys"
-        )

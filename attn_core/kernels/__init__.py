@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from attn_core.kernels import edges, sdpa
+from attn_core.kernels import edges, sdpa, window
 from attn_core.kernels.call import Call
 from attn_core.transforms import is_transformed
 
@@ -27,4 +27,6 @@ def choose(call: Call, need_weights: bool) -> Kernel | None:
         return edges.run
     if not need_weights and sdpa.serves(call):
         return sdpa.run
+    if not need_weights and window.serves(call):
+        return window.run
     return None

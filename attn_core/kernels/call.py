@@ -12,6 +12,7 @@ from torch import Tensor
 from attn_core.normalizers import Normalizer
 from attn_core.scores import Additive, Location, Score
 from attn_core.supports import Dense, Edges, PendingEdges, Support, broadcasts_to
+from attn_core.window import Window
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,14 @@ class Call:
         call = dataclasses.replace(call, **full)
         if isinstance(call.support, Edges | PendingEdges):
             return call._with_edge_pairs(call.support, heads)
-        return call._with_dense_pairs(batch, heads) if isinstance(call.support, Dense) else call
+        if isinstance(call.support, Dense | Window):
+            return call._with_dense_pairs(call.support, batch, heads)
+        return call
+
+    @property
+    def num_keys(self) -> int:
+        """Tk, or the number of source nodes."""
+        return self.key.shape[-3]
 
     def _heads(self) -> int:
         """The number of heads, which every tensor has, unless it has one for all."""
@@ -94,8 +102,11 @@ class Call:
                 )
         return most
 
-    def _with_dense_pairs(self, batch: tuple[int, ...], heads: int) -> Call:
-        pairs = 1 if self.query is None else self.query.shape[-3], self.key.shape[-3]
+    def _with_dense_pairs(
+        self, support: Dense | Window, batch: tuple[int, ...], heads: int
+    ) -> Call:
+        queries = support.num_queries(self.query, self.num_keys)
+        pairs = queries, support.columns(self.num_keys)
         shapes = {
             "bias": (*batch, heads, *pairs),
             "pair_key": (*batch, *pairs, heads, self.key.shape[-1]),

@@ -31,24 +31,50 @@ def run(call: Call) -> tuple[Tensor, None]:
     """The output `[..., Tq, H, Dv]`; torch does not give the log-sum-exp away."""
     assert isinstance(call.support, Dense) and isinstance(call.score, Dot)
     assert isinstance(call.normalizer, Softmax) and call.query is not None
-    cool = 1 / float(call.normalizer.temperature)
-    dtype = torch.promote_types(call.query.dtype, call.key.dtype)
-    for given in (call.value, call.bias):  # a bias of float32 may be too large for float16
-        dtype = dtype if given is None else torch.promote_types(dtype, given.dtype)
-    query, key, value = (
-        x.to(dtype).movedim(-2, -3) for x in (call.query, call.key, call.value)
-    )  # [..., H, T, D]
-    *batch, heads, queries, _ = query.shape
+    query, key, value = (x.movedim(-2, -3) for x in (call.query, call.key, call.value))
+    *batch, heads, queries, _ = query.shape  # [..., H, T, D]
     keys = key.shape[-2]
-
-    support, mask, empty = call.support, None, None
+    support = call.support
     triangle = support.causal and queries == keys and support.mask is None
     triangle = triangle and support.lengths is None and call.bias is None
+    mask = None
     if not triangle:
         mask = support.allowed(tuple(batch), heads, queries, keys, query.device)
+    output = masked(
+        query,
+        key,
+        value,
+        mask,
+        call.bias,
+        dropout=call.dropout,
+        scale=call.score.scale,
+        temperature=float(call.normalizer.temperature),
+        triangle=triangle,
+    )
+    return output.movedim(-3, -2), None
+
+
+def masked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    *,
+    dropout: float,
+    scale: float,
+    temperature: float,
+    triangle: bool = False,
+) -> Tensor:
+    """Torch's kernel on `[..., H, T, D]`, but with zeros for a query that has no key."""
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    for given in (value, bias):  # a bias of float32 may be too large for float16
+        dtype = dtype if given is None else torch.promote_types(dtype, given.dtype)
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    empty = None
     # Torch's kernels give NaN for a query without keys: let it attend to all, then erase it.
-    if call.bias is not None:
-        bias = call.bias.to(dtype) * cool
+    if bias is not None:
+        bias = bias.to(dtype) / temperature
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
         empty = (mask == -math.inf).all(-1, keepdim=True)
         mask = mask.masked_fill(empty, 0)
@@ -56,8 +82,6 @@ def run(call: Call) -> tuple[Tensor, None]:
         empty = ~mask.any(-1, keepdim=True)
         mask = mask | empty
     output = F.scaled_dot_product_attention(
-        query, key, value, mask, call.dropout, is_causal=triangle, scale=call.score.scale * cool
+        query, key, value, mask, dropout, is_causal=triangle, scale=scale / temperature
     )
-    if empty is not None:
-        output = output.masked_fill(empty, 0)
-    return output.movedim(-3, -2), None
+    return output if empty is None else output.masked_fill(empty, 0)

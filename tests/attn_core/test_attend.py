@@ -192,6 +192,33 @@ def problems(draw: Any, score: str, normalizer: str, pair_tensors: bool = True) 
     return Problem({n: x.requires_grad_() for n, x in leaves.items()}, build, mask, pairs)
 
 
+@pytest.mark.parametrize("using", ["auto", "reference"])
+@settings(max_examples=10)
+@given(problems("additive", "cooled"))
+def test_attention_is_what_it_is_defined_to_be(using: str, problem: Problem) -> None:
+    """One query, one head and one pair at a time."""
+    leaves = {n: x.detach() for n, x in problem.leaves.items()}
+    vector, num_queries, heads = leaves["parameter 0"], *leaves["query"].shape[:2]
+    output = torch.zeros(num_queries, heads, leaves["value"].shape[-1], dtype=DOUBLE)
+    for i, h in itertools.product(range(num_queries), range(heads)):
+        exponentials, values = [], []
+        for j in problem.mask[i].nonzero().flatten().tolist():
+            key, value, score = leaves["key"][j, h], leaves["value"][j, h], 0.0
+            if "pair_key" in leaves:
+                key = key + leaves["pair_key"][i, j, h]
+            if "pair_value" in leaves:
+                value = value + leaves["pair_value"][i, j, h]
+            if "bias" in leaves:
+                score = float(leaves["bias"][h, i, j])
+            score += float(vector[h] @ torch.tanh(leaves["query"][i, h] + key))
+            exponentials.append(math.exp(score / 0.5))
+            values.append(value)
+        for exponential, value in zip(exponentials, values, strict=True):
+            output[i, h] += exponential / sum(exponentials) * value
+    for form in (problem.edges, problem.dense):
+        torch.testing.assert_close(form(using=using)["output"], output)
+
+
 @each_score
 @each_normalizer
 def test_edges_are_dense_attention_with_a_mask(score: str, normalizer: str) -> None:
@@ -1051,6 +1078,15 @@ class TestDtypes:
             for support in (edges, Dense()):
                 result = attend(x, x, x, score=Dot(), support=support, need_weights=True)
                 assert result.output.dtype == result.weights.dtype == DOUBLE
+
+    @pytest.mark.parametrize("using", ["auto", "reference"])
+    def test_tensors_without_data_have_shapes(self, using: str) -> None:
+        x = torch.empty(2, 5, 3, 4, device="meta", dtype=torch.float16)
+        for score, support in itertools.product((Dot(), Additive()), (Dense(), Dense(causal=True))):
+            with backend(using):
+                result = attend(x, x, x, score=score, support=support, need_weights=True)
+            assert result.output.shape == x.shape and result.output.is_meta
+            assert result.weights.shape == (2, 3, 5, 5) and result.weights.dtype == torch.float16
 
     @pytest.mark.parametrize("using", ["auto", "reference"])
     @pytest.mark.parametrize("support", ["edges", "dense"])

@@ -480,7 +480,7 @@ def test_what_dense_allows(
 
 
 def test_causal_order_is_made_where_the_scores_are() -> None:
-    rows = Dense(causal=True).rows(torch.zeros(1, 3, 3, device="meta"))
+    rows = Dense(causal=True).rows(torch.zeros(1, 3, 3, device="meta"), num_keys=3)
     assert rows.mask.device.type == "meta"
 
 
