@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attn_core.kernels import Call, choose
+from attn_core.kernels import Call, choose, in_blocks
 from attn_core.normalizers import Normalizer, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
@@ -94,16 +94,22 @@ def attend(
     call.check()
     dtype = _output_dtype(value)
     with _without_autocast(key.device.type):
-        call = call.prepared()
+        call = _prepared(call)
         kernel = choose(call, need_weights) if _backend == "auto" else None
         if kernel is None:
             output, weights, log_sum_exp = _reference(call)
         else:
             output, log_sum_exp = kernel(call)
             weights = _weights(call, log_sum_exp) if need_weights else None
-    if weights is not None:
-        weights = weights.to(dtype) if need_weights else None
-    return Attended(output.to(dtype), weights, log_sum_exp)
+    if weights is None or not need_weights:
+        return Attended(output.to(dtype), None, log_sum_exp)
+    return Attended(output.to(dtype), weights.to(dtype), log_sum_exp)
+
+
+def _prepared(call: Call) -> Call:
+    """The work of each token done, and a score that suits the chosen backend."""
+    call = call.prepared()
+    return in_blocks(call) if _backend == "auto" else call
 
 
 def _reference(call: Call) -> Attended:
@@ -157,7 +163,7 @@ def weights(
     call.check()
     dtype = _output_dtype(key)
     with _without_autocast(key.device.type):
-        return _weights(call.prepared(), log_sum_exp).to(dtype)
+        return _weights(_prepared(call), log_sum_exp).to(dtype)
 
 
 def _output_dtype(like: Tensor) -> torch.dtype:

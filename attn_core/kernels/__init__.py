@@ -11,12 +11,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 from attn_core.kernels import edges, sdpa, window
+from attn_core.kernels.additive import in_blocks
 from attn_core.kernels.call import Call
 from attn_core.transforms import is_transformed
 
 Kernel = Callable[[Call], tuple[Tensor, Tensor | None]]
 
-__all__ = ["Call", "Kernel", "choose"]
+__all__ = ["Call", "Kernel", "choose", "in_blocks"]
 
 
 def choose(call: Call, need_weights: bool) -> Kernel | None:
