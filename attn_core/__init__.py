@@ -1,7 +1,7 @@
 """The attention core: scores, normalisers and supports, and `attend`, which joins them."""
 
 from attn_core.attend import Attended, attend, backend, scatter_softmax, softmax, weights
-from attn_core.normalizers import Entmax, Identity, Normalizer, Softmax, Sparsemax
+from attn_core.normalizers import Entmax, Hard, Identity, Normalizer, Softmax, Sparsemax
 from attn_core.scores import (
     Additive,
     Concat,
@@ -26,6 +26,7 @@ __all__ = [
     "Edges",
     "Entmax",
     "General",
+    "Hard",
     "Identity",
     "Location",
     "Normalizer",

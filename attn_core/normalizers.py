@@ -46,6 +46,9 @@ class Rows(Protocol):
     def per_head(self, parameter: Tensor) -> Tensor:
         """Shape a parameter `[]` or `[H]` so that it broadcasts against the scores."""
 
+    def places(self, x: Tensor) -> Tensor:
+        """A number for each entry of x that grows along its row."""
+
     def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
         """Each row sorted downwards, the rank 1, 2, … of each entry, and the sorted rows."""
 
@@ -85,6 +88,9 @@ class DenseRows:
 
     def per_head(self, parameter: Tensor) -> Tensor:
         return parameter[..., None, None] if parameter.dim() else parameter
+
+    def places(self, x: Tensor) -> Tensor:
+        return torch.arange(x.shape[-1], device=x.device)
 
     def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
         rank = torch.arange(1, x.shape[-1] + 1, device=x.device)
@@ -127,6 +133,10 @@ class EdgeRows:
 
     def per_head(self, parameter: Tensor) -> Tensor:
         return parameter
+
+    def places(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[0], device=x.device)
+        return places.view(-1, *[1] * (x.dim() - 1))
 
     def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
         # Sort by value, then stably by row: rows keep their places, which are the same in each head
@@ -281,6 +291,52 @@ class Entmax(Normalizer):
         if self.alpha == 2:
             return Sparsemax().normalize(scores, rows)
         return _bisect(scores, rows, scores.new_tensor(self.alpha))
+
+
+@dataclass(frozen=True, eq=False)
+class Hard(Normalizer):
+    """All the weight on one pair of each query: hard attention (Xu et al., 2015).
+
+    Args:
+        choose: how the pair is chosen: "argmax" (default) takes the largest score, the first of
+            equals; "sample" draws from the softmax of the scores; "gumbel" draws likewise.
+        temperature: τ > 0 of the softmax that is drawn from, in the gradients of "gumbel".
+            Default 1.
+
+    The weights of "argmax" and "sample" have no gradients: the latter is trained by REINFORCE.
+    Those of "gumbel" pass on the gradients of `softmax((s + g) / τ)` with the Gumbel noise g they
+    were drawn with (straight-through; Jang et al., 2017).
+
+    Raises:
+        ValueError: another way to choose, or a temperature that is not above 0.
+
+    >>> Hard().dense(torch.tensor([[0.3, 0.9, 0.9], [0.1, 0.0, -1.0]]))
+    tensor([[0., 1., 0.],
+            [1., 0., 0.]])
+    """
+
+    choose: str = "argmax"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.choose not in ("argmax", "sample", "gumbel"):
+            raise ValueError(f"choose is {self.choose!r}; expected 'argmax', 'sample' or 'gumbel'")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")
+
+    def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
+        if self.choose != "argmax":
+            # The largest of s + g is distributed as the softmax of s
+            uniform = torch.rand_like(scores).clamp(min=torch.finfo(scores.dtype).tiny)
+            scores = scores - (-uniform.log()).log()
+        place = rows.places(scores).to(torch.float64)
+        largest = (scores == rows.spread(rows.max(scores.detach()))) & (scores > -math.inf)
+        first = rows.spread(rows.max(torch.where(largest, -place, -math.inf)))
+        chosen = (largest & (-place == first)).to(scores.dtype)
+        if self.choose != "gumbel":
+            return chosen
+        soft = Softmax(self.temperature).normalize(scores, rows)
+        return chosen + soft - soft.detach()
 
 
 @dataclass(frozen=True, eq=False)
