@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from gat import GAT
 
@@ -70,7 +70,8 @@ def prepare_folder(folder: Path) -> None:
 def save_model(folder: Path, weights: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json; the second names the first by its sha256."""
     path = folder / "model.safetensors"
-    write_atomically(path, lambda temporary: save_file(weights, temporary))
+    # safetensors' own save_file makes files that nobody but their owner can read
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(weights)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     write_json(folder / "config.json", {**config, "weights_sha256": digest})
 

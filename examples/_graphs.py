@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch_geometric.data import Data
@@ -19,6 +21,28 @@ _OPTIONS = {
     "split_seed": ("digits", "karate", "files"),
     "directed": ("files",),
 }
+
+
+def number(
+    kind: Callable[[str], Any], lowest: float, *, below: float | None = None
+) -> Callable[[str], Any]:
+    """A type for argparse: a number that is at least `lowest` and, where given, below `below`."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not lowest <= value < (float("inf") if below is None else below):
+            what = "a whole number" if kind is int else "a number"
+            end = "" if below is None else f" and below {below}"
+            raise argparse.ArgumentTypeError(f"must be {what}, at least {lowest:g}{end}: {text!r}")
+        return value
+
+    return parse
+
+
+SEED = number(int, 0, below=2**31)  # every generator takes such a seed, and those of further runs
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +65,7 @@ def add_graph_options(parser: argparse.ArgumentParser) -> None:
         help="training nodes of each class; default: digits 5, karate 1, your own graph 20",
     )  # fmt: skip
     group.add_argument(
-        "--split-seed", type=int, metavar="S", help="of the split, where it is drawn; default: 0"
+        "--split-seed", type=SEED, metavar="S", help="of the split, where it is drawn; default: 0"
     )
 
 

@@ -19,7 +19,7 @@ import signal
 import statistics
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,15 @@ from examples._files import (
     write_atomically,
     write_json,
 )
-from examples._graphs import add_graph_options, check_splits, describe, fingerprint, load_graph
+from examples._graphs import (
+    SEED,
+    add_graph_options,
+    check_splits,
+    describe,
+    fingerprint,
+    load_graph,
+    number,
+)
 from examples._pictures import save_pictures
 from examples._training import Progress, Run, Settings
 from gat import GAT
@@ -357,6 +365,10 @@ def predict(args: argparse.Namespace) -> int:
     """Writes the class of each node of a graph, and its probability, to a csv file."""
     check_device(args.device)
     output = Path(args.output)
+    if not output.name:
+        raise UserError(
+            f"--output {args.output!r} names no file; write one such as predictions.csv"
+        )
     prepare_folder(output.parent)
     model, config = load_model(Path(args.model))
     data = load_graph(args)
@@ -399,11 +411,10 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
 def check_device(name: str) -> None:
     """Raises UserError unless tensors can live there."""
     try:
-        torch.empty(0, device=name)
+        torch.empty(0, device=name).cpu()  # "meta" gives nothing back
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise UserError(
-            f"--device {name} is of no use here: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0].partition(". ")[0]  # then torch lists all its backends
+        raise UserError(f"--device {name} is of no use here: {reason}") from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -411,25 +422,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
-
-
-def number(
-    kind: Callable[[str], Any], lowest: float, *, below: float | None = None
-) -> Callable[[str], Any]:
-    """A type for argparse: a number that is at least `lowest` and, where given, below `below`."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not lowest <= value < (float("inf") if below is None else below):
-            what = "a whole number" if kind is int else "a number"
-            end = "" if below is None else f" and below {below:g}"
-            raise argparse.ArgumentTypeError(f"must be {what}, at least {lowest:g}{end}: {text!r}")
-        return value
-
-    return parse
 
 
 def training_parser() -> argparse.ArgumentParser:
@@ -458,7 +450,7 @@ def training_parser() -> argparse.ArgumentParser:
     group.add_argument("--epochs", type=count, help="at most")
     group.add_argument("--patience", type=count, help="epochs without a new best before stopping")
     group.add_argument("--runs", type=count, default=3, help="how many, each from another seed")
-    group.add_argument("--seed", type=number(int, 0), default=0, help="of the first run")
+    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
     group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
 
     group = parser.add_argument_group("output")

@@ -6,6 +6,7 @@ without them; `pip install gat[plot]` brings them.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ def draw_attention(
         from matplotlib.lines import Line2D
 
     label = None if labels is None else _labels(labels)
-    position = None if positions is None else np.asarray(positions, dtype=float)
+    position = None if positions is None else _array(positions).astype(float)
+    node = None if node is None else operator.index(node)
     known = [len(array) for array in (label, position) if array is not None]
     ends, per_head = _edges(edge_index, weights, known[0] if known else None)
     num_nodes = known[0] if known else int(ends.max(initial=-1)) + 1
@@ -113,6 +115,8 @@ def draw_attention(
         raise ValueError(f"head must lie in 0..{heads - 1}, the heads of weights; got {head}")
     if position is not None and position.shape != (num_nodes, 2):
         raise ValueError(f"positions must have shape ({num_nodes}, 2); got {position.shape}")
+    if position is not None and not np.isfinite(position).all():
+        raise ValueError("positions must be finite; got NaN or infinity")
     pair, attention = _merge_parallel(
         ends, per_head.mean(axis=1) if head is None else per_head[:, head]
     )
@@ -235,8 +239,8 @@ def draw_embedding(
         from sklearn.manifold import TSNE
 
     feature = _array(features)
-    if feature.ndim != 2:
-        raise ValueError(f"features must have shape [N, D]; got {feature.shape}")
+    if feature.ndim != 2 or (len(feature) and not feature.shape[1]):
+        raise ValueError(f"features must have shape [N, D] with D ≥ 1; got {feature.shape}")
     if not np.isfinite(feature).all():
         raise ValueError("features must be finite; got NaN or infinity")
     num_nodes = len(feature)
@@ -247,6 +251,11 @@ def draw_embedding(
         )
     if (edge_index is None) != (weights is None):
         raise ValueError("edge_index and weights go together: pass both or neither")
+    if top_edges < 0 or max_nodes < 1:
+        raise ValueError(
+            "top_edges must be at least 0 and max_nodes at least 1;"
+            f" got {top_edges} and {max_nodes}"
+        )
 
     title = f"t-SNE of {num_nodes:,} nodes"
     drawn = np.arange(num_nodes)
@@ -255,12 +264,17 @@ def draw_embedding(
         title = f"t-SNE of {max_nodes:,} of {num_nodes:,} nodes, chosen at random"
     xy = np.zeros((len(drawn), 2))
     if len(drawn) > 1:
+        chosen = feature[drawn].astype(np.float64)
+        spread = np.ptp(chosen, axis=0).max()
+        # t-SNE knows no scale, but its float32 overflows; and PCA cannot place equal features:
+        # it gives NaN, at which scikit-learn crashes the whole process.
+        chosen = (chosen - chosen[0]) / (spread or 1.0)
         tsne = TSNE(
             perplexity=min(30.0, (len(drawn) - 1) / 3),
-            init="pca" if feature.shape[1] > 1 else "random",
+            init="pca" if feature.shape[1] > 1 and spread > 0 else "random",
             random_state=seed,
         )
-        xy = tsne.fit_transform(feature[drawn])
+        xy = tsne.fit_transform(chosen)
 
     ax = _new_axes(figsize=(8, 7)) if ax is None else ax
     if edge_index is not None and weights is not None:
@@ -313,7 +327,9 @@ def _edges(
     ends, weight = _array(edge_index), _array(weights).astype(np.float64)
     if ends.ndim != 2 or ends.shape[0] != 2:
         raise ValueError(f"edge_index must have shape [2, E]; got {ends.shape}")
-    if weight.ndim not in (1, 2) or len(weight) != ends.shape[1]:
+    if ends.size and not np.issubdtype(ends.dtype, np.integer):
+        raise ValueError(f"edge_index must hold integers; got {ends.dtype}")
+    if weight.ndim not in (1, 2) or len(weight) != ends.shape[1] or weight.shape[1:] == (0,):
         raise ValueError(
             f"weights must have shape [E, H] or [E] with E = {ends.shape[1]}, the edges of"
             f" edge_index; got {weight.shape}: pass the edge_index that was returned with them"

@@ -117,6 +117,10 @@ class TestTraining:
         assert f"GAT {' ' * 31} 2 runs" in said
         assert f"{100 * np.mean(test):.1f} ± {100 * np.std(test, ddof=1):.1f}" in said
 
+    def test_whoever_may_read_one_file_may_read_all(self, tmp_path, no_pictures):
+        main([*FAST, "--out", str(tmp_path)])
+        assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
     def test_the_saved_model_is_the_best_run_on_the_validation_nodes(self, tmp_path, no_pictures):
         main([*FAST, "--runs", "4", "--out", str(tmp_path)])
         metrics = read(tmp_path)
@@ -400,12 +404,19 @@ class TestBadInput:
             (["--lr", "fast"], "--lr: must be a number, at least 0 and below 1000: 'fast'"),
             (["--heads", "0"], "--heads: must be a whole number, at least 1: '0'"),
             (["--runs", "2.5"], "--runs: must be a whole number, at least 1: '2.5'"),
-            (["--seed", "-1"], "--seed: must be a whole number, at least 0: '-1'"),
+            (
+                ["--seed", "-1"],
+                "--seed: must be a whole number, at least 0 and below 2147483648: '-1'",
+            ),
+            (["--seed", "4294967296"], "at least 0 and below 2147483648: '4294967296'"),
+            (["--split-seed", "9" * 30], "--split-seed: must be a whole number, at least 0 and"),
             (["--resume", "--restart"], "--restart: not allowed with argument --resume"),
             (["--device", "toaster"], "--device toaster is of no use here"),
             (["--device", "meta:x"], "--device meta:x is of no use here"),
+            (["--device", "meta"], "--device meta is of no use here: Cannot copy out of meta"),
             (["--hiden", "8"], "unrecognized arguments: --hiden"),
             (["predict"], "required: --model, --output"),
+            (["predict", "--model", "m", "--output", ""], "--output '' names no file"),
         ],
     )
     def test_options(self, capsys, words, message):

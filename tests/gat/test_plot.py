@@ -210,12 +210,24 @@ class TestAttention:
             ({"node": 4}, "node must lie in 0..3; got 4"),
             ({"node": 0, "hops": 0}, "hops and max_neighbours must be at least 1; got 0"),
             ({"positions": np.zeros((4, 3))}, r"positions must have shape \(4, 2\); got \(4, 3\)"),
+            ({"positions": np.full((4, 2), np.nan)}, "positions must be finite"),
+            ({"edge_index": EDGE_INDEX.double()}, "edge_index must hold integers; got float64"),
+            ({"weights": WEIGHTS[:, :0]}, r"weights must have shape .* got \(6, 0\)"),
         ],
     )
     def test_bad_input(self, changed, message):
         arguments = {"edge_index": EDGE_INDEX, "weights": WEIGHTS, "labels": LABELS, **changed}
         with pytest.raises(ValueError, match=message):
             draw_attention(**arguments)
+
+    def test_tensors_stand_for_numbers(self):
+        node, positions = torch.tensor(1), torch.rand(4, 2, requires_grad=True)
+        drawn, expected = (
+            draw_attention(EDGE_INDEX, WEIGHTS, node=n, positions=p)
+            for n, p in ((node, positions), (1, positions.detach().numpy()))
+        )
+        assert drawn.get_title() == expected.get_title()
+        assert len(arrows(drawn)) == len(arrows(expected)) > 0
 
     def test_a_large_graph_asks_for_a_node(self):
         with pytest.raises(ValueError, match=r"501 nodes is too large.*pass node="):
@@ -291,11 +303,30 @@ class TestEmbedding:
         ax = draw_embedding(torch.eye(3)[:size], labels=[0] * size)
         assert sum(len(c.get_offsets()) for c in scatters(ax).values()) == size
 
+    @pytest.mark.parametrize("value", [0.0, 1.0])
+    def test_equal_features_are_drawn(self, value):
+        (nodes,) = scatters(draw_embedding(torch.full((40, 3), value))).values()
+        assert len(nodes.get_offsets()) == 40 and np.isfinite(nodes.get_offsets()).all()
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e30])
+    def test_clusters_stay_apart_at_any_scale(self, scale):
+        features, labels = self.clusters()
+        nodes = scatters(draw_embedding((features * scale).float(), labels=labels))
+        first, second = nodes["class 0"].get_offsets(), nodes["class 1"].get_offsets()
+        between = np.linalg.norm(first.mean(axis=0) - second.mean(axis=0))
+        assert between > 2 * first.std(axis=0).max()
+
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
-            ({"features": torch.ones(4)}, r"features must have shape \[N, D\]; got \(4,\)"),
+            (
+                {"features": torch.ones(4)},
+                r"features must have shape \[N, D\] with D ≥ 1; got \(4,\)",
+            ),
             ({"features": torch.full((4, 2), torch.nan)}, "features must be finite"),
+            ({"features": torch.ones(4, 0)}, r"with D ≥ 1; got \(4, 0\)"),
+            ({"top_edges": -1}, "top_edges must be at least 0 .* got -1 and 5000"),
+            ({"max_nodes": 0}, "max_nodes at least 1; got 2000 and 0"),
             ({"labels": [0, 1]}, "labels must have one entry per row of features, 4; got 2"),
             ({"weights": None}, "go together: pass both or neither"),
             ({"edge_index": None}, "go together: pass both or neither"),
