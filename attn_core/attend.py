@@ -147,6 +147,9 @@ def weights(
     Returns:
         `[..., H, Tq, Tk]`, or `[E, H]` over edges, with gradients.
 
+    Raises:
+        ValueError, TypeError: an argument that does not fit the others.
+
     >>> from attn_core import Edges, Separable
     >>> x = torch.zeros(3, 1, 1)
     >>> star = Edges.from_edge_index(torch.tensor([[1, 2], [0, 0]]), size=3)

@@ -210,6 +210,9 @@ class Softmax(Normalizer):
     Args:
         temperature: τ > 0, a number or a tensor `[]` or `[H]`; below 1 it sharpens. Default 1.
 
+    Raises:
+        ValueError: a temperature that is not above 0.
+
     >>> Softmax(temperature=0.5).dense(torch.tensor([0.0, 1.0]))
     tensor([0.1192, 0.8808])
     """
@@ -272,6 +275,9 @@ class Entmax(Normalizer):
 
     Args:
         alpha: α > 1, a number, or a tensor `[]` or `[H]` (which may be learned). Default 1.5.
+
+    Raises:
+        ValueError: an alpha that is not above 1.
 
     >>> Entmax().dense(torch.tensor([1.0, 1.0, -2.0]))
     tensor([0.5000, 0.5000, 0.0000])
@@ -360,6 +366,8 @@ def _is_above(parameter: float | Tensor, bound: float) -> bool:
 
 def _check_index(scores: Tensor, index: Tensor, num: int | None) -> int:
     """Raise unless every entry of scores belongs to one of `num` rows; returns num."""
+    if not scores.is_floating_point():
+        raise TypeError(f"scores has dtype {scores.dtype}; convert it with .float()")
     if index.dtype != torch.int64:
         raise TypeError(f"index has dtype {index.dtype}; expected torch.int64: use .long()")
     if index.dim() != 1 or index.shape[0] != scores.shape[0]:

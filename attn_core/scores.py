@@ -77,6 +77,9 @@ class Dot(Score):
     Args:
         scale: a number that multiplies the product. Default 1.
 
+    Raises:
+        ValueError: no query, or one of another width than the key (when it is used).
+
     >>> Dot().pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([11.])
     """
@@ -99,6 +102,9 @@ class Dot(Score):
 class ScaledDot(Score):
     """`q·k / √D` (Vaswani et al., 2017): the variance of the logits does not grow with D.
 
+    Raises:
+        ValueError: no query, or one of another width than the key (when it is used).
+
     >>> ScaledDot().pair(torch.ones(1, 4), torch.ones(1, 4))
     tensor([2.])
     """
@@ -118,6 +124,9 @@ class Cosine(Score):
 
     Args:
         eps: the smallest length that a vector is divided by. Default 1e-8.
+
+    Raises:
+        ValueError: no query, or one of another width than the key (when it is used).
 
     >>> Cosine().pair(torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0]]))
     tensor([1.])
@@ -148,6 +157,9 @@ class General(Score):
 
     Args:
         weight: `[H, Dq, Dk]`, one matrix per head.
+
+    Raises:
+        ValueError: no query, or widths that do not fit the weight (when it is used).
 
     >>> General(torch.eye(2)[None]).pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([11.])
@@ -181,6 +193,10 @@ class Additive(Score):
         activation: φ: "tanh" (default), "leaky_relu", "relu", "identity", or a function.
         negative_slope: of "leaky_relu". Default 0.2.
 
+    Raises:
+        ValueError: an activation that is not known; widths that do not fit (when it is used).
+        TypeError: a vector that is no tensor.
+
     >>> Additive(torch.ones(1, 2)).pair(torch.zeros(1, 2), torch.tensor([[0.0, 20.0]]))
     tensor([1.])
     """
@@ -188,6 +204,9 @@ class Additive(Score):
     vector: Tensor | None = None
     activation: Activation = "tanh"
     negative_slope: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_parameters(self, "vector")
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         hidden = key if query is None else _same_width(self, query, key) + key
@@ -214,6 +233,10 @@ class Concat(Score):
         weight: W, `[H, A, Dq + Dk]`.
         vector: v, `[H, A]`.
         activation, negative_slope: as in Additive.
+
+    Raises:
+        ValueError: no query, an activation that is not known, or widths that do not fit the weight
+            (when it is used).
 
     >>> weight = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])  # adds the first channels of q and k
     >>> score = Concat(weight, torch.ones(1, 1), activation="identity")
@@ -259,6 +282,10 @@ class Separable(Score):
         activation: φ: "leaky_relu" (default), "tanh", "relu", "identity", or a function.
         negative_slope: of "leaky_relu". Default 0.2.
 
+    Raises:
+        ValueError: an activation that is not known; widths that do not fit (when it is used).
+        TypeError: a vector that is no tensor.
+
     >>> score = Separable(torch.ones(1, 2), torch.ones(1, 2), "identity")
     >>> score.pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([10.])
@@ -268,6 +295,9 @@ class Separable(Score):
     key_vector: Tensor | None = None
     activation: Activation = "leaky_relu"
     negative_slope: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check_parameters(self, "query_vector", "key_vector")
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         score, query, key, _ = self.prepare(query, key, None)
@@ -302,6 +332,9 @@ class Location(Score):
     Args:
         weight: W, `[H, L, Dq]`; L is the longest sequence of keys that it can attend to.
 
+    Raises:
+        ValueError: no query, more than L keys, a pair_key, or another support (when it is used).
+
     >>> weight = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     >>> Location(weight).dense(torch.tensor([[[5.0, 7.0]]]), torch.zeros(2, 1, 2))
     tensor([[[5., 7.]]])
@@ -326,6 +359,19 @@ class Location(Score):
             )
         weight = self.weight[:, :length]
         return _per_head("weight of Location", weight, _needs_query(self, query), 2).movedim(-2, -3)
+
+
+def _check_parameters(score: Additive | Separable, *vectors: str) -> None:
+    """Raise unless the vectors are tensors (or None) and the activation is known."""
+    for name in vectors:
+        vector = getattr(score, name)
+        if vector is not None and not isinstance(vector, Tensor):
+            raise TypeError(f"{name} is {vector!r}; expected a tensor [heads, channels], or None")
+    if not callable(score.activation) and score.activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation is {score.activation!r}; expected "
+            f"{', '.join(map(repr, ACTIVATIONS))} or a function"
+        )
 
 
 def activate(hidden: Tensor, activation: Activation, negative_slope: float) -> Tensor:

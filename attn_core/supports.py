@@ -52,7 +52,7 @@ class Support(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense:
+class Dense(Support):
     """Every query with every key, less what is masked; queries and keys are `[..., T, H, D]`.
 
     Args:
@@ -62,6 +62,10 @@ class Dense:
             real; those behind them get no weight. Default: all.
         causal: the last query sees every key, the one before all but the last, and so on: query i
             sees the keys up to i + Tk - Tq. Default False.
+
+    Raises:
+        TypeError: a mask that is not bool, lengths that are not integers.
+        ValueError: shapes that do not fit the queries and keys (when it is used).
 
     >>> Dense(lengths=torch.tensor([2, 0]), causal=True).allowed((2,), heads=1, queries=2, keys=2)
     tensor([[[[ True, False],
@@ -77,6 +81,9 @@ class Dense:
     causal: bool = False
 
     def __post_init__(self) -> None:
+        for name, given in (("mask", self.mask), ("lengths", self.lengths)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"{name} is a {type(given).__name__}; expected a tensor")
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise TypeError(
                 f"mask has dtype {self.mask.dtype}; expected bool, where True means 'may attend'. "
@@ -220,7 +227,7 @@ class Order(NamedTuple):
     permutation: Tensor  # position in the unsorted list of each sorted pair
 
 
-class Edges:
+class Edges(Support):
     """The pairs of a graph: an edge (j, i) lets the query of node i attend to the key of node j.
 
     Immutable, and the owner of its memory: editing the tensor that it was built from changes
@@ -235,6 +242,9 @@ class Edges:
         pairs: int64 `[2, E']`, keys and queries: the caller's edges, then the self-loops that were
             added. Read-only, as every tensor here; `edge_index` is a copy.
         num_edges: E', how many pairs there are.
+
+    >>> Edges.from_edge_index(torch.tensor([[0, 1], [1, 2]]))
+    Edges(num_keys=3, num_queries=3, num_edges=2, device='cpu')
     """
 
     pairs: Tensor
@@ -599,6 +609,8 @@ def _sizes(size: Any) -> tuple[int | None, int | None]:
     if size is None:
         return None, None
     pair = size if isinstance(size, tuple | list) else (size, size)
+    if any(num is not None and not hasattr(num, "__index__") for num in pair):
+        raise TypeError(f"size is {size}; expected whole numbers of nodes")
     if len(pair) != 2 or any(num is not None and num < 0 for num in pair):
         raise ValueError(
             f"size is {size}; expected the number of nodes, or (number of sources, of targets)"

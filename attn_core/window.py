@@ -10,11 +10,11 @@ from torch import Tensor
 
 from attn_core.normalizers import DenseRows, Rows
 from attn_core.scores import Dot, Score
-from attn_core.supports import check_lengths, check_lengths_dtype, check_tokens
+from attn_core.supports import Support, check_lengths, check_lengths_dtype, check_tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
+class Window(Support):
     """The keys at most `radius` steps away from a centre; time and memory are O(T · radius).
 
     What is given or returned per pair lies along the W offsets of the window, W = 2 · radius + 1

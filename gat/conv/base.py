@@ -14,6 +14,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges
+from attn_core.supports import as_plain
 
 _HOOKS = tuple(
     f"_{step}_forward_{when}hooks"
@@ -83,7 +84,9 @@ class AttentionConv(MessagePassing):
         pending = PendingEdges(edge_index, *sizes, self_loops)
         if isinstance(edge_index, Tensor) and not is_torch_sparse_tensor(edge_index):
             if edge_index.device.type != "meta" and not torch.compiler.is_compiling():
-                pending.resolve()  # what is wrong with edge_index should be the first complaint
+                edges = pending.resolve()  # a wrong edge_index should be the first complaint
+                if as_plain(edge_index).is_inference():  # which no cache keeps
+                    return edges
             return pending
         return pending.resolve()
 
@@ -116,6 +119,11 @@ class AttentionConv(MessagePassing):
                 f"edge_attr has shape {given}; with the {edges} edges of edge_index and "
                 f"edge_dim={edge_dim}, {type(self).__name__} expects [{edges}, {width}], one row "
                 "of features for each edge"
+            )
+        if edge_attr.device != x.device:
+            raise ValueError(
+                f"edge_attr is on {edge_attr.device}, but x is on {x.device}: move one of them "
+                "with .to()"
             )
         return edge_attr if edge_attr.is_floating_point() else edge_attr.to(x.dtype)
 
@@ -194,8 +202,8 @@ def weights_like_input(
     return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=(targets, sources))
 
 
-def check_features(layer: str, name: str, x: Tensor, channels: int) -> None:
-    """Raise unless x holds node features `[N, channels]`; channels below 1 stand for any."""
+def check_features(layer: str, name: str, x: Tensor, linear: Any) -> None:
+    """Raise unless x holds node features `[N, channels]` that a linear map of the layer takes."""
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it with .float()")
     if x.dim() != 2:
@@ -203,11 +211,32 @@ def check_features(layer: str, name: str, x: Tensor, channels: int) -> None:
             f"{name} has shape {list(x.shape)}; {layer} expects [nodes, channels], one row of "
             "features for each node (graphs of a batch are joined into one)"
         )
+    channels, dtype = width_of(linear), linear.weight.dtype
     if channels > 0 and x.shape[1] != channels:
         raise ValueError(
             f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "
             f"give each node {channels} features, or build it for {x.shape[1]}"
         )
+    device = x.device.type
+    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if x.dtype != dtype and not mixed:
+        raise TypeError(
+            f"{name} has dtype {x.dtype}, but the parameters of {layer} have {dtype}: convert one "
+            "of them with .to()"
+        )
+
+
+def check_fill_value(fill_value: float | Tensor | str | None) -> float | Tensor | str:
+    """A known way to fill in the features of self-loops; None stands for ones."""
+    known = ("add", "max", "mean", "min", "mul", "sum")
+    if fill_value is None:
+        return 1.0
+    if not isinstance(fill_value, float | int | Tensor) and fill_value not in known:
+        raise ValueError(
+            f"fill_value is {fill_value!r}; expected a number, a tensor, or one of "
+            f"{', '.join(map(repr, known))}"
+        )
+    return fill_value
 
 
 def width_of(linear: Any) -> int:

@@ -15,6 +15,7 @@ from attn_core import PendingEdges, Separable, attend, scatter_softmax
 from gat.conv.base import (
     AttentionConv,
     check_features,
+    check_fill_value,
     pairs_of,
     trusted,
     weights_like_input,
@@ -47,13 +48,15 @@ class GATConv(AttentionConv):
         add_self_loops: give each node exactly one edge to itself. Default True.
         edge_dim: features per edge. Default None: edges have none.
         fill_value: the features of self-loops: a number, a tensor, or how to reduce those of the
-            node's incoming edges: "mean" (default), "add", "min", "max", "mul".
+            node's incoming edges: "mean" (default), "add", "min", "max", "mul". None: ones.
         bias: learn an additive bias. Default True.
         residual: add a linear map of the node's own features. Default False.
         **kwargs: of `torch_geometric.nn.MessagePassing`, such as `aggr` or `flow`.
 
     Raises:
-        ValueError: in_channels that are no number or pair, heads below 1, a dropout outside [0, 1].
+        ValueError: in_channels that are no number or pair, out_channels or heads below 1, a dropout
+            outside [0, 1], a fill_value that is not known.
+        TypeError: out_channels or heads that are no whole numbers.
 
     >>> conv = GATConv(4, 8, heads=2)
     >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
@@ -71,7 +74,7 @@ class GATConv(AttentionConv):
         dropout: float = 0.0,
         add_self_loops: bool = True,
         edge_dim: int | None = None,
-        fill_value: float | Tensor | str = "mean",
+        fill_value: float | Tensor | str | None = "mean",
         bias: bool = True,
         residual: bool = False,
         **kwargs: Any,
@@ -82,8 +85,11 @@ class GATConv(AttentionConv):
                 f"in_channels is {in_channels}; expected the features per node, or a pair of them "
                 "(sources, targets)"
             )
-        if heads < 1:
-            raise ValueError(f"heads is {heads}; an attention layer needs at least one")
+        for name, number in (("out_channels", out_channels), ("heads", heads)):
+            if not hasattr(number, "__index__"):
+                raise TypeError(f"{name} is {number!r}; expected a whole number, at least 1")
+            if number < 1:
+                raise ValueError(f"{name} is {number}; an attention layer needs at least one")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
         kwargs.setdefault("aggr", "add")
@@ -96,7 +102,7 @@ class GATConv(AttentionConv):
         self.dropout = dropout
         self.add_self_loops = add_self_loops
         self.edge_dim = edge_dim
-        self.fill_value = fill_value
+        self.fill_value = check_fill_value(fill_value)
         self.residual = residual
 
         def linear(inputs: int, outputs: int) -> Linear:
@@ -208,14 +214,19 @@ class GATConv(AttentionConv):
         self, x: Tensor | tuple[Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Sources and targets as `[N, H, C]`, and the residual of the targets."""
+        if not isinstance(x, Tensor) and not (isinstance(x, tuple | list) and len(x) == 2):
+            raise TypeError(
+                f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
+                "pair of them (sources, targets)"
+            )
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
         lin_src, lin_dst = self.lin or self.lin_src, self.lin or self.lin_dst
         assert lin_src is not None and lin_dst is not None
         name, layer = "x" if isinstance(x, Tensor) else "x[0]", type(self).__name__
-        check_features(layer, name, x_src, width_of(lin_src))
+        check_features(layer, name, x_src, lin_src)
         if x_dst is not None:
             name = "x" if isinstance(x, Tensor) else "x[1]"
-            check_features(layer, name, x_dst, width_of(lin_dst))
+            check_features(layer, name, x_dst, lin_dst)
         residual = self.res(x_dst) if self.res is not None and x_dst is not None else None
         shape = (-1, self.heads, self.out_channels)
         h_src = lin_src(x_src).view(shape)
@@ -289,6 +300,8 @@ class GATConv(AttentionConv):
 def _num_targets(size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | None) -> int:
     """The number of target nodes; `size` tells it where x does not, and must not contradict x."""
     given = (None, None) if size is None else size
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ValueError(f"size is {size}; expected a pair (number of sources, number of targets)")
     sources, targets = x_src.shape[0], given[1] if x_dst is None else x_dst.shape[0]
     if given[0] not in (None, sources) or given[1] not in (None, targets):
         raise ValueError(
