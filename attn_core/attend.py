@@ -99,8 +99,9 @@ def attend(
         if kernel is None:
             output, weights, log_sum_exp = _reference(call)
         else:
-            output, log_sum_exp = kernel(call)
-            weights = _weights(call, log_sum_exp) if need_weights else None
+            output, log_sum_exp, weights = kernel(call)
+            if need_weights and weights is None:
+                weights = _weights(call, log_sum_exp)
     if weights is None or not need_weights:
         return Attended(output.to(dtype), None, log_sum_exp)
     return Attended(output.to(dtype), weights.to(dtype), log_sum_exp)

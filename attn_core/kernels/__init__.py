@@ -1,7 +1,8 @@
 """The fast paths of `attend`, and the choice among them.
 
-A kernel takes a prepared `Call` and returns the output and the log-sum-exp (or None). `choose`
-finds one that serves the call; where there is none, the reference path does.
+A kernel takes a prepared `Call` and returns the output, the log-sum-exp and the weights, the last
+two if it makes them. `choose` finds one that serves the call; where there is none, the reference
+path does.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from attn_core.kernels import edges, sdpa, window
+from attn_core.kernels import bmm, edges, sdpa, window
 from attn_core.kernels.additive import in_blocks
 from attn_core.kernels.call import Call
 from attn_core.transforms import is_transformed
 
-Kernel = Callable[[Call], tuple[Tensor, Tensor | None]]
+Kernel = Callable[[Call], tuple[Tensor, Tensor | None, Tensor | None]]
 
 __all__ = ["Call", "Kernel", "choose", "in_blocks"]
 
@@ -26,8 +27,8 @@ def choose(call: Call, need_weights: bool) -> Kernel | None:
         return None
     if edges.serves(call):
         return edges.run
-    if not need_weights and sdpa.serves(call):
-        return sdpa.run
+    if sdpa.serves(call):
+        return bmm.run if need_weights else sdpa.run
     if not need_weights and window.serves(call):
         return window.run
     return None

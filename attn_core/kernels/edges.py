@@ -39,7 +39,7 @@ def serves(call: Call) -> bool:
     )
 
 
-def run(call: Call) -> tuple[Tensor, Tensor]:
+def run(call: Call) -> tuple[Tensor, Tensor, None]:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     support, score = call.support, call.score
     if isinstance(support, PendingEdges):
@@ -58,7 +58,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
     elif isinstance(score, Additive):
         kind, constant, vector = str(score.activation), score.negative_slope, score.vector
     seed = draw_seed(call.value.device) if call.dropout > 0 else None
-    return torch.ops.attn_core.edge_attention(
+    output, log_sum_exp = torch.ops.attn_core.edge_attention(
         call.query,
         call.key,
         call.value,
@@ -76,6 +76,7 @@ def run(call: Call) -> tuple[Tensor, Tensor]:
         seed,
         pair_id if call.dropout > 0 else None,
     )
+    return output, log_sum_exp, None
 
 
 @torch.library.custom_op("attn_core::edge_attention", mutates_args=())

@@ -27,7 +27,7 @@ def serves(call: Call) -> bool:
     )
 
 
-def run(call: Call) -> tuple[Tensor, None]:
+def run(call: Call) -> tuple[Tensor, None, None]:
     """The output `[..., Tq, H, Dv]`; torch does not give the log-sum-exp away."""
     assert isinstance(call.support, Dense) and isinstance(call.score, Dot)
     assert isinstance(call.normalizer, Softmax) and call.query is not None
@@ -35,8 +35,9 @@ def run(call: Call) -> tuple[Tensor, None]:
     *batch, heads, queries, _ = query.shape  # [..., H, T, D]
     keys = key.shape[-2]
     support = call.support
-    triangle = support.causal and queries == keys and support.mask is None
-    triangle = triangle and support.lengths is None and call.bias is None
+    plain = support.mask is None and support.lengths is None and call.bias is None
+    # A branch, not the comparison itself: torch.compile makes that a symbol, which SDPA refuses
+    triangle = True if support.causal and plain and queries == keys else False  # noqa: SIM210
     mask = None
     if not triangle:
         mask = support.allowed(tuple(batch), heads, queries, keys, query.device)
@@ -51,7 +52,7 @@ def run(call: Call) -> tuple[Tensor, None]:
         temperature=float(call.normalizer.temperature),
         triangle=triangle,
     )
-    return output.movedim(-3, -2), None
+    return output.movedim(-3, -2), None, None
 
 
 def masked(

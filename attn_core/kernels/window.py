@@ -41,7 +41,7 @@ def serves(call: Call) -> bool:
     )
 
 
-def run(call: Call) -> tuple[Tensor, None]:
+def run(call: Call) -> tuple[Tensor, None, None]:
     """The output `[..., Tq, H, Dv]`."""
     window, score, query = call.support, call.score, call.query
     assert isinstance(window, Window) and isinstance(score, Dot) and query is not None
@@ -97,7 +97,7 @@ def run(call: Call) -> tuple[Tensor, None]:
     )  # [B * n, H, b, D]
     output = output.transpose(1, 2).unflatten(0, (len(real), -1)).flatten(1, 2)
     output = _together(step, output, queries)
-    return output.unflatten(0, batch) if batch else output[0], None
+    return output.unflatten(0, batch) if batch else output[0], None, None
 
 
 def _every(step: int, x: Tensor) -> Tensor:

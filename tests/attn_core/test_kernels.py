@@ -11,8 +11,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attn_core import Additive, Dense, Dot, Edges, PendingEdges, Score, Softmax, attend, backend
-from attn_core.kernels import Call, choose, csr, edges, sdpa
+from attn_core import (
+    Additive,
+    Dense,
+    Dot,
+    Edges,
+    PendingEdges,
+    Score,
+    Softmax,
+    Window,
+    attend,
+    backend,
+)
+from attn_core.kernels import Call, bmm, choose, csr, edges, sdpa, window
 from attn_core.supports import handled_edges
 
 OP = torch.ops.attn_core.edge_attention.default
@@ -269,7 +280,10 @@ def test_which_kernel_serves_which_call() -> None:
     assert chosen(Additive(activation=torch.sigmoid), support) is None
     assert chosen(Dot(), support, normalizer=Softmax(0.5)) is None
     assert chosen(Dot(), Dense()) is chosen(Dot(), Dense(), normalizer=Softmax(0.5)) is sdpa.run
-    assert chosen(Dot(), Dense(), need_weights=True) is None
+    assert chosen(Dot(), Dense(), need_weights=True) is bmm.run
+    assert chosen(Dot(), Window(1)) is window.run
+    assert chosen(Dot(), Window(1), need_weights=True) is None
+    assert chosen(Dot(), Window(1, centre=torch.arange(4))) is None
     assert chosen(Dot(), Dense(), normalizer=Softmax(torch.tensor(1.0))) is None
     assert chosen(Dot(), Dense(), pair_key=randn(4, 4, HEADS, WIDTH)) is None
     assert chosen(Additive(), Dense()) is None

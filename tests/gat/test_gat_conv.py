@@ -499,6 +499,44 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "heads is 0; an attention layer needs at least one",
     ),
+    "a half head": (
+        lambda: GATConv(4, 3, heads=1.5),  # type: ignore[arg-type]
+        TypeError,
+        "heads is 1.5; expected a whole number, at least 1",
+    ),
+    "nothing comes out": (
+        lambda: GATConv(4, 0),
+        ValueError,
+        "out_channels is 0; an attention layer needs at least one",
+    ),
+    "an unknown way to fill": (
+        lambda: GATConv(4, 3, edge_dim=2, fill_value="median"),
+        ValueError,
+        "fill_value is 'median'; expected a number, a tensor, or one of 'add', 'max', 'mean', "
+        "'min', 'mul', 'sum'",
+    ),
+    "no x": (
+        lambda: GATConv(4, 3)(None, EDGES),  # type: ignore[arg-type]
+        TypeError,
+        "x is a NoneType; expected a tensor of features [nodes, channels], or a pair of them "
+        "(sources, targets)",
+    ),
+    "x of another dtype": (
+        lambda: GATConv(4, 3)(X.double(), EDGES),
+        TypeError,
+        "x has dtype torch.float64, but the parameters of GATConv have torch.float32: convert one "
+        "of them with .to()",
+    ),
+    "one size": (
+        lambda: GATConv(4, 3)(X, EDGES, size=(6,)),  # type: ignore[arg-type]
+        ValueError,
+        "size is (6,); expected a pair (number of sources, number of targets)",
+    ),
+    "features on another device": (
+        lambda: GATConv(4, 3, edge_dim=2)(X, EDGES, EDGE_ATTR.to("meta")),
+        ValueError,
+        "edge_attr is on meta, but x is on cpu: move one of them with .to()",
+    ),
     "a width that is no integer": (
         lambda: GATConv(4.0, 3),  # type: ignore[arg-type]
         ValueError,
@@ -542,3 +580,24 @@ def test_stored_values_that_are_not_used_do_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         GATConv(4, 3)(X, to_torch_coo_tensor(SIMPLE.flip(0), torch.randn(6), size=6))
+
+
+def test_no_fill_value_stands_for_ones(twins: Any) -> None:
+    ours, theirs = twins(4, 3, edge_dim=2, fill_value=None)
+    given = X.double(), EDGES, EDGE_ATTR.double()
+    torch.testing.assert_close(ours(*given), theirs(*given))
+
+
+def test_an_edge_index_of_inference_mode_is_read_once_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from attn_core import supports
+
+    read, original = [], supports._read
+    monkeypatch.setattr(supports, "_read", lambda *a: (read.append(1), original(*a))[1])
+    layer = GATConv(4, 3)
+    with torch.inference_mode():
+        edges = EDGES.clone()
+        out = layer(X, edges)
+    assert len(read) == 1
+    torch.testing.assert_close(out, layer(X, EDGES).detach())

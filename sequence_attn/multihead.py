@@ -1,0 +1,479 @@
+"""Multi-head attention as the formulas have it, with any score, normaliser and support."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import attn_core
+from attn_core import (
+    Additive,
+    Concat,
+    Cosine,
+    Dense,
+    Dot,
+    General,
+    Location,
+    Normalizer,
+    ScaledDot,
+    Score,
+    Separable,
+    Support,
+    Window,
+    attend,
+)
+from attn_core.transforms import values_are_visible
+from sequence_attn.attention import SequenceAttention, _normalizer
+from sequence_attn.positions import RotaryPositions
+
+_Part = TypeVar("_Part", Score, Normalizer)
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values that are projected already; nothing ever changes one.
+
+    Attributes:
+        key: `[..., T, H, D]`.
+        value: `[..., T, H, Dv]`.
+    """
+
+    key: Tensor
+    value: Tensor
+
+    @property
+    def length(self) -> int:
+        """T, how many positions it holds."""
+        return self.key.shape[-3]
+
+    def followed_by(self, later: KeyValueCache) -> KeyValueCache:
+        """A new cache with the positions of `later` behind those of this one."""
+        for old, new in zip(self, later, strict=True):
+            if old.shape[:-3] != new.shape[:-3] or old.shape[-2:] != new.shape[-2:]:
+                raise ValueError(
+                    f"cache holds {list(old.shape)}, but what comes behind it is "
+                    f"{list(new.shape)}: all but the third-last dimension (time) must agree"
+                )
+        return KeyValueCache(*(torch.cat(pair, -3) for pair in zip(self, later, strict=True)))
+
+
+class MultiHead(nn.Module):
+    """Several attentions side by side, each over its own projection of the input.
+
+    `head_h = attention(x W_h^Q, y W_h^K, z W_h^V)`, and the heads are concatenated; with
+    `output_size` a last projection W^O follows. All heads are computed in one tensor. Vaswani et
+    al., "Attention Is All You Need", 2017.
+
+    Args:
+        heads: H, the number of heads.
+        size_per_head: the width of a value, and so of what comes out, per head.
+        key_size: the width of a query and of a key, per head. Default: size_per_head.
+        input_size: the widths of queries, keys and values before they are projected: one number, or
+            three. Default: taken from the first input (until then the parameters have no shape, so
+            run it once before they are handed to an optimiser).
+        output_size: the width after the output projection. Default: no output projection.
+        bias: learn biases in the projections. Default False, as in the formulas.
+        score: "scaled_dot" (default), "dot", "cosine", "general", "concat", "additive",
+            "separable", "location", or an `attn_core.Score`. Its parameters belong to the layer, a
+            set for each head; those of "additive" are v alone, since the projections are its
+            matrices.
+        normalizer: "softmax" (default), another name that `Attention` knows, or an
+            `attn_core.Normalizer`.
+        max_length: the longest sequence of keys that "location" can serve; needed for it alone.
+        window: a query sees the keys at most this many positions away, in O(T · window) time and
+            memory. Default: all.
+        rotary: turns queries and keys by their positions before they are scored, the last query
+            standing where the last key does. Default: none.
+        dropout: the probability with which a weight is dropped in training. Default 0.
+
+    Raises:
+        ValueError: an unknown name, a size below 1, a missing or needless argument.
+
+    >>> attention = MultiHead(8, 16, input_size=128)
+    >>> x = torch.randn(2, 10, 128)
+    >>> context, weights = attention(x, key_lengths=torch.tensor([10, 4]), need_weights=True)
+    >>> context.shape, weights.shape
+    (torch.Size([2, 10, 128]), torch.Size([2, 8, 10, 10]))
+
+    Step by step, without projecting the past again:
+
+    >>> attention, cache = attention.eval(), None
+    >>> for step in x.split(1, dim=1):
+    ...     cache = attention.precompute(step, cache=cache)
+    ...     last = attention(step, cache=cache).context
+    >>> torch.allclose(last, attention(x, causal=True).context[:, -1:], atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        size_per_head: int,
+        key_size: int | None = None,
+        *,
+        input_size: int | tuple[int, int, int] | None = None,
+        output_size: int | None = None,
+        bias: bool = False,
+        score: str | Score = "scaled_dot",
+        normalizer: str | Normalizer = "softmax",
+        max_length: int | None = None,
+        window: int | None = None,
+        rotary: RotaryPositions | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        key_size = size_per_head if key_size is None else key_size
+        inputs = input_size if isinstance(input_size, tuple) else (input_size,) * 3
+        if len(inputs) != 3:
+            raise ValueError(
+                f"input_size is {input_size}; expected one width, or those of queries, keys, values"
+            )
+        sizes = {"heads": heads, "size_per_head": size_per_head, "key_size": key_size}
+        sizes |= {f"input_size[{i}]": size for i, size in enumerate(inputs) if size is not None}
+        sizes |= {"output_size": output_size} if output_size is not None else {}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; expected at least 1")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+        check_window(window)
+        self.heads, self.size_per_head, self.key_size = heads, size_per_head, key_size
+        self.window, self.rotary, self.dropout = window, rotary, dropout
+        self.query = _projection(inputs[0], heads * key_size, bias)
+        self.key = _projection(inputs[1], heads * key_size, bias)
+        self.value = _projection(inputs[2], heads * size_per_head, bias)
+        self.output = (
+            None if output_size is None else _projection(heads * size_per_head, output_size, bias)
+        )
+        self.score_name = score if isinstance(score, str) else None
+        if isinstance(score, str):
+            score = _named_score(score, heads, key_size, max_length)
+        elif max_length is not None:
+            raise ValueError(f"max_length is {max_length}, but belongs to score='location' alone")
+        self._score, self._normalizer = score, _normalizer(normalizer)
+        for name, part in (("score", self._score), ("normalizer", self._normalizer)):
+            for field in _learned(part):
+                self.register_parameter(f"{name}_{field}", getattr(part, field))
+
+    def reset_parameters(self) -> None:
+        """Draw the projections and the parameters of a score given by name anew."""
+        for projection in (self.query, self.key, self.value, self.output):
+            if projection is not None:
+                projection.reset_parameters()
+        if self.score_name is not None:
+            for field in _learned(self._score):
+                _draw(getattr(self, f"score_{field}"))
+
+    @property
+    def score(self) -> Score:
+        """The score with its parameters, for `attn_core.attend`."""
+        return self._with_parameters("score", self._score)
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The normaliser with its parameters, for `attn_core.attend`."""
+        return self._with_parameters("normalizer", self._normalizer)
+
+    def _with_parameters(self, name: str, part: _Part) -> _Part:
+        # The module's own parameters, which torch.func or a wrapper may have swapped for others
+        learned = {field: getattr(self, f"{name}_{field}") for field in _learned(part)}
+        return dataclasses.replace(part, **learned) if learned else part  # type: ignore[type-var]
+
+    def precompute(
+        self, keys: Tensor, values: Tensor | None = None, *, cache: KeyValueCache | None = None
+    ) -> KeyValueCache:
+        """Project keys and values once, for many queries to come.
+
+        Args:
+            keys: `[..., Tk, Dk]`.
+            values: `[..., Tk, Dv]`. Default: the keys.
+            cache: what came before, in time. Default: nothing.
+
+        Returns:
+            A new cache, to be passed to `forward`; the one that was given is left as it is.
+        """
+        values = keys if values is None else values
+        key = self._project("keys", keys, self.key)
+        value = self._project("values", values, self.value)
+        if key.shape[:-2] != value.shape[:-2]:
+            raise ValueError(
+                f"values has shape {list(values.shape)}; expected {[*keys.shape[:-1], 'Dv']}, one "
+                "for each key"
+            )
+        new = KeyValueCache(key, value)
+        return new if cache is None else cache.followed_by(new)
+
+    def forward(
+        self,
+        query: Tensor,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        query_lengths: Tensor | None = None,
+        key_lengths: Tensor | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        support: Support | None = None,
+        cache: KeyValueCache | None = None,
+        need_weights: bool = False,
+    ) -> SequenceAttention:
+        """Attend.
+
+        Args:
+            query: `[..., Tq, Dq]`, with any batch dimensions or none.
+            keys: `[..., Tk, Dk]`. Default: the queries.
+            values: `[..., Tk, Dv]`. Default: the keys.
+            mask: bool, True where a query may attend to a key: `[Tq, Tk]`, `[..., Tq, Tk]` or
+                `[..., H, Tq, Tk]`; a dimension of size 1 is repeated. Default: all.
+            query_lengths: integers `[...]`: how many queries are real; what comes out for the
+                others is zero. Default: all.
+            key_lengths: integers `[...]`: how many keys are real. Default: all.
+            causal: query i sees the keys up to i + Tk - Tq. Default False.
+            bias: added to the scores: broadcasts to `[..., H, Tq, Tk]` (over a window
+                `[..., H, Tq, W]`), or is `[E, H]` over edges. Default: none.
+            support: which pairs exist, in place of mask, key_lengths, causal and the layer's
+                window: `attn_core.Edges`, say. Default: none.
+            cache: keys and values from `precompute`, in place of keys and values. Default: none.
+            need_weights: return the weights as well. Default False.
+
+        Returns:
+            SequenceAttention(context, weights): `[..., Tq, heads · size_per_head]`, or
+            `[..., Tq, output_size]`; and before dropout `[..., H, Tq, Tk]` (over a window
+            `[..., H, Tq, W]`, over edges `[E, H]`). A query that may attend to no key reads zeros,
+            to which the output projection adds its bias.
+
+        Raises:
+            ValueError, TypeError: arguments that do not fit each other.
+        """
+        heads = self._project("query", query, self.query)
+        if cache is None:
+            cache = self.precompute(query if keys is None else keys, values)
+        elif keys is not None or values is not None:
+            raise ValueError(
+                "keys or values are given beside cache: put them behind it first, with "
+                "cache = attention.precompute(keys, values, cache=cache)"
+            )
+        key, value = cache
+        if self.rotary is not None:
+            heads, key = self.rotary.both(heads, key)
+        support, bias = self._pairs(heads, key, mask, key_lengths, causal, bias, support)
+        result = attend(
+            heads,
+            key,
+            value,
+            score=self.score,
+            normalizer=self.normalizer,
+            support=support,
+            bias=bias,
+            dropout=self.dropout if self.training else 0.0,
+            need_weights=need_weights,
+        )
+        context = result.output.flatten(-2)  # [..., Tq, H Dv]
+        context = context if self.output is None else self.output(context)
+        if query_lengths is not None:
+            check_lengths("query_lengths", query_lengths, query)
+            context = context.masked_fill(padding(query_lengths, context), 0)
+        return SequenceAttention(context, result.weights)
+
+    def weights(
+        self,
+        query: Tensor,
+        keys: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        key_lengths: Tensor | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        support: Support | None = None,
+    ) -> Tensor:
+        """The weights alone, without values; arguments and layout as in `forward`."""
+        heads = self._project("query", query, self.query)
+        key = self._project("keys", query if keys is None else keys, self.key)
+        if self.rotary is not None:
+            heads, key = self.rotary.both(heads, key)
+        support, bias = self._pairs(heads, key, mask, key_lengths, causal, bias, support)
+        parts: dict[str, Any] = {"score": self.score, "normalizer": self.normalizer}
+        return attn_core.weights(heads, key, support=support, bias=bias, **parts)
+
+    def _project(self, name: str, x: Tensor, projection: nn.Linear) -> Tensor:
+        """`[..., T, D]` as `[..., T, H, D]`, all heads in one matrix product."""
+        check_tokens(name, x, projection.weight, projection.in_features or None)
+        return projection(x).unflatten(-1, (self.heads, -1))
+
+    def _pairs(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        key_lengths: Tensor | None,
+        causal: bool,
+        bias: Tensor | None,
+        support: Support | None,
+    ) -> tuple[Support, Tensor | None]:
+        if support is not None:
+            given = {"mask": mask, "key_lengths": key_lengths, "causal": causal or None}
+            for name, argument in given.items():
+                if argument is not None:
+                    raise ValueError(
+                        f"{name} is given beside support, which says by itself which pairs exist"
+                    )
+            return support, bias
+        if key_lengths is not None:
+            check_lengths("key_lengths", key_lengths, key.flatten(-2))
+        if self.window is None:
+            return Dense(mask, key_lengths, causal), bias
+        window = Window(self.window, causal=causal, lengths=key_lengths)
+        if mask is not None:
+            queries, keys = query.shape[-3], key.shape[-3]
+            shape = tuple(key.shape[:-3]), self.heads, queries, keys
+            allowed = Dense(mask).allowed(*shape, query.device)
+            assert allowed is not None
+            bias = mask_bias(in_window(allowed, window, queries, keys), bias, query.dtype)
+        return window, bias
+
+    def extra_repr(self) -> str:
+        given = f"{self.heads}, {self.size_per_head}, {self.key_size}, {self._score}"
+        return f"{given}, {self._normalizer}, window={self.window}, dropout={self.dropout}"
+
+
+def check_window(window: int | None) -> None:
+    """Raise unless this is a radius, or None."""
+    if window is not None and window < 0:
+        raise ValueError(f"window is {window}; expected a number of positions, 0 or more, or None")
+
+
+def check_tokens(name: str, x: Tensor, weight: Tensor, width: int | None) -> None:
+    """Raise unless a projection with this weight takes `x`, `[..., T, width]`."""
+    if x.dim() < 2 or (width is not None and x.shape[-1] != width):
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}; expected [..., T, D]"
+            + ("" if width is None else f" of width {width}")
+        )
+    if x.device != weight.device:
+        raise ValueError(
+            f"{name} is on {x.device}, but the parameters are on {weight.device}: move one of them "
+            "with .to()"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}; attention needs floating point: use .float()")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{name} has dtype {x.dtype}, but the parameters are {weight.dtype}: convert one of "
+            "them with .to(), or run under torch.autocast"
+        )
+
+
+def check_lengths(name: str, lengths: Tensor, x: Tensor) -> None:
+    """Raise unless these are lengths of the sequences `x`, `[..., T, D]`."""
+    *batch, steps, _ = x.shape
+    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"{name} has dtype {lengths.dtype}; expected integers")
+    if list(lengths.shape) != batch:
+        raise ValueError(
+            f"{name} has shape {list(lengths.shape)}; expected {batch}, one length per sequence"
+        )
+    if lengths.device != x.device:
+        raise ValueError(
+            f"{name} is on {lengths.device}, but the sequences are on {x.device}: move one of them "
+            "with .to()"
+        )
+    if values_are_visible() and lengths.numel():
+        low, high = (int(length) for length in torch.aminmax(lengths))
+        if low < 0 or high > steps:
+            raise ValueError(
+                f"{name} has the entry {low if low < 0 else high}; expected 0 to {steps}, the "
+                "length of the longest sequence"
+            )
+
+
+def padding(lengths: Tensor, x: Tensor) -> Tensor:
+    """Which steps of `[..., T, D]` lie behind the end of their sequence, bool `[..., T, 1]`."""
+    steps = torch.arange(x.shape[-2], device=x.device)
+    return (steps >= lengths[..., None])[..., None]
+
+
+def in_window(pairs: Tensor, window: Window, queries: int, keys: int) -> Tensor:
+    """What of `[..., Tq, Tk]` (either may be 1) lies in a window: `[..., Tq, W]`."""
+    positions, _ = window.positions(queries, keys, pairs.device)
+    batch = pairs.shape[:-2]
+    positions = positions.clamp(0, max(keys - 1, 0)).expand(*batch, *positions.shape)
+    return pairs.expand(*batch, queries, keys).gather(-1, positions)
+
+
+def mask_bias(allowed: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A bias that is -inf at the pairs that are not allowed."""
+    bias = torch.zeros((), dtype=dtype, device=allowed.device) if bias is None else bias
+    return torch.where(allowed, bias, -math.inf)
+
+
+class _Projection(nn.Linear):
+    """A linear map that starts as those of torch's multi-head attention do (Glorot, 2010)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class _LazyProjection(nn.LazyLinear):
+    cls_to_become = _Projection
+
+    def reset_parameters(self) -> None:
+        if not self.has_uninitialized_params() and self.in_features != 0:
+            _Projection.reset_parameters(self)  # type: ignore[arg-type]
+
+
+def _projection(inputs: int | None, outputs: int, bias: bool) -> nn.Linear:
+    if inputs is None:
+        return _LazyProjection(outputs, bias)
+    return _Projection(inputs, outputs, bias)
+
+
+def _named_score(name: str, heads: int, size: int, max_length: int | None) -> Score:
+    """A score whose parameters are fresh: a set for each head, for queries and keys of one size."""
+    if (name == "location") != (max_length is not None):
+        needs = "needs" if max_length is None else "has no use for"
+        raise ValueError(f"score {name!r} {needs} max_length; got max_length={max_length}")
+
+    def drawn(*shape: int) -> nn.Parameter:
+        return _draw(nn.Parameter(torch.empty(heads, *shape)))
+
+    match name:
+        case "scaled_dot":
+            return ScaledDot()
+        case "dot":
+            return Dot()
+        case "cosine":
+            return Cosine()
+        case "general":
+            return General(drawn(size, size))
+        case "concat":
+            return Concat(drawn(size, 2 * size), drawn(size))
+        case "additive":
+            return Additive(drawn(size))
+        case "separable":
+            return Separable(drawn(size), drawn(size))
+        case "location":
+            return Location(drawn(max_length or 0, size))
+    raise ValueError(
+        f"score is {name!r}; known scores are additive, concat, cosine, dot, general, location, "
+        "scaled_dot, separable, or pass an attn_core.Score"
+    )
+
+
+def _draw(parameter: nn.Parameter) -> nn.Parameter:
+    bound = 1 / math.sqrt(parameter.shape[-1])
+    nn.init.uniform_(parameter, -bound, bound)
+    return parameter
+
+
+def _learned(part: Any) -> list[str]:
+    """The fields of a score or normaliser that are parameters."""
+    if not dataclasses.is_dataclass(part):
+        return []
+    fields = (field.name for field in dataclasses.fields(part))
+    return [name for name in fields if isinstance(getattr(part, name), nn.Parameter)]

@@ -1,0 +1,556 @@
+"""The Transformer: a stack of attention and position-wise layers, to encode or to decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attn_core import Dense, Normalizer, Score, Support, Window
+from sequence_attn.multihead import (
+    KeyValueCache,
+    MultiHead,
+    check_lengths,
+    check_tokens,
+    padding,
+)
+from sequence_attn.positions import RotaryPositions
+
+Activation = str | Callable[[Tensor], Tensor]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+class LayerWeights(NamedTuple):
+    """The attention weights of one layer.
+
+    Attributes:
+        itself: what each position read from the sequence itself, as `MultiHead` lays weights out.
+        memory: what it read from the memory, `[..., H, T, Tm]`; None in an encoder.
+    """
+
+    itself: Tensor
+    memory: Tensor | None
+
+
+class LayerCache(NamedTuple):
+    """What one layer has projected already.
+
+    Attributes:
+        itself: keys and values of the steps so far; None before the first.
+        memory: keys and values of the memory; None in an encoder.
+    """
+
+    itself: KeyValueCache | None
+    memory: KeyValueCache | None
+
+
+class TransformerCache(NamedTuple):
+    """What a Transformer need not compute again at the next step; nothing ever changes one.
+
+    Attributes:
+        layers: one for each layer, the first layer first.
+        memory_lengths: how much of the memory is real, `[...]`; None for all.
+    """
+
+    layers: tuple[LayerCache, ...]
+    memory_lengths: Tensor | None
+
+    @property
+    def length(self) -> int:
+        """How many steps it holds."""
+        itself = self.layers[0].itself
+        return 0 if itself is None else itself.length
+
+
+class Transformed(NamedTuple):
+    """What a Transformer returns.
+
+    Attributes:
+        output: `[..., T, size]`; zero behind the length of a sequence, where lengths are given.
+        weights: one `LayerWeights` for each layer, the first layer first; None unless asked for.
+        cache: for the next steps; None unless one was given for these.
+    """
+
+    output: Tensor
+    weights: tuple[LayerWeights, ...] | None
+    cache: TransformerCache | None
+
+
+class PositionWise(nn.Module):
+    """The same two-layer network at every position: `φ(x W₁ + b₁) W₂ + b₂`.
+
+    Which is what two convolutions of width 1 compute. Vaswani et al., 2017, section 3.3.
+
+    Args:
+        size: the width of the input and of the output.
+        hidden_size: the width in between.
+        activation: φ: "relu" (default), "gelu", "silu", or a function.
+        dropout: the probability with which a hidden unit is dropped in training. Default 0.
+
+    Raises:
+        ValueError: an unknown activation.
+
+    >>> import torch
+    >>> PositionWise(4, 16)(torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 3, 4])
+    """
+
+    def __init__(
+        self,
+        size: int,
+        hidden_size: int,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if isinstance(activation, str):
+            if activation not in _ACTIVATIONS:
+                known = ", ".join(_ACTIVATIONS)
+                raise ValueError(
+                    f"activation is {activation!r}; known ones are {known}, or pass a function"
+                )
+            activation = _ACTIVATIONS[activation]
+        self.hidden = nn.Linear(size, hidden_size)
+        self.output = nn.Linear(hidden_size, size)
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., size]` to `[..., size]`."""
+        return self.output(self.dropout(self.activation(self.hidden(x))))
+
+
+class TransformerLayer(nn.Module):
+    """Attention to the sequence itself, to a memory (in a decoder), and a position-wise network.
+
+    Each of them changes its input by addition: `x + f(norm(x))` (norm_first), or
+    `norm(x + f(x))` as Vaswani et al., 2017, have it. Where the widths differ, the x that is added
+    to is projected first.
+
+    Args:
+        size: the width of the output.
+        heads: H, the number of attention heads.
+        input_size: the width of the input. Default: size.
+        memory_size: the width of the memory. Default: none, the layer has no memory (encoder).
+        size_per_head: of the attentions. Default: size / heads.
+        feed_forward_size: the hidden width of the position-wise network. Default: 4 · size.
+        dropout: of the attention weights, of hidden units, and of each change, in training.
+            Default 0.1.
+        activation: of the position-wise network: "relu" (default), "gelu", "silu", or a function.
+        norm_first: normalise the input of each part (default; deep stacks train without a warm-up)
+            rather than the sum behind it.
+        window, rotary, score, normalizer: of the attention to the sequence itself, see `MultiHead`.
+
+    Raises:
+        ValueError: heads that do not divide size, an unknown name, a size below 1.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        heads: int,
+        *,
+        input_size: int | None = None,
+        memory_size: int | None = None,
+        size_per_head: int | None = None,
+        feed_forward_size: int | None = None,
+        dropout: float = 0.1,
+        activation: Activation = "relu",
+        norm_first: bool = True,
+        window: int | None = None,
+        rotary: RotaryPositions | None = None,
+        score: str | Score = "scaled_dot",
+        normalizer: str | Normalizer = "softmax",
+    ) -> None:
+        super().__init__()
+        if size < 1 or heads < 1:
+            raise ValueError(f"size is {size} and heads is {heads}; expected at least 1")
+        if size_per_head is None and size % heads:
+            raise ValueError(
+                f"heads is {heads}, which does not divide size, {size}: choose another number of "
+                "heads, or give size_per_head"
+            )
+        head = size // heads if size_per_head is None else size_per_head
+        inner = size if input_size is None else input_size
+        shared: dict[str, Any] = {"output_size": size, "bias": True, "dropout": dropout}
+        self.norm_first = norm_first
+        self.attention = MultiHead(
+            heads,
+            head,
+            input_size=inner,
+            window=window,
+            rotary=rotary,
+            score=score,
+            normalizer=normalizer,
+            **shared,
+        )
+        self.attention_norm = nn.LayerNorm(inner if norm_first else size)
+        self.shortcut = nn.Identity() if inner == size else nn.Linear(inner, size, bias=False)
+        self.memory_attention = self.memory_norm = None
+        if memory_size is not None:
+            widths = size, memory_size, memory_size
+            self.memory_attention = MultiHead(heads, head, input_size=widths, **shared)
+            self.memory_norm = nn.LayerNorm(size)
+        hidden = 4 * size if feed_forward_size is None else feed_forward_size
+        self.feed_forward = PositionWise(size, hidden, activation, dropout)
+        self.feed_forward_norm = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(dropout)
+
+    def start(self, memory: Tensor | None) -> LayerCache:
+        """The cache before the first step."""
+        if self.memory_attention is None or memory is None:
+            return LayerCache(None, None)
+        return LayerCache(None, self.memory_attention.precompute(memory))
+
+    def forward(
+        self,
+        x: Tensor,
+        cache: LayerCache,
+        itself: dict[str, Any],
+        memory: dict[str, Any],
+        need_weights: bool = False,
+    ) -> tuple[Tensor, LayerCache, LayerWeights | None]:
+        """Apply the layer.
+
+        Args:
+            x: `[..., T, input_size]`.
+            cache: what it has projected already, at first what `start` returns.
+            itself, memory: which pairs exist in the attention to either, as arguments of
+                `MultiHead.forward`.
+            need_weights: return the weights as well. Default False.
+
+        Returns:
+            `[..., T, size]`, the cache for the next step, and the weights.
+        """
+        y = self._before(self.attention_norm, x)
+        past = self.attention.precompute(y, cache=cache.itself)
+        read = self.attention(y, cache=past, need_weights=need_weights, **itself)
+        x = self._after(self.attention_norm, self.shortcut(x), read.context)
+        weights = LayerWeights(read.weights, None) if need_weights else None
+        if self.memory_attention is not None and self.memory_norm is not None:
+            y = self._before(self.memory_norm, x)
+            read = self.memory_attention(y, cache=cache.memory, need_weights=need_weights, **memory)
+            x = self._after(self.memory_norm, x, read.context)
+            weights = None if weights is None else weights._replace(memory=read.weights)
+        y = self._before(self.feed_forward_norm, x)
+        x = self._after(self.feed_forward_norm, x, self.feed_forward(y))
+        return x, LayerCache(past, cache.memory), weights
+
+    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x) if self.norm_first else x
+
+    def _after(self, norm: nn.Module, x: Tensor, change: Tensor) -> Tensor:
+        x = x + self.dropout(change)
+        return x if self.norm_first else norm(x)
+
+
+class _Transformer(nn.Module):
+    """What encoder and decoder share: positions, the stack of layers, the last normalisation."""
+
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        heads: int,
+        *,
+        input_size: int | None,
+        positions: nn.Module | None,
+        relative_bias: Callable[[Tensor], Tensor] | None,
+        causal: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers is {layers}; expected at least 1")
+        self.input_size = size if input_size is None else input_size
+        self.size, self.causal = size, causal
+        self.positions, self.relative_bias = positions, relative_bias
+        widths = [self.input_size] + [size] * (layers - 1)
+        self.layers = nn.ModuleList(
+            TransformerLayer(size, heads, input_size=width, **options) for width in widths
+        )
+        self.norm = nn.LayerNorm(size) if self._stack[0].norm_first else nn.Identity()
+
+    @property
+    def _stack(self) -> list[TransformerLayer]:
+        return cast(list[TransformerLayer], list(self.layers))
+
+    def _run(
+        self,
+        x: Tensor,
+        cache: TransformerCache,
+        lengths: Tensor | None,
+        mask: Tensor | None,
+        support: Support | None,
+        memory: dict[str, Any],
+        need_weights: bool,
+    ) -> tuple[Tensor, TransformerCache, tuple[LayerWeights, ...] | None]:
+        if self.positions is not None:
+            x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
+        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        if lengths is not None:
+            check_lengths("lengths", lengths, x)
+        itself: dict[str, Any] = {"mask": mask, "key_lengths": lengths, "causal": self.causal}
+        if support is not None:
+            itself |= {"causal": False, "support": support}
+        if self.relative_bias is not None:
+            pairs = self._pairs(support)
+            steps = x.shape[-2]
+            relative = pairs.relative_positions(steps, cache.length + steps, x.device)
+            itself["bias"] = self.relative_bias(relative)
+        caches, weights = [], []
+        for layer, past in zip(self._stack, cache.layers, strict=True):
+            x, now, read = layer(x, past, itself, memory, need_weights)
+            caches.append(now)
+            weights.append(read)
+        x = self.norm(x)
+        if lengths is not None:
+            x = x.masked_fill(padding(lengths, x), 0)
+        after = TransformerCache(tuple(caches), cache.memory_lengths)
+        return x, after, tuple(weights) if need_weights else None
+
+    def _pairs(self, support: Support | None) -> Support:
+        """The support that the layers read the sequence itself through, masks aside."""
+        window = self._stack[0].attention.window
+        if support is None and window is not None:
+            return Window(window, causal=self.causal)
+        return Dense() if support is None else support
+
+    def _check_cached(self, lengths: Tensor | None, **others: Any) -> None:
+        """Raise where an argument is given beside a cache, which it contradicts."""
+        if lengths is not None:
+            raise ValueError(
+                "lengths is given beside cache: what is behind the end of a sequence would lie "
+                "among the steps to come. Decode sequences of one length, or pass a mask"
+            )
+        for name, argument in others.items():
+            if argument is not None:
+                raise ValueError(f"{name} is given beside cache, which holds it already")
+
+
+class TransformerEncoder(_Transformer):
+    """A stack of layers, each attending to the sequence itself.
+
+    Vaswani et al., "Attention Is All You Need", 2017. With `causal=True` it is a language model's
+    decoder without a memory, and decodes step by step.
+
+    Args:
+        layers: how many; at least 1.
+        size: the width of the output and between the layers.
+        heads: H, the number of attention heads of each layer.
+        input_size: the width that enters the first layer, behind `positions`. Default: size.
+        positions: marks the input with its positions, such as `SinusoidalPositions`; called with
+            `offset=` too once there is a cache. Default: none.
+        relative_bias: gives a bias of the attention scores for relative positions, such as `ALiBi`;
+            all layers share it. Default: none.
+        causal: no position sees a later one. Default False.
+        options: of each `TransformerLayer`: size_per_head, feed_forward_size, dropout, activation,
+            norm_first, window, rotary, score, normalizer. An object is shared by all layers.
+
+    Raises:
+        ValueError: heads that do not divide size, an unknown name, a size below 1.
+
+    >>> import torch
+    >>> encoder = TransformerEncoder(2, 64, 8)
+    >>> x = torch.randn(3, 10, 64)
+    >>> result = encoder(x, lengths=torch.tensor([10, 7, 2]), return_attention_weights=True)
+    >>> result.output.shape, [layer.itself.shape for layer in result.weights]
+    (torch.Size([3, 10, 64]), [torch.Size([3, 8, 10, 10]), torch.Size([3, 8, 10, 10])])
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        heads: int,
+        *,
+        input_size: int | None = None,
+        positions: nn.Module | None = None,
+        relative_bias: Callable[[Tensor], Tensor] | None = None,
+        causal: bool = False,
+        **options: Any,
+    ) -> None:
+        if options.get("memory_size") is not None:
+            raise ValueError("memory_size is for a TransformerDecoder: an encoder has no memory")
+        super().__init__(
+            layers,
+            size,
+            heads,
+            input_size=input_size,
+            positions=positions,
+            relative_bias=relative_bias,
+            causal=causal,
+            **options,
+        )
+
+    def start(self) -> TransformerCache:
+        """The cache before the first step; each call of `forward` with it returns the next one."""
+        return TransformerCache(tuple(layer.start(None) for layer in self._stack), None)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        support: Support | None = None,
+        cache: TransformerCache | None = None,
+        return_attention_weights: bool = False,
+    ) -> Transformed:
+        """Encode.
+
+        Args:
+            x: `[..., T, D]`, with any batch dimensions or none.
+            lengths: integers `[...]`: how many steps of each sequence are real. Default: all.
+            mask: bool, True where a step may attend to another: `[T, T]`, `[..., T, T]` or
+                `[..., H, T, T]` (with a cache, the earlier steps are among the keys). Default: all.
+            support: which pairs exist, in place of lengths, mask, causal and window, such as
+                `attn_core.Edges`. Default: none.
+            cache: from `start` or from the last call; x then continues what came before. Default:
+                none.
+            return_attention_weights: return the weights of every layer as well. Default False.
+
+        Returns:
+            Transformed(output, weights, cache).
+
+        Raises:
+            ValueError, TypeError: arguments that do not fit each other.
+        """
+        if cache is not None:
+            self._check_cached(lengths)
+        output, after, weights = self._run(
+            x, cache or self.start(), lengths, mask, support, {}, return_attention_weights
+        )
+        return Transformed(output, weights, None if cache is None else after)
+
+
+class TransformerDecoder(_Transformer):
+    """A stack of layers, each attending to the steps so far and to a memory.
+
+    Vaswani et al., "Attention Is All You Need", 2017.
+
+    Args:
+        layers: how many; at least 1.
+        size: the width of the output and between the layers.
+        heads: H, the number of attention heads of each layer.
+        input_size: the width that enters the first layer, behind `positions`. Default: size.
+        memory_size: the width of the memory, such as an encoder's output. Default: size.
+        positions: marks the input with its positions, such as `SinusoidalPositions`; called with
+            `offset=` too once there is a cache. Default: none.
+        relative_bias: gives a bias of the scores for relative positions, such as `ALiBi`, in the
+            attention to the sequence itself; all layers share it. Default: none.
+        causal: no position sees a later one. Default True.
+        options: of each `TransformerLayer`: size_per_head, feed_forward_size, dropout, activation,
+            norm_first, window, rotary, score, normalizer. An object is shared by all layers.
+
+    Raises:
+        ValueError: heads that do not divide size, an unknown name, a size below 1.
+
+    >>> import torch
+    >>> decoder = TransformerDecoder(2, 64, 8).eval()
+    >>> memory, x = torch.randn(3, 10, 64), torch.randn(3, 5, 64)
+    >>> lengths = torch.tensor([10, 7, 2])
+    >>> output = decoder(x, memory, memory_lengths=lengths).output
+
+    Step by step, with the same result:
+
+    >>> cache = decoder.start(memory, lengths=lengths)
+    >>> for step in x.split(1, dim=1):
+    ...     last, _, cache = decoder(step, cache=cache)
+    >>> torch.allclose(last, output[:, -1:], atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        size: int,
+        heads: int,
+        *,
+        input_size: int | None = None,
+        memory_size: int | None = None,
+        positions: nn.Module | None = None,
+        relative_bias: Callable[[Tensor], Tensor] | None = None,
+        causal: bool = True,
+        **options: Any,
+    ) -> None:
+        self_size = size if memory_size is None else memory_size
+        super().__init__(
+            layers,
+            size,
+            heads,
+            input_size=input_size,
+            positions=positions,
+            relative_bias=relative_bias,
+            causal=causal,
+            memory_size=self_size,
+            **options,
+        )
+        self.memory_size = self_size
+
+    def start(self, memory: Tensor, *, lengths: Tensor | None = None) -> TransformerCache:
+        """Project the memory once; each call of `forward` with a cache returns the next one.
+
+        Args:
+            memory: `[..., Tm, memory_size]`.
+            lengths: integers `[...]`: how much of each memory is real. Default: all.
+
+        Returns:
+            The cache before the first step.
+        """
+        weight = self._stack[0].attention.query.weight
+        check_tokens("memory", memory, weight, self.memory_size)
+        if lengths is not None:
+            check_lengths("memory_lengths", lengths, memory)
+        return TransformerCache(tuple(layer.start(memory) for layer in self._stack), lengths)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        memory_lengths: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        cache: TransformerCache | None = None,
+        return_attention_weights: bool = False,
+    ) -> Transformed:
+        """Decode.
+
+        Args:
+            x: `[..., T, D]`, with any batch dimensions or none.
+            memory: `[..., Tm, memory_size]`; needed unless there is a cache.
+            lengths: integers `[...]`: how many steps of each sequence are real. Default: all.
+            mask: bool, True where a step may attend to another: `[T, T]`, `[..., T, T]` or
+                `[..., H, T, T]` (with a cache, the earlier steps are among the keys). Default: all.
+            memory_lengths: integers `[...]`: how much of each memory is real. Default: all.
+            memory_mask: bool, True where a step may attend to the memory: `[T, Tm]`, `[..., T, Tm]`
+                or `[..., H, T, Tm]`. Default: all.
+            cache: from `start` or from the last call; x then continues what came before, and memory
+                is left out. Default: none.
+            return_attention_weights: return the weights of every layer as well. Default False.
+
+        Returns:
+            Transformed(output, weights, cache).
+
+        Raises:
+            ValueError, TypeError: arguments that do not fit each other.
+        """
+        if cache is not None:
+            self._check_cached(lengths, memory=memory, memory_lengths=memory_lengths)
+            before = cache
+        elif memory is None:
+            raise ValueError("memory is needed, unless cache holds it")
+        else:
+            before = self.start(memory, lengths=memory_lengths)
+        pairs = {"mask": memory_mask, "key_lengths": before.memory_lengths}
+        output, after, weights = self._run(
+            x, before, lengths, mask, None, pairs, return_attention_weights
+        )
+        return Transformed(output, weights, None if cache is None else after)
