@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from attn_core import Support
 from attn_core.supports import broadcasts_to
 
 
@@ -257,15 +257,6 @@ class RotaryPositions(nn.Module):
         return f"{self.size}, layout={self.layout!r}, base={self.base:g}"
 
 
-class Positioned(Protocol):
-    """A support that knows where the keys of its pairs stand, seen from their queries."""
-
-    def relative_positions(
-        self, queries: int, keys: int, device: torch.device | None = None
-    ) -> Tensor:
-        """Key position minus query position of each pair, int64."""
-
-
 class RelativeBias(nn.Module, ABC):
     """What `ALiBi` and `T5RelativeBias` share: one number per pair and head, by their distance.
 
@@ -304,7 +295,7 @@ class RelativeBias(nn.Module, ABC):
         return bias.t() if relative.dim() == 1 else bias.movedim(0, -3)
 
     def of(
-        self, support: Positioned, queries: int, keys: int, device: torch.device | None = None
+        self, support: Support, queries: int, keys: int, device: torch.device | None = None
     ) -> Tensor:
         """The bias of all pairs of a support.
 

@@ -28,6 +28,7 @@ from attn_core import (
     Softmax,
     Sparsemax,
     Support,
+    Window,
     attend,
     weights,
 )
@@ -664,3 +665,24 @@ def test_positions_keep_their_state(module: nn.Module) -> None:
     fresh = copy.deepcopy(module)
     fresh.load_state_dict(other.state_dict())
     assert torch.equal(read_with(fresh, x), changed)
+
+
+@pytest.mark.parametrize("make", [ALiBi, T5RelativeBias])
+def test_biases_over_every_support(make: type[ALiBi] | type[T5RelativeBias]) -> None:
+    bias, length = make(2).double(), 9
+    x = torch.randn(length, 2, 4, dtype=torch.float64)
+    near = (torch.arange(length) - torch.arange(length)[:, None]).abs() <= 2
+    target, source = near.nonzero().T
+    supports = (
+        Dense(near),
+        Window(2),
+        Edges.from_edge_index(torch.stack([source, target]), size=length),
+    )
+    dense, window, edges = (
+        attend(
+            x, x, x, score=ScaledDot(), support=support, bias=bias.of(support, length, length)
+        ).output
+        for support in supports
+    )
+    torch.testing.assert_close(window, dense)
+    torch.testing.assert_close(edges, dense)
