@@ -66,8 +66,12 @@ def masked(
     scale: float,
     temperature: float,
     triangle: bool = False,
+    never_empty: bool = False,
 ) -> Tensor:
-    """Torch's kernel on `[..., H, T, D]`, but with zeros for a query that has no key."""
+    """Torch's kernel on `[..., H, T, D]`, but with zeros for a query that has no key.
+
+    `never_empty` says that there is no such query, which saves looking for it.
+    """
     dtype = torch.promote_types(query.dtype, key.dtype)
     for given in (value, bias):  # a bias of float32 may be too large for float16
         dtype = dtype if given is None else torch.promote_types(dtype, given.dtype)
@@ -79,7 +83,7 @@ def masked(
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
         empty = (mask == -math.inf).all(-1, keepdim=True)
         mask = mask.masked_fill(empty, 0)
-    elif mask is not None:
+    elif mask is not None and not never_empty:
         empty = ~mask.any(-1, keepdim=True)
         mask = mask | empty
     output = F.scaled_dot_product_attention(

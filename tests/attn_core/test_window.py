@@ -224,7 +224,7 @@ def test_memory_grows_with_the_band_not_with_the_square(length: int) -> None:
     inputs = [torch.randn(1, length, 1, 8, requires_grad=True) for _ in range(3)]
     with Largest() as largest:
         attend(*inputs, score=ScaledDot(), support=Window(4)).output.sum().backward()
-    assert largest.numbers < 64 * length
+    assert largest.numbers < 100 * length < length**2
 
 
 def test_compiles_and_differentiates() -> None:
