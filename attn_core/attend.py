@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_core.kernels import Call, choose, in_blocks
-from attn_core.normalizers import Normalizer, Softmax
+from attn_core.normalizers import Normalizer, Rows, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
 
@@ -115,16 +115,21 @@ def _prepared(call: Call) -> Call:
 
 def _reference(call: Call) -> Attended:
     """The definition of attention, in plain torch; every fast path is tested against it."""
-    call, support = call.in_full_precision().on_resolved_support()
-    scores = call.scores(support)
-    rows = support.rows(scores, call.num_keys)
-    scores = rows.allow(scores)
+    call, support, scores, rows = _scored(call)
     weights = call.normalizer.normalize(scores, rows)
     dropped = support.drop(weights, call.dropout) if call.dropout > 0 else weights
     output = support.aggregate(dropped, call.value, call.pair_value)
     if isinstance(call.normalizer, Softmax):
         return Attended(output, weights, call.normalizer.log_sum_exp(scores, rows))
     return Attended(output, weights, None)
+
+
+def _scored(call: Call) -> tuple[Call, Support, Tensor, Rows]:
+    """The scores of all pairs, -inf where a pair does not exist, and the rows they form."""
+    call, support = call.in_full_precision().on_resolved_support()
+    scores = call.scores(support)
+    rows = support.rows(scores, call.num_keys)
+    return call, support, rows.allow(scores), rows
 
 
 def weights(
@@ -190,10 +195,7 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
 
 
 def _weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
-    call, support = call.in_full_precision().on_resolved_support()
-    scores = call.scores(support)
-    rows = support.rows(scores, call.num_keys)
-    scores = rows.allow(scores)
+    call, _, scores, rows = _scored(call)
     if log_sum_exp is None:
         return call.normalizer.normalize(scores, rows)
     assert isinstance(call.normalizer, Softmax)

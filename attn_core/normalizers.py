@@ -232,15 +232,15 @@ class Softmax(Normalizer):
     def log_sum_exp(self, scores: Tensor, rows: Rows) -> Tensor:
         """`log Σ exp(s/τ)` of each row; -inf where there is no pair."""
         scores = self._cool(scores, rows)
-        largest = _finite(rows.max(scores.detach()))
+        largest = finite(rows.max(scores.detach()))
         total = rows.sum((scores - rows.spread(largest)).exp())
-        finite = largest + torch.where(total == 0, 1, total).log()
-        return rows.per_query(torch.where(total == 0, -math.inf, finite))
+        logarithm = largest + torch.where(total == 0, 1, total).log()
+        return rows.per_query(torch.where(total == 0, -math.inf, logarithm))
 
     def from_log_sum_exp(self, scores: Tensor, log_sum_exp: Tensor, rows: Rows) -> Tensor:
         """Weights of any of the pairs of rows whose `log_sum_exp` is known."""
         per_pair = rows.spread(rows.from_query(log_sum_exp))
-        return (self._cool(scores, rows) - _finite(per_pair)).exp()
+        return (self._cool(scores, rows) - finite(per_pair)).exp()
 
     def _cool(self, scores: Tensor, rows: Rows) -> Tensor:
         if isinstance(self.temperature, Tensor):
@@ -391,13 +391,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _finite(largest: Tensor) -> Tensor:
+def finite(largest: Tensor) -> Tensor:
+    """With 0 in place of -inf, which stands for a row without pairs."""
     return torch.where(largest == -math.inf, 0, largest)
 
 
 def _shift(scores: Tensor, rows: Rows) -> Tensor:
     """The largest score of each row (0 where there is none), as a constant."""
-    return rows.spread(_finite(rows.max(scores.detach())))
+    return rows.spread(finite(rows.max(scores.detach())))
 
 
 @torch.no_grad()

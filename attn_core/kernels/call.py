@@ -149,9 +149,7 @@ class Call:
             for name in ("query", "key", "value", "bias", "pair_key", "pair_value")
             if (tensor := getattr(self, name)) is not None
         }
-        dtype = torch.float32
-        for tensor in tensors.values():
-            dtype = torch.promote_types(dtype, tensor.dtype)
+        dtype = compute_dtype(*tensors.values())
         cast: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         return dataclasses.replace(self, score=self.score.to(dtype), **cast)
 
@@ -171,3 +169,12 @@ class Call:
         """The logits of all pairs of the resolved support, bias included."""
         scores = support.scores(self.score, self.query, self.key, self.pair_key)
         return scores if self.bias is None else scores + self.bias
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype to compute in: the widest that was given, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype

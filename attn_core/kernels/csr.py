@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.dropout import dropout_scale
+from attn_core.kernels.call import compute_dtype
+from attn_core.normalizers import finite
 from attn_core.scores import activate
 from attn_core.supports import Edges
 
@@ -65,7 +67,7 @@ class Problem:
         pair_id: Tensor | None,
     ) -> Problem:
         """Sort, cast and draw the dropout mask; `pair_row` says which row a pair's numbers are."""
-        dtype = compute_dtype((query, key, value, vector, bias, pair_key, pair_value))
+        dtype = compute_dtype(query, key, value, vector, bias, pair_key, pair_value)
         order = edges.by_query.permutation
         keep = None
         if seed is not None:
@@ -132,7 +134,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     pointer = problem.edges.by_query.pointer
     logits = problem.logits()
-    largest = _finite(_segments(logits, "max", pointer))
+    largest = finite(_segments(logits, "max", pointer))
     weights = logits.sub_(largest.index_select(0, problem.to_query)).exp_()
     total = _sums(weights, pointer)
     log_sum_exp = largest + total.log()
@@ -162,7 +164,7 @@ def backward(
     need_query, need_key, need_value, need_vector, need_bias, *need_pairs = needed
     need_pair_key, need_pair_value = need_pairs
     weights = p.logits()
-    weights -= _finite(log_sum_exp).index_select(0, p.to_query)
+    weights -= finite(log_sum_exp).index_select(0, p.to_query)
     weights.exp_()
     dropped = weights if p.keep is None else weights * p.keep
 
@@ -263,15 +265,6 @@ def _slope(hidden: Tensor, activation: str, negative_slope: float) -> Tensor:
     return torch.full_like(hidden, below).masked_fill_(hidden > 0, 1.0)
 
 
-def compute_dtype(tensors: tuple[Tensor | None, ...]) -> torch.dtype:
-    """The dtype to compute in: the widest that was given, float32 at least."""
-    dtype = torch.float32
-    for tensor in tensors:
-        if tensor is not None:
-            dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
 def _cast(x: _Maybe, dtype: torch.dtype) -> _Maybe:
     return x if x is None else x.to(dtype)
 
@@ -331,7 +324,3 @@ def _segments(x: Tensor, reduce: str, pointer: Tensor) -> Tensor:
     if not len(x):  # torch.segment_reduce wants at least one entry
         return x.new_full((len(pointer) - 1, *x.shape[1:]), -math.inf if reduce == "max" else 0.0)
     return torch.segment_reduce(x, reduce, offsets=pointer, axis=0, unsafe=True)
-
-
-def _finite(x: Tensor) -> Tensor:
-    return torch.where(x == -math.inf, 0, x)

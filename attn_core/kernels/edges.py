@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attn_core.dropout import draw_seed
 from attn_core.kernels import csr
-from attn_core.kernels.call import Call
+from attn_core.kernels.call import Call, compute_dtype
 from attn_core.normalizers import Softmax
 from attn_core.scores import ACTIVATIONS, Additive, Dot
 from attn_core.supports import Edges, PendingEdges, as_plain, cached_edges, handled_edges
@@ -129,7 +129,7 @@ def _(*inputs: Any) -> tuple[Tensor, Tensor]:
     heads, width = value.shape[1:]
     return (
         value.new_empty(num_queries, heads, width),
-        value.new_empty(num_queries, heads, dtype=csr.compute_dtype(given)),
+        value.new_empty(num_queries, heads, dtype=compute_dtype(*given)),
     )
 
 
