@@ -136,15 +136,16 @@ class Cosine(Score):
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         query = _same_width(self, query, key)
-        return Dot().pair(self._unit(query), self._unit(key))
+        return Dot().pair(self.unit(query), self.unit(key))
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
         query = _same_width(self, query, key)
         if pair_key is not None:  # the length of key + pair_key is the pair's own
             return Prepared(self, query, key, pair_key)
-        return Prepared(Dot(), self._unit(query), self._unit(key), None)
+        return Prepared(Dot(), self.unit(query), self.unit(key), None)
 
-    def _unit(self, vector: Tensor) -> Tensor:
+    def unit(self, vector: Tensor) -> Tensor:
+        """The vector divided by its length."""
         # In float16 eps would be 0, and the square of a length overflows
         half = vector.dtype in (torch.float16, torch.bfloat16)
         unit = F.normalize(vector.float() if half else vector, dim=-1, eps=self.eps)

@@ -1,6 +1,6 @@
 """Sequence attention layers on the attention core."""
 
-from sequence_attn.attention import Attention, SequenceAttention
+from sequence_attn.attention import Attention, Memory, SequenceAttention
 from sequence_attn.multihead import KeyValueCache, MultiHead
 from sequence_attn.multihead_attention import MultiHeadAttention
 from sequence_attn.positions import (
@@ -10,6 +10,14 @@ from sequence_attn.positions import (
     RotaryPositions,
     SinusoidalPositions,
     T5RelativeBias,
+)
+from sequence_attn.presets import (
+    BahdanauAttention,
+    ContentAddressing,
+    CosineAttention,
+    LocalAttention,
+    LuongAttention,
+    RestrictedSelfAttention,
 )
 from sequence_attn.transformer import (
     LayerCache,
@@ -25,14 +33,21 @@ from sequence_attn.transformer import (
 __all__ = [
     "ALiBi",
     "Attention",
+    "BahdanauAttention",
+    "ContentAddressing",
+    "CosineAttention",
     "KeyValueCache",
     "LayerCache",
     "LayerWeights",
     "LearnedPositions",
+    "LocalAttention",
+    "LuongAttention",
+    "Memory",
     "MultiHead",
     "MultiHeadAttention",
     "PositionWise",
     "RelativeBias",
+    "RestrictedSelfAttention",
     "RotaryPositions",
     "SequenceAttention",
     "SinusoidalPositions",

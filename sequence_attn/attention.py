@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import (
     Additive,
-    Concat,
     Cosine,
     Dense,
     Dot,
@@ -25,8 +26,10 @@ from attn_core import (
     Separable,
     Softmax,
     Sparsemax,
+    Support,
     attend,
 )
+from attn_core import weights as attention_weights
 from attn_core.scores import ACTIVATIONS
 
 _NORMALIZERS: dict[str, type[Normalizer]] = {
@@ -47,6 +50,53 @@ class SequenceAttention(NamedTuple):
 
     context: Tensor
     weights: Tensor | None
+
+
+class Memory(NamedTuple):
+    """Keys that are projected already, for many queries to come; nothing ever changes one.
+
+    Attributes:
+        key: what the score still needs of each key, `[B, Tk, …]`.
+        value: `[B, Tk, Dv]`.
+        lengths: how many keys of each sequence are real, `[B]`; None for all.
+    """
+
+    key: Tensor
+    value: Tensor
+    lengths: Tensor | None
+
+    def select(self, index: Tensor) -> Memory:
+        """The memories of the sequences `index` `[n]`, in that order; one may occur often."""
+        lengths = None if self.lengths is None else self.lengths[index]
+        return Memory(self.key[index], self.value[index], lengths)
+
+    def repeat(self, times: int) -> Memory:
+        """Each sequence so many times in a row, for as many hypotheses about it."""
+        each = torch.arange(len(self.key), device=self.key.device)
+        return self.select(each.repeat_interleave(times))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What one call comes down to: projected queries `[B, Tq, …]` and keys, and their pairs."""
+
+    query: Tensor
+    memory: Memory
+    score: Score
+    support: Support
+    bias: Tensor | None
+    normalizer: Normalizer
+
+    def of_scores(self) -> dict[str, Any]:
+        """The arguments of `attn_core.weights`, with one head."""
+        return {
+            "query": self.query.unsqueeze(2),
+            "key": self.memory.key.unsqueeze(2),
+            "score": self.score,
+            "support": self.support,
+            "bias": self.bias,
+            "normalizer": self.normalizer,
+        }
 
 
 class Attention(nn.Module):
@@ -85,6 +135,12 @@ class Attention(nn.Module):
     (torch.Size([2, 6]), torch.Size([2, 5]))
     >>> weights[1, 3:]
     tensor([0., 0.], grad_fn=<SliceBackward0>)
+
+    In a decoding loop, project the keys once:
+
+    >>> memory = attention.precompute(encoded, lengths=torch.tensor([5, 3]))
+    >>> for _ in range(3):
+    ...     state = attention(state, memory).context[:, :4]
     """
 
     # Which of these there are depends on the score
@@ -154,46 +210,70 @@ class Attention(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def score(self) -> Score:
-        """The score with its parameters, for `attn_core.attend` (one head)."""
+        """The score of projected queries and keys, for `attn_core.attend` (one head)."""
         match self.score_name:
-            case "dot":
+            case "dot" | "cosine":
                 return Dot()
             case "scaled_dot":
                 return ScaledDot()
-            case "cosine":
-                return Cosine()
             case "general":
                 return General(self.weight[None])
             case "location":
                 return Location(self.weight[None])
-            case "concat":
-                return Concat(self.weight[None], self.vector[None], self.activation)
             case "separable":
-                return Separable(self.query_vector[None], self.key_vector[None], self.activation)
+                return Separable(activation=self.activation)
         return Additive(self.vector[None], self.activation)
+
+    def precompute(
+        self, keys: Tensor, values: Tensor | None = None, *, lengths: Tensor | None = None
+    ) -> Memory:
+        """Do once what the score does to each key, however many queries are to come.
+
+        Args:
+            keys: `[B, Tk, Dk]`.
+            values: `[B, Tk, Dv]`. Default: the keys.
+            lengths: integers `[B]`: how many keys of each sequence are real. Default: all.
+
+        Returns:
+            A memory, which `forward` and `weights` take in place of keys.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        self._check("keys", keys, self.key_size, dims=(3,))
+        values = keys if values is None else values
+        if values.dim() != 3 or values.shape[:2] != keys.shape[:2]:
+            raise ValueError(
+                f"values has shape {list(values.shape)}; expected {[*keys.shape[:2], 'Dv']}, one "
+                "for each key"
+            )
+        return Memory(self._project_keys(keys), values, lengths)
 
     def forward(
         self,
         query: Tensor,
-        keys: Tensor,
+        keys: Tensor | Memory,
         values: Tensor | None = None,
         *,
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
+        step: int = 0,
         need_weights: bool = False,
     ) -> SequenceAttention:
         """Attend.
 
         Args:
             query: `[B, Tq, Dq]`, or `[B, Dq]` for one query per sequence.
-            keys: `[B, Tk, Dk]`.
+            keys: `[B, Tk, Dk]`, or what `precompute` returned.
             values: `[B, Tk, Dv]`. Default: the keys.
             mask: bool, True where a query may attend to a key: `[B, Tk]` or `[B, Tq, Tk]`.
             lengths: integers `[B]`: how many keys of each sequence are real. Default: all.
             causal: query i sees the keys up to i + Tk - Tq. Default False.
             bias: added to the scores, `[B, Tk]` or `[B, Tq, Tk]`. Default: none.
+            step: how many queries of the same sequence came before, in earlier calls; only
+                attentions that move along the keys look at it (`LocalAttention`). Default 0.
             need_weights: return the weights as well. Default False.
 
         Returns:
@@ -202,39 +282,110 @@ class Attention(nn.Module):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
-        self._check("query", query, self.query_size, dims=(2, 3))
-        self._check("keys", keys, self.key_size, dims=(3,))
-        values = keys if values is None else values
-        if values.dim() != 3 or values.shape[:2] != keys.shape[:2]:
-            raise ValueError(
-                f"values has shape {list(values.shape)}; expected {[*keys.shape[:2], 'Dv']}, one "
-                "for each key"
-            )
-        if query.shape[0] != keys.shape[0]:
-            raise ValueError(f"query has batch size {query.shape[0]}, but keys {keys.shape[0]}")
-        single = query.dim() == 2
-        query = query.unsqueeze(1) if single else query
-        shape = (*query.shape[:2], keys.shape[1])
-        support = Dense(_of_pairs("mask", mask, shape), lengths, causal)
-        bias = _of_pairs("bias", bias, shape)
-        if self.score_name == "additive":
-            query = nn.functional.linear(query, self.query_weight, self.hidden_bias)
-            keys = nn.functional.linear(keys, self.key_weight)
+        parts = self._parts(query, keys, values, mask, lengths, causal, bias, step)
+        return self._read(query, parts, need_weights)
+
+    def _read(self, query: Tensor, parts: _Parts, need_weights: bool) -> SequenceAttention:
         result = attend(
-            *(x.unsqueeze(2) for x in (query, keys, values)),  # one head
-            score=self.score(),
-            normalizer=self.normalizer,
-            support=support,
-            bias=None if bias is None else bias.unsqueeze(1),
+            value=parts.memory.value.unsqueeze(2),
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
+            **parts.of_scores(),
         )
         context = result.output.squeeze(2)
-        weights = None if result.weights is None else result.weights.squeeze(1)
-        if single:
-            context = context.squeeze(1)
-            weights = None if weights is None else weights.squeeze(1)
-        return SequenceAttention(context, weights)
+        context = context.squeeze(1) if query.dim() == 2 else context
+        if result.weights is None:
+            return SequenceAttention(context, None)
+        return SequenceAttention(context, self._of_keys(result.weights, query, parts))
+
+    def weights(
+        self,
+        query: Tensor,
+        keys: Tensor | Memory,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        step: int = 0,
+    ) -> Tensor:
+        """The weights alone, without values; arguments and layout as in `forward`."""
+        parts = self._parts(query, keys, None, mask, lengths, causal, bias, step)
+        return self._of_keys(attention_weights(**parts.of_scores()), query, parts)
+
+    def _parts(
+        self,
+        query: Tensor,
+        keys: Tensor | Memory,
+        values: Tensor | None,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+        causal: bool,
+        bias: Tensor | None,
+        step: int,
+    ) -> _Parts:
+        self._check("query", query, self.query_size, dims=(2, 3))
+        if isinstance(keys, Memory):
+            for name, given in (("values", values), ("lengths", lengths)):
+                if given is not None:
+                    raise ValueError(
+                        f"{name} is given beside a memory, which holds its own: hand it to "
+                        "precompute()"
+                    )
+            memory = keys
+        else:
+            memory = self.precompute(keys, values, lengths=lengths)
+        if query.shape[0] != memory.key.shape[0]:
+            raise ValueError(
+                f"query has batch size {query.shape[0]}, but keys {memory.key.shape[0]}"
+            )
+        query = query.unsqueeze(1) if query.dim() == 2 else query
+        shape = (*query.shape[:2], memory.key.shape[1])
+        mask, bias = _of_pairs("mask", mask, shape), _of_pairs("bias", bias, shape)
+        bias = None if bias is None else bias.unsqueeze(1)  # [B, 1, Tq, Tk]
+        pairs = self._pairs(query, memory, mask, causal, bias, step)
+        return _Parts(self._project_query(query), memory, self.score(), *pairs)
+
+    def _pairs(
+        self,
+        query: Tensor,
+        memory: Memory,
+        mask: Tensor | None,
+        causal: bool,
+        bias: Tensor | None,
+        step: int,
+    ) -> tuple[Support, Tensor | None, Normalizer]:
+        """The support, the bias over its pairs, and the normaliser."""
+        return Dense(mask, memory.lengths, causal), bias, self.normalizer
+
+    def _of_keys(self, weights: Tensor, query: Tensor, parts: _Parts) -> Tensor:
+        """The weights of one head over all keys, `[B, Tq, Tk]`, or `[B, Tk]` for one query."""
+        weights = weights.squeeze(1)
+        return weights.squeeze(1) if query.dim() == 2 else weights
+
+    def _project_query(self, query: Tensor) -> Tensor:
+        match self.score_name:
+            case "additive":
+                return F.linear(query, self.query_weight, self.hidden_bias)
+            case "concat":  # W [q; k] = W₁ q + W₂ k
+                return F.linear(query, self.weight[:, : self.query_size])
+            case "separable":
+                return F.linear(query, self.query_vector[None])
+            case "cosine":
+                return Cosine().unit(query)
+        return query
+
+    def _project_keys(self, keys: Tensor) -> Tensor:
+        match self.score_name:
+            case "additive":
+                return F.linear(keys, self.key_weight)
+            case "concat":
+                return F.linear(keys, self.weight[:, self.query_size :])
+            case "separable":
+                return F.linear(keys, self.key_vector[None])
+            case "cosine":
+                return Cosine().unit(keys)
+        return keys
 
     def _check(self, name: str, x: Tensor, width: int, dims: tuple[int, ...]) -> None:
         if x.dim() not in dims or x.shape[-1] != width:
