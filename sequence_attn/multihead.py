@@ -397,10 +397,12 @@ def padding(lengths: Tensor, x: Tensor) -> Tensor:
 
 
 def in_window(pairs: Tensor, window: Window, queries: int, keys: int) -> Tensor:
-    """What of `[..., Tq, Tk]` (either may be 1) lies in a window: `[..., Tq, W]`."""
+    """What of `[..., H, Tq, Tk]` (any may be 1) lies in a window: `[..., H, Tq, W]`."""
     positions, _ = window.positions(queries, keys, pairs.device)
-    batch = pairs.shape[:-2]
-    positions = positions.clamp(0, max(keys - 1, 0)).expand(*batch, *positions.shape)
+    if positions.dim() > 2:  # windows of each sequence's own
+        positions = positions.unsqueeze(-3)
+    batch = torch.broadcast_shapes(pairs.shape[:-2], positions.shape[:-2])
+    positions = positions.clamp(0, max(keys - 1, 0)).expand(*batch, queries, -1)
     return pairs.expand(*batch, queries, keys).gather(-1, positions)
 
 
