@@ -59,6 +59,10 @@ class KeyValueCache(NamedTuple):
                 )
         return KeyValueCache(*(torch.cat(pair, -3) for pair in zip(self, later, strict=True)))
 
+    def select(self, index: Tensor) -> KeyValueCache:
+        """The sequences `index` `[n]` of a batch, in that order; one may occur often."""
+        return KeyValueCache(self.key[index], self.value[index])
+
 
 class MultiHead(nn.Module):
     """Several attentions side by side, each over its own projection of the input.

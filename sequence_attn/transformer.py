@@ -67,6 +67,24 @@ class TransformerCache(NamedTuple):
         itself = self.layers[0].itself
         return 0 if itself is None else itself.length
 
+    def select(self, index: Tensor, *, memory: bool = True) -> TransformerCache:
+        """The sequences `index` `[n]` of a batch, in that order; one may occur often.
+
+        With `memory=False` the memory is left as it is: enough where every sequence takes the place
+        of one that reads the same memory.
+        """
+        lengths = self.memory_lengths
+        if memory and lengths is not None:
+            lengths = lengths[index]
+        layers = tuple(
+            LayerCache(
+                None if itself is None else itself.select(index),
+                of_memory.select(index) if memory and of_memory is not None else of_memory,
+            )
+            for itself, of_memory in self.layers
+        )
+        return TransformerCache(layers, lengths)
+
 
 class Transformed(NamedTuple):
     """What a Transformer returns.

@@ -1,0 +1,34 @@
+"""Encoder–decoders: the recurrent ones that made attention famous, and the Transformer."""
+
+from sequence_attn.seq2seq.decoder import AttentionDecoder, Decoded, DecoderState
+from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
+from sequence_attn.seq2seq.models import (
+    EncoderDecoder,
+    Predicted,
+    Seq2Seq,
+    Transformer,
+    TransformerState,
+)
+from sequence_attn.seq2seq.presets import bahdanau, context_only, grammar, luong, plain
+from sequence_attn.seq2seq.search import Hypothesis, generate, length_penalty
+
+__all__ = [
+    "AttentionDecoder",
+    "Decoded",
+    "DecoderState",
+    "Encoded",
+    "EncoderDecoder",
+    "Hypothesis",
+    "Predicted",
+    "RecurrentEncoder",
+    "Seq2Seq",
+    "Transformer",
+    "TransformerState",
+    "bahdanau",
+    "context_only",
+    "generate",
+    "grammar",
+    "length_penalty",
+    "luong",
+    "plain",
+]

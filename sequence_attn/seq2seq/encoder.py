@@ -1,0 +1,150 @@
+"""The recurrent encoder: it reads a padded batch and returns what there is to attend to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from sequence_attn.multihead import check_lengths
+
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+
+
+class Encoded(NamedTuple):
+    """A batch that has been read.
+
+    Attributes:
+        output: the top layer at every step, `[B, T, directions · H]`; zero behind the end of a
+            sequence.
+        lengths: how many steps of each sequence are real, `[B]`; None for all.
+        state: the last state of every layer and direction, `[layers, directions, B, H]`: one
+            tensor, or for an LSTM two (hidden and cell). Empty if the encoder has none.
+    """
+
+    output: Tensor
+    lengths: Tensor | None
+    state: tuple[Tensor, ...] = ()
+
+    def select(self, index: Tensor) -> Encoded:
+        """The sequences `index` `[n]`, in that order; one may occur often."""
+        lengths = None if self.lengths is None else self.lengths[index]
+        return Encoded(self.output[index], lengths, tuple(x[:, :, index] for x in self.state))
+
+
+class RecurrentEncoder(nn.Module):
+    """A recurrent network over a padded batch; padding changes nothing.
+
+    `h_t = cell(x_t, h_{t-1})`; both ways, `h_t = [→h_t; ←h_t]`, the second of which starts at the
+    true end of each sequence. (Schuster and Paliwal, 1997; Cho et al., 2014; Hochreiter and
+    Schmidhuber, 1997.) The cells are torch's.
+
+    Args:
+        input_size: the width of a step.
+        hidden_size: H, the width of the state of one direction.
+        cell: "gru" (default), "lstm" or "rnn" (tanh).
+        bidirectional: read both ways. Default False.
+        layers: how many, one upon the other. Default 1.
+        dropout: the probability with which a number between two layers is dropped in training.
+            Default 0.
+
+    Raises:
+        ValueError: an unknown cell, a size below 1, a dropout that is no probability.
+
+    >>> import torch
+    >>> encoder = RecurrentEncoder(8, 16, "lstm", bidirectional=True, layers=2)
+    >>> encoded = encoder(torch.randn(3, 5, 8), torch.tensor([5, 2, 4]))
+    >>> encoded.output.shape, [x.shape for x in encoded.state]
+    (torch.Size([3, 5, 32]), [torch.Size([2, 2, 3, 16]), torch.Size([2, 2, 3, 16])])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        cell: str = "gru",
+        *,
+        bidirectional: bool = False,
+        layers: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.cell = recurrent(
+            cell, input_size, hidden_size, layers, dropout, bidirectional=bidirectional
+        )
+        self.input_size, self.hidden_size, self.layers = input_size, hidden_size, layers
+        self.directions = 2 if bidirectional else 1
+
+    @property
+    def output_size(self) -> int:
+        """The width of a step of the output."""
+        return self.directions * self.hidden_size
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Encoded:
+        """Read.
+
+        Args:
+            x: `[B, T, input_size]`.
+            lengths: integers `[B]`: how many steps of each sequence are real. Default: all. A
+                sequence of length 0 has an output and states of zero.
+
+        Returns:
+            Encoded(output, lengths, state).
+
+        Raises:
+            ValueError, TypeError: arguments that do not fit each other.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.input_size:
+            raise ValueError(f"x has shape {list(x.shape)}; expected [B, T, {self.input_size}]")
+        if lengths is not None:
+            check_lengths("lengths", lengths, x)
+        steps = x.shape[1]
+        if not x.numel():  # torch's cells take no empty batch, nor sequences without a step
+            empty = x.new_zeros(self.layers, self.directions, x.shape[0], self.hidden_size)
+            output = x.new_zeros(x.shape[0], steps, self.output_size)
+            return Encoded(output, lengths, (empty,) * (2 if self.cell.mode == "LSTM" else 1))
+        if lengths is None:
+            output, state = self.cell(x)
+        else:
+            packed = pack_padded_sequence(
+                x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+            )
+            packed, state = self.cell(packed)
+            output, _ = pad_packed_sequence(packed, batch_first=True, total_length=steps)
+        states = state if isinstance(state, tuple) else (state,)
+        states = tuple(x.unflatten(0, (self.layers, self.directions)) for x in states)
+        if lengths is not None:
+            empty = lengths == 0
+            output = output.masked_fill(empty[:, None, None], 0)
+            states = tuple(x.masked_fill(empty[:, None], 0) for x in states)
+        return Encoded(output, lengths, states)
+
+
+def recurrent(
+    cell: str,
+    input_size: int,
+    hidden_size: int,
+    layers: int,
+    dropout: float,
+    *,
+    bidirectional: bool = False,
+) -> nn.RNNBase:
+    """A recurrent network of torch, batch first, its arguments checked."""
+    if cell not in CELLS:
+        raise ValueError(f"cell is {cell!r}; known ones are {', '.join(CELLS)}")
+    sizes = {"input_size": input_size, "hidden_size": hidden_size, "layers": layers}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; expected at least 1")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+    return CELLS[cell](
+        input_size,
+        hidden_size,
+        layers,
+        batch_first=True,
+        dropout=dropout if layers > 1 else 0.0,  # torch warns of one that has no place
+        bidirectional=bidirectional,
+    )
