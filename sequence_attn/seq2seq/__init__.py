@@ -2,6 +2,7 @@
 
 from sequence_attn.seq2seq.decoder import AttentionDecoder, Decoded, DecoderState
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
+from sequence_attn.seq2seq.losses import sampled_softmax_loss
 from sequence_attn.seq2seq.models import (
     EncoderDecoder,
     Predicted,
@@ -31,4 +32,5 @@ __all__ = [
     "length_penalty",
     "luong",
     "plain",
+    "sampled_softmax_loss",
 ]

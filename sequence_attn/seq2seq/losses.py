@@ -1,0 +1,96 @@
+"""Losses over large vocabularies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sampled_softmax_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    samples: int,
+    ignore_index: int = -100,
+) -> Tensor:
+    """The cross-entropy of the target among a few drawn classes, in place of all V.
+
+    `-log exp(s_t - log q_t) / Σ_{j ∈ {t} ∪ S} exp(s_j - log q_j)` with `s_j = w_j·h + b_j`, where
+    the classes S are drawn without replacement and q_j is how likely j is to be among them: the
+    correction makes the gradient tend to that of the full softmax as S grows. Classes are drawn
+    from the log-uniform (Zipf) distribution, so number them by falling frequency. Jean et al., "On
+    Using Very Large Target Vocabulary for Neural Machine Translation", 2015. For training only:
+    evaluate with all classes.
+
+    Args:
+        hidden: h, `[..., D]`.
+        weight: w, `[V, D]`.
+        bias: b, `[V]`, or None.
+        target: int64 `[...]`, the class of each row.
+        samples: how many classes to draw for the whole batch, 1 to V. With V it is the full
+            cross-entropy.
+        ignore_index: the target of rows that do not count. Default -100.
+
+    Returns:
+        The mean over the rows that count, a scalar; 0 if there are none.
+
+    Raises:
+        ValueError: samples out of range, or shapes that do not fit.
+        IndexError: a target that is no class.
+
+    >>> hidden, weight = torch.randn(4, 8), torch.randn(50, 8)
+    >>> target = torch.tensor([3, 0, 7, 49])
+    >>> full = F.cross_entropy(hidden @ weight.T, target)
+    >>> loss = sampled_softmax_loss(hidden, weight, None, target, samples=50)
+    >>> torch.allclose(full, loss)
+    True
+    """
+    classes = weight.shape[0]
+    if not 1 <= samples <= classes:
+        raise ValueError(f"samples is {samples}; expected 1 to {classes}, the number of classes")
+    if hidden.shape[:-1] != target.shape:
+        raise ValueError(
+            f"target has shape {list(target.shape)}; expected {list(hidden.shape[:-1])}, one class "
+            "for each row of hidden"
+        )
+    counts = target != ignore_index
+    hidden, target = hidden[counts], target[counts]
+    if not target.numel():
+        return hidden.sum() * 0
+    low, high = (int(x) for x in torch.aminmax(target))
+    if low < 0 or high >= classes:
+        raise IndexError(
+            f"target has the class {low if low < 0 else high}; expected 0 to {classes - 1}, or "
+            f"ignore_index, {ignore_index}"
+        )
+    drawn, log_expected = _draw(classes, samples, hidden.device)
+
+    def scores(of: Tensor) -> Tensor:
+        return F.linear(hidden, weight[of], None if bias is None else bias[of])
+
+    log_q = log_expected.to(hidden.dtype)
+    true = (hidden * weight[target]).sum(-1)
+    true = (true if bias is None else true + bias[target]) - log_q[target]
+    others = scores(drawn) - log_q[drawn]
+    # A target that was drawn as well counts once
+    others = others.masked_fill(drawn == target.unsqueeze(-1), -math.inf)
+    return (torch.cat([true.unsqueeze(-1), others], -1).logsumexp(-1) - true).mean()
+
+
+def _draw(classes: int, samples: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Different classes, and the logarithm of how likely each class is to be among them."""
+    if samples == classes:
+        return torch.arange(classes, device=device), torch.zeros(classes, device=device)
+    edges = torch.arange(1, classes + 2, device=device, dtype=torch.float64).log()
+    rate = edges.diff()  # log-uniform: p_j ∝ log((j + 2) / (j + 1))
+    # Exponential clocks: the first `samples` to ring are a draw without replacement, and given the
+    # moment t of the next one, j is among them with probability 1 - exp(-rate_j t)
+    times = torch.empty_like(rate).exponential_() / rate
+    order = times.topk(samples + 1, largest=False)
+    log_expected = torch.log(-torch.expm1(-rate * order.values[-1]))
+    return order.indices[:samples], log_expected
