@@ -1,6 +1,6 @@
 """Graph attention layers and models that drop into torch_geometric code."""
 
-from gat.conv import EdgeAttention, GATConv
+from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
 from gat.models import GAT
 
-__all__ = ["GAT", "EdgeAttention", "GATConv"]
+__all__ = ["GAT", "AGNNConv", "EdgeAttention", "GATConv", "GATv2Conv", "TransformerConv"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.nn.conv import MessagePassing
@@ -45,6 +46,11 @@ class AttentionConv(MessagePassing):
     """
 
     in_channels: int | tuple[int, int]
+    out_channels: int
+    heads: int
+    concat: bool
+    dropout: float
+    bias: Parameter | None
 
     def _is_fused(self) -> bool:
         """Whether nobody watches or changes message passing, so that it need not take place."""
@@ -61,6 +67,10 @@ class AttentionConv(MessagePassing):
         """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
         owner = next(cls for cls in type(self).__mro__ if step in cls.__dict__)
         return owner in _TRUSTED and step not in self.__dict__
+
+    def _merge_heads(self, out: Tensor) -> Tensor:
+        """`[N, H, C]` with the heads concatenated, or averaged."""
+        return out.flatten(1) if self.concat else out.mean(dim=1)
 
     def _support(
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
@@ -202,8 +212,52 @@ def weights_like_input(
     return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=(targets, sources))
 
 
-def check_features(layer: str, name: str, x: Tensor, linear: Any) -> None:
-    """Raise unless x holds node features `[N, channels]` that a linear map of the layer takes."""
+def check_arguments(
+    in_channels: int | tuple[int, int], out_channels: int, heads: int, dropout: float
+) -> None:
+    """Raise unless a layer can be built with these."""
+    pair = isinstance(in_channels, tuple | list) and len(in_channels) == 2
+    if not (isinstance(in_channels, int) or pair):
+        raise ValueError(
+            f"in_channels is {in_channels}; expected the features per node, or a pair of them "
+            "(sources, targets)"
+        )
+    for name, number in (("out_channels", out_channels), ("heads", heads)):
+        if not hasattr(number, "__index__"):
+            raise TypeError(f"{name} is {number!r}; expected a whole number, at least 1")
+        if number < 1:
+            raise ValueError(f"{name} is {number}; an attention layer needs at least one")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+
+
+def both_sides(
+    layer: str, x: Tensor | tuple[Tensor, Tensor], linears: tuple[Any, Any]
+) -> tuple[Tensor, Tensor]:
+    """The features of sources and of targets, checked against the linear map of each."""
+    given = isinstance(x, Tensor)
+    if not given and not (isinstance(x, tuple | list) and len(x) == 2):
+        raise TypeError(
+            f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
+            "pair of them (sources, targets)"
+        )
+    sides = (x, x) if isinstance(x, Tensor) else x
+    for i, (side, linear) in enumerate(zip(sides, linears, strict=True)):
+        name = "x" if given else f"x[{i}]"
+        if side is None:
+            raise ValueError(
+                f"{name} is None; {layer} looks at both ends of an edge, so give the "
+                f"{'targets' if i else 'sources'} features (GATConv can do without the targets')"
+            )
+        check_features(layer, name, side, linear)
+    return sides[0], sides[1]
+
+
+def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None:
+    """Raise unless x holds node features `[N, channels]`, such as a linear map of the layer takes.
+
+    Without a map, any number of channels will do.
+    """
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it with .float()")
     if x.dim() != 2:
@@ -211,6 +265,8 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any) -> None:
             f"{name} has shape {list(x.shape)}; {layer} expects [nodes, channels], one row of "
             "features for each node (graphs of a batch are joined into one)"
         )
+    if linear is None:
+        return
     channels, dtype = width_of(linear), linear.weight.dtype
     if channels > 0 and x.shape[1] != channels:
         raise ValueError(

@@ -14,6 +14,7 @@ from torch_geometric.nn.inits import glorot, zeros
 from attn_core import PendingEdges, Separable, attend, scatter_softmax
 from gat.conv.base import (
     AttentionConv,
+    check_arguments,
     check_features,
     check_fill_value,
     pairs_of,
@@ -79,19 +80,7 @@ class GATConv(AttentionConv):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        pair = isinstance(in_channels, tuple | list) and len(in_channels) == 2
-        if not (isinstance(in_channels, int) or pair):
-            raise ValueError(
-                f"in_channels is {in_channels}; expected the features per node, or a pair of them "
-                "(sources, targets)"
-            )
-        for name, number in (("out_channels", out_channels), ("heads", heads)):
-            if not hasattr(number, "__index__"):
-                raise TypeError(f"{name} is {number!r}; expected a whole number, at least 1")
-            if number < 1:
-                raise ValueError(f"{name} is {number}; an attention layer needs at least one")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+        check_arguments(in_channels, out_channels, heads, dropout)
         kwargs.setdefault("aggr", "add")
         super().__init__(node_dim=0, **kwargs)
         self.in_channels = in_channels
@@ -200,7 +189,7 @@ class GATConv(AttentionConv):
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
 
-        out = out.flatten(1) if self.concat else out.mean(dim=1)
+        out = self._merge_heads(out)
         if residual is not None:
             out = out + residual
         if self.bias is not None:

@@ -1,0 +1,96 @@
+"""AGNNConv: attention by the direction of the features alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from attn_core import Dot, attend, scatter_softmax
+from gat.conv.base import AttentionConv, check_features, pairs_of, trusted
+
+
+@trusted
+class AGNNConv(AttentionConv):
+    r"""Each node averages its neighbours by how much their features point the same way.
+
+    .. math::
+        x'_i = \sum_{j \in N(i) \cup \{i\}} \alpha_{ij} x_j, \qquad
+        \alpha_{ij} = \mathrm{softmax}_j\, \beta \cos(x_i, x_j)
+
+    The one parameter is :math:`\beta`. Thekumparampil et al., "Attention-based Graph Neural Network
+    for Semi-Supervised Learning", 2018. A drop-in for `torch_geometric.nn.AGNNConv`.
+
+    Args:
+        requires_grad: learn β, which starts at 1; otherwise it stays there. Default True.
+        add_self_loops: give each node exactly one edge to itself. Default True.
+        **kwargs: of `torch_geometric.nn.MessagePassing`, such as `aggr` or `flow`.
+
+    >>> conv = AGNNConv()
+    >>> conv(torch.randn(3, 4), torch.tensor([[0, 1, 2], [1, 2, 0]])).shape
+    torch.Size([3, 4])
+    """
+
+    beta: Tensor
+
+    def __init__(
+        self, requires_grad: bool = True, add_self_loops: bool = True, **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("aggr", "add")
+        super().__init__(**kwargs)
+        self.requires_grad = requires_grad
+        self.add_self_loops = add_self_loops
+        if requires_grad:
+            self.beta = Parameter(torch.empty(1))
+        else:
+            self.register_buffer("beta", torch.ones(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set a learned β back to 1."""
+        super().reset_parameters()
+        if self.requires_grad:
+            torch.nn.init.ones_(self.beta)
+
+    def forward(self, x: Tensor, edge_index: Any) -> Tensor:
+        """Attend over the edges.
+
+        Args:
+            x: `[N, channels]`.
+            edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
+                matrix as in torch_geometric (transposed: rows are targets), or
+                `attn_core.Edges`.
+
+        Returns:
+            `[N, channels]`.
+
+        Raises:
+            ValueError, TypeError, IndexError: arguments that do not fit each other.
+        """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is a {type(x).__name__}; AGNNConv expects a tensor [N, channels]")
+        check_features(type(self).__name__, "x", x)
+        support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
+        unit = F.normalize(x, dim=-1)
+        if not self._is_fused():
+            pairs, _ = pairs_of(support)
+            # propagate_type: (x: Tensor, x_norm: Tensor)
+            return self.propagate(pairs, x=x, x_norm=unit)
+        query, key, value = (self.beta * unit).unsqueeze(1), unit.unsqueeze(1), x.unsqueeze(1)
+        return attend(query, key, value, score=Dot(), support=support).output.squeeze(1)
+
+    def message(
+        self,
+        x_j: Tensor,
+        x_norm_i: Tensor,
+        x_norm_j: Tensor,
+        index: Tensor,
+        ptr: Tensor | None,
+        size_i: int | None,
+    ) -> Tensor:
+        """What an edge carries to its target, `[E, C]`; the arguments are torch_geometric's."""
+        logits = self.beta * (x_norm_i * x_norm_j).sum(-1)
+        return x_j * scatter_softmax(logits, index, size_i).unsqueeze(-1)

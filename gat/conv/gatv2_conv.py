@@ -1,0 +1,250 @@
+"""GATv2Conv: graph attention whose ranking of the neighbours depends on who asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.nn.inits import glorot, zeros
+
+from attn_core import Additive, PendingEdges, attend, scatter_softmax
+from gat.conv.base import (
+    AttentionConv,
+    both_sides,
+    check_arguments,
+    check_fill_value,
+    pairs_of,
+    trusted,
+    weights_like_input,
+    width_of,
+)
+
+
+@trusted
+class GATv2Conv(AttentionConv):
+    r"""Graph attention with the activation *inside* the score: Bahdanau's, with LeakyReLU.
+
+    .. math::
+        x'_i = \sum_{j \in N(i) \cup \{i\}} \alpha_{ij} W_l x_j, \qquad
+        \alpha_{ij} = \mathrm{softmax}_j\, a^T \mathrm{LeakyReLU}
+        (W_r x_i + W_l x_j + W_{edge} e_{ij})
+
+    In GATConv all nodes rank their neighbours alike; here each has a ranking of its own. Brody,
+    Alon, Yahav, "How Attentive are Graph Attention Networks?", ICLR 2022. A drop-in for
+    `torch_geometric.nn.GATv2Conv`: the same arguments, parameters, `state_dict` and numbers. What
+    differs on purpose is listed in `docs/compatibility.md`.
+
+    Args:
+        in_channels: features per node; a pair for bipartite graphs (sources, targets); -1 to take
+            it from the first call.
+        out_channels: features per node and head that come out.
+        heads: H, how many attentions run side by side. Default 1.
+        concat: concatenate the heads (True, default) or average them.
+        negative_slope: of LeakyReLU. Default 0.2.
+        dropout: the probability with which an attention weight is dropped in training. Default 0.
+        add_self_loops: give each node exactly one edge to itself. Default True.
+        edge_dim: features per edge. Default None: edges have none.
+        fill_value: the features of self-loops: a number, a tensor, or how to reduce those of the
+            node's incoming edges: "mean" (default), "add", "min", "max", "mul". None: ones.
+        bias: learn additive biases, of the projections and of the output. Default True.
+        share_weights: one projection for sources and targets, W_r = W_l. Default False.
+        residual: add a linear map of the node's own features. Default False.
+        **kwargs: of `torch_geometric.nn.MessagePassing`, such as `aggr` or `flow`.
+
+    Raises:
+        ValueError: in_channels that are no number or pair, out_channels or heads below 1, a dropout
+            outside [0, 1], a fill_value that is not known.
+        TypeError: out_channels or heads that are no whole numbers.
+
+    >>> conv = GATv2Conv(4, 8, heads=2)
+    >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    >>> conv(torch.randn(3, 4), edge_index).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.0,
+        add_self_loops: bool = True,
+        edge_dim: int | None = None,
+        fill_value: float | Tensor | str | None = "mean",
+        bias: bool = True,
+        share_weights: bool = False,
+        residual: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(in_channels, out_channels, heads, dropout)
+        super().__init__(node_dim=0, **kwargs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.heads = heads
+        self.concat = concat
+        self.negative_slope = negative_slope
+        self.dropout = dropout
+        self.add_self_loops = add_self_loops
+        self.edge_dim = edge_dim
+        self.fill_value = check_fill_value(fill_value)
+        self.residual = residual
+        self.share_weights = share_weights
+
+        def linear(inputs: int, outputs: int, bias: bool) -> Linear:
+            return Linear(inputs, outputs, bias=bias, weight_initializer="glorot")
+
+        of_sources, of_targets = (
+            (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
+        )
+        width = heads * out_channels
+        self.lin_l = linear(of_sources, width, bias)
+        self.lin_r = self.lin_l if share_weights else linear(of_targets, width, bias)
+        self.att = Parameter(torch.empty(1, heads, out_channels))
+        self.lin_edge = None if edge_dim is None else linear(edge_dim, width, False)
+        width = width if concat else out_channels
+        self.res = linear(of_targets, width, False) if residual else None
+        self.register_parameter("bias", Parameter(torch.empty(width)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: Glorot's initialisation, biases zero."""
+        super().reset_parameters()
+        for linear in (self.lin_l, self.lin_r, self.lin_edge, self.res):
+            if linear is not None:
+                linear.reset_parameters()
+        glorot(self.att)
+        zeros(self.bias)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Attend over the edges.
+
+        Args:
+            x: `[N, in_channels]`, or a pair of source and target features for bipartite graphs.
+            edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
+                matrix as in torch_geometric (transposed: rows are targets), or
+                `attn_core.Edges`, which are sorted once and for all.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            return_attention_weights: also return the weights, with their edges. Default None.
+
+        Returns:
+            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights [E', H])`,
+            or, for a sparse edge_index, what torch_geometric returns.
+
+        Raises:
+            ValueError, TypeError, IndexError: arguments that do not fit each other.
+        """
+        h_l, h_r, residual = self._project(x)
+        support = self._support(edge_index, h_l, h_r.shape[0], self.add_self_loops)
+        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
+        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, h_l)
+        if edge_attr is not None:
+            edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
+
+        need_weights = bool(return_attention_weights)
+        # How many weights there are depends on the data: torch.compile must then see the pairs
+        if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
+            out, weights, _ = attend(
+                h_r,
+                h_l,
+                h_l,
+                score=Additive(self.att.squeeze(0), "leaky_relu", self.negative_slope),
+                support=support,
+                pair_key=None if edge_attr is None else self._project_edges(edge_attr),
+                dropout=self.dropout if self.training else 0.0,
+                need_weights=need_weights,
+            )
+            pairs = pairs_of(support)[0] if need_weights else None
+        else:
+            pairs, source_id = pairs_of(support)
+            if edge_attr is not None and isinstance(support, PendingEdges):
+                edge_attr = edge_attr.index_select(0, source_id)
+            out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
+
+        out = self._merge_heads(out)
+        if residual is not None:
+            out = out + residual
+        if self.bias is not None:
+            out = out + self.bias
+        if not need_weights:
+            return out
+        assert pairs is not None and weights is not None
+        return out, weights_like_input(edge_index, support, pairs, weights)
+
+    def _project(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sources and targets as `[N, H, C]`, and the residual of the targets."""
+        # As in torch_geometric, a pair of features does not share its results, only the weights
+        shared = self.share_weights and isinstance(x, Tensor)
+        x_l, x_r = both_sides(type(self).__name__, x, (self.lin_l, self.lin_r))
+        residual = None if self.res is None else self.res(x_r)
+        shape = (-1, self.heads, self.out_channels)
+        h_l = self.lin_l(x_l).view(shape)
+        return h_l, h_l if shared else self.lin_r(x_r).view(shape), residual
+
+    def _project_edges(self, edge_attr: Tensor) -> Tensor:
+        """What the features of each edge add inside its score, `[E, H, C]`."""
+        assert self.lin_edge is not None
+        if edge_attr.dim() == 1:
+            edge_attr = edge_attr.unsqueeze(1)
+        return self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
+
+    def _pass_messages(
+        self, pairs: Tensor, x: tuple[Tensor, Tensor], edge_attr: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same through torch_geometric's steps, for those who watch or replace them."""
+        # edge_updater_type: (x: tuple[Tensor, Tensor], edge_attr: Tensor | None)
+        dropped = self.edge_updater(pairs, x=x, edge_attr=edge_attr)
+        # propagate_type: (x: tuple[Tensor, Tensor], alpha: Tensor)
+        out = self.propagate(pairs, x=x, alpha=dropped)
+        if not (self.training and self.dropout > 0 and self._has_own("edge_update")):
+            return out, dropped
+        i, j = (1, 0) if self.flow == "source_to_target" else (0, 1)
+        x_j, x_i = x[j].index_select(0, pairs[j]), x[i].index_select(0, pairs[i])
+        return out, self._weights(x_j, x_i, edge_attr, pairs[i], out.shape[0])
+
+    def edge_update(
+        self,
+        x_j: Tensor,
+        x_i: Tensor,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        ptr: Tensor | None,
+        dim_size: int | None,
+    ) -> Tensor:
+        """The weight of each edge, `[E, H]`, after dropout; the arguments are torch_geometric's."""
+        weights = self._weights(x_j, x_i, edge_attr, index, dim_size)
+        return F.dropout(weights, p=self.dropout, training=self.training)
+
+    def _weights(
+        self,
+        x_j: Tensor,
+        x_i: Tensor,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        dim_size: int | None,
+    ) -> Tensor:
+        """The weight of each edge among those of the same index, `[E, H]`."""
+        hidden = x_i + x_j
+        if edge_attr is not None and self.lin_edge is not None:
+            hidden = hidden + self._project_edges(edge_attr)
+        logits = (F.leaky_relu(hidden, self.negative_slope) * self.att).sum(-1)
+        return scatter_softmax(logits, index, dim_size)
+
+    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+        """What an edge carries to its target, `[E, H, C]`."""
+        return alpha.unsqueeze(-1) * x_j
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"

@@ -1,0 +1,216 @@
+"""TransformerConv: the Transformer's attention over the edges of a graph."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.nn.dense.linear import Linear
+
+from attn_core import PendingEdges, ScaledDot, attend, scatter_softmax
+from gat.conv.base import (
+    AttentionConv,
+    both_sides,
+    check_arguments,
+    pairs_of,
+    trusted,
+    weights_like_input,
+    width_of,
+)
+
+
+@trusted
+class TransformerConv(AttentionConv):
+    r"""The scaled dot-product attention of the Transformer, among neighbours.
+
+    .. math::
+        x'_i = W_{skip} x_i + \sum_{j \in N(i)} \alpha_{ij} (W_v x_j + W_{edge} e_{ij}), \qquad
+        \alpha_{ij} = \mathrm{softmax}_j
+        \frac{(W_q x_i)^T (W_k x_j + W_{edge} e_{ij})}{\sqrt{C}}
+
+    With beta, a gate :math:`\beta_i` learns how much of the skip connection to take. Shi et al.,
+    "Masked Label Prediction: Unified Message Passing Model for Semi-Supervised Classification",
+    IJCAI 2021. A drop-in for `torch_geometric.nn.TransformerConv`: the same arguments, parameters,
+    `state_dict` and numbers. What differs on purpose is listed in `docs/compatibility.md`.
+
+    Args:
+        in_channels: features per node; a pair for bipartite graphs (sources, targets); -1 to take
+            it from the first call.
+        out_channels: C, features per node and head that come out.
+        heads: H, how many attentions run side by side. Default 1.
+        concat: concatenate the heads (True, default) or average them.
+        beta: gate the skip connection. Default False.
+        dropout: the probability with which an attention weight is dropped in training. Default 0.
+        edge_dim: features per edge. Default None: edges have none.
+        bias: learn additive biases in the projections. Default True.
+        root_weight: add the skip connection; without it there is no gate either. Default True.
+        **kwargs: of `torch_geometric.nn.MessagePassing`, such as `aggr` or `flow`.
+
+    Raises:
+        ValueError: in_channels that are no number or pair, out_channels or heads below 1, a dropout
+            outside [0, 1].
+        TypeError: out_channels or heads that are no whole numbers.
+
+    >>> conv = TransformerConv(4, 8, heads=2)
+    >>> edge_index = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    >>> conv(torch.randn(3, 4), edge_index).shape
+    torch.Size([3, 16])
+    """
+
+    _alpha: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        beta: bool = False,
+        dropout: float = 0.0,
+        edge_dim: int | None = None,
+        bias: bool = True,
+        root_weight: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(in_channels, out_channels, heads, dropout)
+        kwargs.setdefault("aggr", "add")
+        super().__init__(node_dim=0, **kwargs)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.heads = heads
+        self.beta = beta and root_weight
+        self.root_weight = root_weight
+        self.concat = concat
+        self.dropout = dropout
+        self.edge_dim = edge_dim
+        self._alpha = None  # torch_geometric's explainers look for it; between calls it is None
+
+        of_sources, of_targets = (
+            (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
+        )
+        width = heads * out_channels
+        self.lin_key = Linear(of_sources, width, bias=bias)
+        self.lin_query = Linear(of_targets, width, bias=bias)
+        self.lin_value = Linear(of_sources, width, bias=bias)
+        self.lin_edge = None if edge_dim is None else Linear(edge_dim, width, bias=False)
+        width = width if concat else out_channels
+        self.lin_skip = Linear(of_targets, width, bias=bias)
+        self.lin_beta = Linear(3 * width, 1, bias=False) if self.beta else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as torch_geometric's linear maps start."""
+        super().reset_parameters()
+        for linear in (
+            self.lin_key,
+            self.lin_query,
+            self.lin_value,
+            self.lin_edge,
+            self.lin_skip,
+            self.lin_beta,
+        ):
+            if linear is not None:
+                linear.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Attend over the edges.
+
+        Args:
+            x: `[N, in_channels]`, or a pair of source and target features for bipartite graphs.
+            edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
+                matrix as in torch_geometric (transposed: rows are targets), or
+                `attn_core.Edges`, which are sorted once and for all.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            return_attention_weights: also return the weights, with their edges, for True *and* for
+                False, as torch_geometric does in this layer. Default None: the output alone.
+
+        Returns:
+            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E], weights [E, H])`,
+            or, for a sparse edge_index, what torch_geometric returns.
+
+        Raises:
+            ValueError, TypeError, IndexError: arguments that do not fit each other.
+        """
+        x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query))
+        shape = (-1, self.heads, self.out_channels)
+        query = self.lin_query(x_dst).view(shape)
+        key, value = self.lin_key(x_src).view(shape), self.lin_value(x_src).view(shape)
+        support = self._support(edge_index, key, query.shape[0], self_loops=False)
+        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
+        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, key)
+
+        need_weights = isinstance(return_attention_weights, bool)
+        if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
+            of_edges = None if edge_attr is None else self._project_edges(edge_attr)
+            out, weights, _ = attend(
+                query,
+                key,
+                value,
+                score=ScaledDot(),
+                support=support,
+                pair_key=of_edges,
+                pair_value=of_edges,
+                dropout=self.dropout if self.training else 0.0,
+                need_weights=need_weights,
+            )
+            pairs = pairs_of(support)[0] if need_weights else None
+        else:
+            pairs, source_id = pairs_of(support)
+            if edge_attr is not None and isinstance(support, PendingEdges):
+                edge_attr = edge_attr.index_select(0, source_id)
+            # propagate_type: (query: Tensor, key: Tensor, value: Tensor, edge_attr: Tensor | None)
+            out = self.propagate(pairs, query=query, key=key, value=value, edge_attr=edge_attr)
+            weights, self._alpha = self._alpha, None
+
+        out = self._merge_heads(out)
+        if self.root_weight:
+            skip = self.lin_skip(x_dst)
+            if self.lin_beta is None:
+                out = out + skip
+            else:
+                gate = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
+                out = gate * skip + (1 - gate) * out
+        if not need_weights:
+            return out
+        assert pairs is not None and weights is not None
+        return out, weights_like_input(edge_index, support, pairs, weights)
+
+    def _project_edges(self, edge_attr: Tensor) -> Tensor:
+        """What the features of each edge add to its key and to its value, `[E, H, C]`."""
+        assert self.lin_edge is not None
+        if edge_attr.dim() == 1:
+            edge_attr = edge_attr.unsqueeze(1)
+        return self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
+
+    def message(
+        self,
+        query_i: Tensor,
+        key_j: Tensor,
+        value_j: Tensor,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        ptr: Tensor | None,
+        size_i: int | None,
+    ) -> Tensor:
+        """What an edge carries to its target, `[E, H, C]`; the arguments are torch_geometric's."""
+        if edge_attr is not None and self.lin_edge is not None:
+            of_edges = self._project_edges(edge_attr)
+            key_j, value_j = key_j + of_edges, value_j + of_edges
+        logits = (query_i * key_j).sum(-1) / math.sqrt(self.out_channels)
+        weights = scatter_softmax(logits, index, size_i)
+        self._alpha = weights
+        dropped = F.dropout(weights, p=self.dropout, training=self.training)
+        return value_j * dropped.unsqueeze(-1)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
