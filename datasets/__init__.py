@@ -1,22 +1,56 @@
-"""Real graphs, each as one ``torch_geometric.data.Data`` with the same fields.
+"""Real data: graphs, and reviews.
 
-Every loader returns ``x`` (float32, ``[N, F]``), ``edge_index`` (int64, ``[2, E]``, row 0 the
-source, row 1 the target), ``y`` (int64, ``[N]``), the bool masks ``train_mask``, ``val_mask`` and
-``test_mask`` (``[N]``), ``name`` (str) and ``class_names`` (list of str, one per value of ``y``).
+A graph is one ``torch_geometric.data.Data`` with ``x`` (float32, ``[N, F]``), ``edge_index``
+(int64, ``[2, E]``, row 0 the source, row 1 the target), ``y`` (int64, ``[N]``), the bool masks
+``train_mask``, ``val_mask`` and ``test_mask`` (``[N]``), ``name`` (str) and ``class_names`` (list
+of str, one per value of ``y``). Reviews are one ``LabelledReviews``.
+Pairs of sentences come as ``PairSplits``.
 """
 
+from .batches import Batch, Batches, EncodedPairs, bucketed, encode_pairs, in_order
+from .conllu import TaggedSentences, read_conllu
 from .digits import digits_graph
 from .fetch import DataFileError, cache_folder
 from .files import GraphFileError, from_files
+from .human_dates import human_dates
+from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, split_words
 from .karate import karate_club
+from .multi30k import multi30k
+from .pairs import Pairs, PairSplits
+from .parallel_text import TextFileError, parallel_text
 from .planetoid import planetoid
+from .tokens import Tokenizer
+from .vocabulary import Vocabulary, VocabularyError
 
 __all__ = [
+    "Batch",
+    "Batches",
     "DataFileError",
+    "EncodedPairs",
     "GraphFileError",
+    "LabelledReviews",
+    "PairSplits",
+    "Pairs",
+    "Reviews",
+    "TaggedSentences",
+    "TextFileError",
+    "Tokenizer",
+    "Vocabulary",
+    "VocabularyError",
+    "bucketed",
     "cache_folder",
     "digits_graph",
+    "encode_pairs",
     "from_files",
+    "human_dates",
+    "imdb",
+    "in_order",
     "karate_club",
+    "last_words",
+    "multi30k",
+    "parallel_text",
     "planetoid",
+    "read_conllu",
+    "reviews_from_csv",
+    "split_words",
 ]
