@@ -1,7 +1,24 @@
 """The attention core: scores, normalisers and supports, and `attend`, which joins them."""
 
-from attn_core.attend import Attended, attend, backend, scatter_softmax, softmax, weights
-from attn_core.normalizers import Entmax, Hard, Identity, Normalizer, Softmax, Sparsemax
+from attn_core import patterns
+from attn_core.attend import (
+    Attended,
+    attend,
+    backend,
+    hard_log_prob,
+    scatter_softmax,
+    softmax,
+    weights,
+)
+from attn_core.normalizers import (
+    Entmax,
+    Hard,
+    HardLogProb,
+    Identity,
+    Normalizer,
+    Softmax,
+    Sparsemax,
+)
 from attn_core.scores import (
     Additive,
     Concat,
@@ -27,6 +44,7 @@ __all__ = [
     "Entmax",
     "General",
     "Hard",
+    "HardLogProb",
     "Identity",
     "Location",
     "Normalizer",
@@ -41,6 +59,8 @@ __all__ = [
     "attend",
     "backend",
     "clear_cache",
+    "hard_log_prob",
+    "patterns",
     "scatter_softmax",
     "softmax",
     "weights",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_core.kernels import Call, choose, in_blocks
-from attn_core.normalizers import Normalizer, Rows, Softmax
+from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
 
@@ -31,8 +31,8 @@ class Attended(NamedTuple):
             unless asked for.
         log_sum_exp: the logarithm of the softmax's divisor, `[..., H, Tq]` or `[Nq, H]`, at least
             float32; `weights` turns it back into the weights of chosen pairs. None for other
-            normalisers, and where torch's fused kernel keeps it to itself (a dense support, a
-            product score, weights not asked for).
+            normalisers, and where torch's kernels keep it to themselves (a product score over a
+            dense support or a window).
     """
 
     output: Tensor
@@ -173,6 +173,48 @@ def weights(
     dtype = _output_dtype(key)
     with _without_autocast(key.device.type):
         return _weights(_prepared(call), log_sum_exp).to(dtype)
+
+
+def hard_log_prob(
+    query: Tensor | None,
+    key: Tensor,
+    drawn: Tensor,
+    *,
+    score: Score,
+    support: Support | PendingEdges,
+    bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+) -> HardLogProb:
+    """The log-probability of the choices of hard attention, and their entropy.
+
+    `log p_ij = score(q_i, k_j) - log Σ_j' exp score(q_i, k_j')` for the key j that query i drew:
+    what REINFORCE trains the scores with (Williams, 1992; Xu et al., 2015). The scores are computed
+    once more, this time with gradients.
+
+    Args:
+        query, key, score, support, bias, pair_key: as in the call of `attend` that drew.
+        drawn: the weights that it returned, with `normalizer=Hard("sample")` or `Hard("gumbel")`.
+
+    Returns:
+        HardLogProb(log_prob, entropy), `[..., H, Tq]` or `[Nq, H]`, float32 at least, with
+        gradients; both 0 for a query without any pair.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit the others.
+
+    >>> from attn_core import Dense, Hard, ScaledDot
+    >>> x = torch.zeros(4, 1, 1)
+    >>> given = dict(score=ScaledDot(), support=Dense(causal=True))
+    >>> drawn = attend(x, x, x, normalizer=Hard("sample"), need_weights=True, **given).weights
+    >>> hard_log_prob(x, x, drawn, **given).log_prob.exp()
+    tensor([[1.0000, 0.5000, 0.3333, 0.2500]])
+    """
+    hard = Hard("sample")
+    call = Call(score, hard, support, query, key, key, bias, pair_key, None, 0.0)
+    call.check()
+    with _without_autocast(key.device.type):
+        _, _, scores, rows = _scored(_prepared(call))
+        return hard.log_prob(scores, drawn, rows)
 
 
 def _output_dtype(like: Tensor) -> torch.dtype:

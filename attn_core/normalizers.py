@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -299,6 +299,19 @@ class Entmax(Normalizer):
         return _bisect(scores, rows, scores.new_tensor(self.alpha))
 
 
+class HardLogProb(NamedTuple):
+    """How likely the choices of hard attention were.
+
+    Attributes:
+        log_prob: `log p` of the pair that each query chose, `[..., H, Tq]` or `[Nq, H]`, at least
+            float32, with gradients; 0 for a query without any pair, which had no choice.
+        entropy: `-Σ p log p` of the distribution that it was drawn from, likewise, in nats.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Hard(Normalizer):
     """All the weight on one pair of each query: hard attention (Xu et al., 2015).
@@ -309,9 +322,10 @@ class Hard(Normalizer):
         temperature: τ > 0 of the softmax that is drawn from, in the gradients of "gumbel".
             Default 1.
 
-    The weights of "argmax" and "sample" have no gradients: the latter is trained by REINFORCE.
-    Those of "gumbel" pass on the gradients of `softmax((s + g) / τ)` with the Gumbel noise g they
-    were drawn with (straight-through; Jang et al., 2017).
+    The weights of "argmax" and "sample" have no gradients: the latter is trained by REINFORCE,
+    which needs the `log_prob` of the choices. Those of "gumbel" pass on the gradients of
+    `softmax((s + g) / τ)` with the Gumbel noise g they were drawn with (straight-through; Jang et
+    al., 2017), so that any loss trains them.
 
     Raises:
         ValueError: another way to choose, or a temperature that is not above 0.
@@ -343,6 +357,37 @@ class Hard(Normalizer):
             return chosen
         soft = Softmax(self.temperature).normalize(scores, rows)
         return chosen + soft - soft.detach()
+
+    def log_prob(self, scores: Tensor, drawn: Tensor, rows: Rows) -> HardLogProb:
+        """The log-probability of what was drawn, and the entropy of what it was drawn from.
+
+        Both belong to `p = softmax(scores)`, from which "sample" and "gumbel" draw.
+
+        Args:
+            scores: of all pairs, -inf where a pair does not exist, float32 at least.
+            drawn: the weights that `normalize` returned, of the shape of scores.
+            rows: the pairs of each query, `DenseRows` or `EdgeRows`.
+
+        Returns:
+            HardLogProb(log_prob, entropy), one number per query and head.
+
+        Raises:
+            ValueError: drawn weights of another shape.
+
+        >>> scores, drawn = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> Hard("sample").log_prob(scores, drawn, DenseRows())
+        HardLogProb(log_prob=tensor([-0.6931]), entropy=tensor([0.6931]))
+        """
+        if drawn.shape != scores.shape:
+            raise ValueError(
+                f"drawn has shape {list(drawn.shape)}; expected {list(scores.shape)}, the weights "
+                "of the same pairs"
+            )
+        total = finite(rows.from_query(Softmax().log_sum_exp(scores, rows)))
+        # Pairs that do not exist count as p log p = 0, without gradients
+        log_p = torch.where(scores == -math.inf, 0, scores - rows.spread(total))
+        chosen = rows.sum(torch.where(drawn > 0.5, log_p, 0))  # those of "gumbel" are 1 but for ε
+        return HardLogProb(rows.per_query(chosen), rows.per_query(-rows.sum(log_p.exp() * log_p)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,11 @@ of its pairs, names the rows that a normaliser reduces, and carries the values b
 
 from __future__ import annotations
 
-import operator
 import threading
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from attn_core.dropout import draw_seed, dropout_scale
+from attn_core.edge_index import (
+    Order,
+    as_plain,
+    check_pairs,
+    is_sparse,
+    read_edge_index,
+    row_pointer,
+)
 from attn_core.normalizers import DenseRows, EdgeRows, Rows
 from attn_core.scores import Score
 from attn_core.transforms import values_are_visible
@@ -220,13 +227,6 @@ def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return len(shape) <= len(target) and all(have in (1, want) for have, want in pairs)
 
 
-class Order(NamedTuple):
-    """Pairs sorted by one of their ends: those of node n lie at `pointer[n]:pointer[n + 1]`."""
-
-    pointer: Tensor
-    permutation: Tensor  # position in the unsorted list of each sorted pair
-
-
 class Edges(Support):
     """The pairs of a graph: an edge (j, i) lets the query of node i attend to the key of node j.
 
@@ -298,7 +298,7 @@ class Edges(Support):
         tensor([[0, 1, 0, 1],
                 [1, 0, 0, 1]])
         """
-        listed = _read(edge_index, size)
+        listed = read_edge_index(edge_index, size)
         edges = cls(
             listed.pairs,
             listed.num_keys,
@@ -480,11 +480,11 @@ class PendingEdges:
         return self.edge_index.shape[1] + loops
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
-        if _is_sparse(self.edge_index):
+        if is_sparse(self.edge_index):
             raise TypeError(
                 "edge_index is a sparse matrix, whose pairs must be read: call resolve()"
             )
-        device = _check_pairs(as_plain(self.edge_index)).device
+        device = check_pairs(as_plain(self.edge_index)).device
         check_nodes(query, key, value, self.num_queries, self.num_keys, device)
 
 
@@ -533,14 +533,9 @@ def clear_cache() -> None:
         _CACHE.clear()
 
 
-def as_plain(edge_index: Any) -> Any:
-    """The plain tensor inside a torch_geometric.EdgeIndex; anything else as it is."""
-    return edge_index.as_tensor() if _is_edge_index(edge_index) else edge_index
-
-
 def sort_pairs(nodes: Tensor, num: int) -> Order:
     """Sort pairs by one of their ends, stably; pairs that are sorted already are left alone."""
-    pointer = _pointer(nodes, num)
+    pointer = row_pointer(nodes, num)
     if bool((nodes[1:] >= nodes[:-1]).all()):
         return Order(pointer, torch.arange(len(nodes), device=nodes.device))
     return Order(pointer, torch.argsort(nodes, stable=True))
@@ -557,179 +552,13 @@ def _insert_loops(order: Order, pairs: Tensor, loops: int, to: int) -> Order:
     permutation = order.permutation[kept[order.permutation]]
     nodes = pairs[to][permutation]
     num = len(order.pointer) - 1
-    pointer = _pointer(nodes, num)
+    pointer = row_pointer(nodes, num)
     shift = torch.arange(num + 1, device=nodes.device).clamp(max=loops)
     merged = nodes.new_empty(len(nodes) + loops)
     merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
     loop = torch.arange(loops, device=nodes.device)
     merged[pointer[1 : loops + 1] + loop] = loop + len(nodes)
     return Order(pointer + shift, merged)
-
-
-class _Listed(NamedTuple):
-    pairs: Tensor  # int64 [2, E], contiguous, owned by nobody else
-    num_keys: int
-    num_queries: int
-    by_query: Order | None = None
-    by_key: Order | None = None
-
-
-def _read(edge_index: Any, size: int | tuple[int, int] | None) -> _Listed:
-    """Bring every kind of edge_index into one form, and check it."""
-    num_keys, num_queries = _sizes(size)
-    by_query = by_key = None
-    if _is_sparse(edge_index):
-        pairs, (rows, columns) = _sparse_pairs(edge_index)
-        for name, given, known in (("sources", num_keys, columns), ("targets", num_queries, rows)):
-            if given not in (None, known):
-                raise ValueError(
-                    f"size says {given} {name}, but the sparse edge_index of shape "
-                    f"[{rows}, {columns}] (targets, sources) has {known}"
-                )
-        num_keys, num_queries = columns, rows
-    elif _is_edge_index(edge_index):
-        pairs = _own(edge_index.as_tensor())
-        num_keys = _agree("sources", num_keys, edge_index.sparse_size(0), edge_index)
-        num_queries = _agree("targets", num_queries, edge_index.sparse_size(1), edge_index)
-    else:
-        pairs = _own(_check_pairs(edge_index))
-    num_keys, num_queries = _check_range(pairs, num_keys, num_queries, size is None)
-    if _is_edge_index(edge_index) and edge_index.sort_order is not None:
-        by_query = _known_order(edge_index.get_csc(), pairs[1], num_queries)
-        if edge_index.is_sorted_by_row or edge_index._T_perm is not None:
-            by_key = _known_order(edge_index.get_csr(), pairs[0], num_keys)
-    return _Listed(pairs, num_keys, num_queries, by_query, by_key)
-
-
-def _own(pairs: Tensor) -> Tensor:
-    return pairs.long().clone(memory_format=torch.contiguous_format)
-
-
-def _sizes(size: Any) -> tuple[int | None, int | None]:
-    if size is None:
-        return None, None
-    pair = size if isinstance(size, tuple | list) else (size, size)
-    if any(num is not None and not hasattr(num, "__index__") for num in pair):
-        raise TypeError(f"size is {size}; expected whole numbers of nodes")
-    if len(pair) != 2 or any(num is not None and num < 0 for num in pair):
-        raise ValueError(
-            f"size is {size}; expected the number of nodes, or (number of sources, of targets)"
-        )
-    num_keys, num_queries = (None if num is None else operator.index(num) for num in pair)
-    return num_keys, num_queries
-
-
-def _is_edge_index(edge_index: Any) -> bool:
-    # torch_geometric's class is known by what it does: this package imports torch alone
-    return isinstance(edge_index, Tensor) and hasattr(edge_index, "get_csc")
-
-
-def _is_sparse(edge_index: Any) -> bool:
-    if isinstance(edge_index, Tensor):
-        return edge_index.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
-    return type(edge_index).__name__ == "SparseTensor" and hasattr(edge_index, "coo")
-
-
-def _known_order(compressed: Any, nodes: Tensor, num: int) -> Order:
-    """The order that a torch_geometric.EdgeIndex has cached, `(pointer, other end), permutation`.
-
-    Its pointer is counted anew, which is cheap: it may have been inferred for fewer nodes, or be
-    that of the other end, if the graph was wrongly declared undirected.
-    """
-    _, permutation = compressed
-    if permutation is None:
-        permutation = torch.arange(len(nodes), device=nodes.device)
-    ordered = nodes[permutation]
-    if not bool((ordered[1:] >= ordered[:-1]).all()):
-        raise ValueError(
-            "edge_index says that it is sorted, but it is not: build the EdgeIndex without "
-            "sort_order, or call its sort_by()"
-        )
-    return Order(_pointer(nodes, num), permutation.long().clone())
-
-
-def _pointer(nodes: Tensor, num: int) -> Tensor:
-    """Where the pairs of each node begin, once they are sorted by node."""
-    pointer = nodes.new_zeros(num + 1)
-    torch.cumsum(torch.bincount(nodes, minlength=num), 0, out=pointer[1:])
-    return pointer
-
-
-def _sparse_pairs(matrix: Any) -> tuple[Tensor, tuple[int, int]]:
-    """Pairs (key, query) of a matrix whose rows are the targets, in the order of its values."""
-    if not isinstance(matrix, Tensor):
-        row, column, _ = matrix.coo()
-        return torch.stack([column, row]).long(), (matrix.size(0), matrix.size(1))
-    if matrix.dim() - matrix.dense_dim() != 2:  # an entry may be a vector: the edge's features
-        raise ValueError(f"edge_index is sparse of shape {list(matrix.shape)}; expected a matrix")
-    size = (matrix.shape[0], matrix.shape[1])
-    if matrix.layout == torch.sparse_coo:
-        row, column = matrix._indices()  # as in torch_geometric, in the order they are stored
-    elif matrix.layout == torch.sparse_csr:
-        row, column = _expand(matrix.crow_indices()), matrix.col_indices()
-    else:
-        row, column = matrix.row_indices(), _expand(matrix.ccol_indices())
-    return torch.stack([column, row]).long(), size
-
-
-def _expand(pointer: Tensor) -> Tensor:
-    return torch.arange(len(pointer) - 1, device=pointer.device).repeat_interleave(pointer.diff())
-
-
-def _agree(what: str, given: int | None, known: int | None, edge_index: Any) -> int | None:
-    if None not in (given, known) and given != known:
-        raise ValueError(
-            f"size says {given} {what}, but edge_index was built with sparse_size "
-            f"{tuple(edge_index.sparse_size())}"
-        )
-    return known if given is None else given
-
-
-def _check_pairs(edge_index: Any) -> Tensor:
-    if not isinstance(edge_index, Tensor):
-        raise TypeError(
-            f"edge_index is a {type(edge_index).__name__}; expected an int64 tensor [2, E], a "
-            "sparse matrix or Edges"
-        )
-    if edge_index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(
-            f"edge_index has dtype {edge_index.dtype}; expected node numbers as torch.int64: "
-            "convert it with .long()"
-        )
-    if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-        mend = ": pass edge_index.t()" if edge_index.dim() == 2 and edge_index.shape[1] == 2 else ""
-        raise ValueError(
-            f"edge_index has shape {list(edge_index.shape)}; expected [2, E], sources in row 0 and "
-            f"targets in row 1{mend}"
-        )
-    return edge_index
-
-
-def _check_range(
-    pairs: Tensor, num_keys: int | None, num_queries: int | None, square: bool
-) -> tuple[int, int]:
-    """Every node in range; sizes that are not known follow from the largest nodes."""
-    lowest, largest = (0, 0), (-1, -1)
-    if pairs.shape[1]:
-        low, high = torch.aminmax(pairs, dim=1)
-        lowest, largest = tuple(low.tolist()), tuple(high.tolist())
-    if square and None in (num_keys, num_queries):
-        num_keys = num_keys if num_keys is not None else num_queries
-        num_keys = num_queries = num_keys if num_keys is not None else max(largest) + 1
-    nums = [largest[0] + 1 if num_keys is None else num_keys]
-    nums += [largest[1] + 1 if num_queries is None else num_queries]
-    for row, (name, num) in enumerate(zip(("sources", "targets"), nums, strict=True)):
-        if lowest[row] < 0:
-            raise IndexError(
-                f"edge_index has the node {lowest[row]} in row {row} ({name}); nodes are numbered "
-                "from 0, a negative number names none"
-            )
-        if largest[row] >= num:
-            raise IndexError(
-                f"edge_index has the node {largest[row]} in row {row} ({name}), but there are only "
-                f"{num} of them (0 to {num - 1}): give x a row for each node, or drop the edge"
-            )
-    return nums[0], nums[1]
 
 
 def check_nodes(

@@ -158,7 +158,7 @@ class Window(Support):
         Without a centre this is a view. Positions that do not exist hold zeros or other tokens.
         """
         keys = tokens.shape[-3]
-        if self.centre is None:
+        if self.centre is None and queries > 0:
             after = 0 if self.causal else self.reach
             padded = F.pad(tokens, (0, 0, 0, 0, self.reach - (keys - queries), after))
             span = (self.width - 1) * self.dilation + 1

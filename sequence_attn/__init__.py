@@ -1,6 +1,7 @@
 """Sequence attention layers on the attention core."""
 
 from sequence_attn.attention import Attention, Memory, SequenceAttention
+from sequence_attn.hard import HardAttentionLoss
 from sequence_attn.multihead import KeyValueCache, MultiHead
 from sequence_attn.multihead_attention import MultiHeadAttention
 from sequence_attn.positions import (
@@ -15,6 +16,8 @@ from sequence_attn.presets import (
     BahdanauAttention,
     ContentAddressing,
     CosineAttention,
+    HardAttention,
+    HardContext,
     LocalAttention,
     LuongAttention,
     RestrictedSelfAttention,
@@ -36,6 +39,9 @@ __all__ = [
     "BahdanauAttention",
     "ContentAddressing",
     "CosineAttention",
+    "HardAttention",
+    "HardAttentionLoss",
+    "HardContext",
     "KeyValueCache",
     "LayerCache",
     "LayerWeights",

@@ -31,6 +31,7 @@ from attn_core import (
 )
 from attn_core import weights as attention_weights
 from attn_core.scores import ACTIVATIONS
+from attn_core.supports import check_lengths
 
 _NORMALIZERS: dict[str, type[Normalizer]] = {
     "softmax": Softmax,
@@ -190,10 +191,9 @@ class Attention(nn.Module):
             raise ValueError(
                 f"activation is {activation!r}; known ones are {', '.join(ACTIVATIONS)}"
             )
-        self.normalizer = _normalizer(normalizer)
-        for field in dataclasses.fields(self.normalizer):  # type: ignore[arg-type]
-            if isinstance(value := getattr(self.normalizer, field.name), nn.Parameter):
-                self.register_parameter(f"normalizer_{field.name}", value)
+        self._normalizer = _normalizer(normalizer)
+        for field in _learned(self._normalizer):
+            self.register_parameter(f"normalizer_{field}", getattr(self._normalizer, field))
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         use_bias = bias and score == "additive"
@@ -208,6 +208,15 @@ class Attention(nn.Module):
             elif not name.startswith("normalizer_"):
                 bound = 1 / math.sqrt(parameter.shape[-1])
                 nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The normaliser with its parameters, for `attn_core.attend`."""
+        # The module's own parameters, which torch.func or a wrapper may have swapped for others
+        own: dict[str, Any] = {
+            field: getattr(self, f"normalizer_{field}") for field in _learned(self._normalizer)
+        }
+        return dataclasses.replace(self._normalizer, **own) if own else self._normalizer  # type: ignore[type-var]
 
     def score(self) -> Score:
         """The score of projected queries and keys, for `attn_core.attend` (one head)."""
@@ -232,13 +241,14 @@ class Attention(nn.Module):
         Args:
             keys: `[B, Tk, Dk]`.
             values: `[B, Tk, Dv]`. Default: the keys.
-            lengths: integers `[B]`: how many keys of each sequence are real. Default: all.
+            lengths: integers `[B]`: how many keys of each sequence are real; what stands behind
+                them may be anything, NaN included. Default: all.
 
         Returns:
             A memory, which `forward` and `weights` take in place of keys.
 
         Raises:
-            ValueError: shapes that do not fit.
+            ValueError, TypeError: arguments that do not fit each other.
         """
         self._check("keys", keys, self.key_size, dims=(3,))
         values = keys if values is None else values
@@ -247,6 +257,10 @@ class Attention(nn.Module):
                 f"values has shape {list(values.shape)}; expected {[*keys.shape[:2], 'Dv']}, one "
                 "for each key"
             )
+        if lengths is not None:
+            same = values is keys
+            keys = real_steps(keys, lengths)
+            values = keys if same else real_steps(values, lengths)
         return Memory(self._project_keys(keys), values, lengths)
 
     def forward(
@@ -311,6 +325,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """The weights alone, without values; arguments and layout as in `forward`."""
         parts = self._parts(query, keys, None, mask, lengths, causal, bias, step)
+        return self._match(query, parts)
+
+    def _match(self, query: Tensor, parts: _Parts) -> Tensor:
         return self._of_keys(attention_weights(**parts.of_scores()), query, parts)
 
     def _parts(
@@ -338,6 +355,11 @@ class Attention(nn.Module):
         if query.shape[0] != memory.key.shape[0]:
             raise ValueError(
                 f"query has batch size {query.shape[0]}, but keys {memory.key.shape[0]}"
+            )
+        if query.device != memory.key.device:
+            raise ValueError(
+                f"query is on {query.device}, but keys are on {memory.key.device}: move one of "
+                "them with .to()"
             )
         query = query.unsqueeze(1) if query.dim() == 2 else query
         shape = (*query.shape[:2], memory.key.shape[1])
@@ -396,6 +418,23 @@ class Attention(nn.Module):
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; expected {shapes} of width {width}"
             )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{name} has dtype {x.dtype}; attention needs floating point: use .float()"
+            )
+        for of, parameter in self.named_parameters():
+            if of.startswith("normalizer_"):
+                continue
+            if x.device != parameter.device:
+                raise ValueError(
+                    f"{name} is on {x.device}, but the parameters are on {parameter.device}: move "
+                    "one of them with .to()"
+                )
+            if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(
+                    f"{name} has dtype {x.dtype}, but the parameters are {parameter.dtype}: "
+                    "convert one of them with .to(), or run under torch.autocast"
+                )
 
     def extra_repr(self) -> str:
         return (
@@ -425,6 +464,23 @@ def _parameter_shapes(
     if score not in shapes:
         raise ValueError(f"score is {score!r}; known scores are {', '.join(sorted(shapes))}")
     return shapes[score]
+
+
+def real_steps(x: Tensor, lengths: Tensor) -> Tensor:
+    """`[B, T, D]` with zeros behind the lengths, for zero times NaN is not zero."""
+    tokens = x.unsqueeze(2)
+    Dense(lengths=lengths).check(None, tokens, tokens)
+    check_lengths(lengths, (x.shape[0],), x.shape[1])
+    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(padding[..., None], 0)
+
+
+def _learned(normalizer: Any) -> list[str]:
+    """The fields of a normaliser that are parameters."""
+    if not dataclasses.is_dataclass(normalizer):
+        return []
+    names = (field.name for field in dataclasses.fields(normalizer))
+    return [name for name in names if isinstance(getattr(normalizer, name), nn.Parameter)]
 
 
 def _normalizer(normalizer: str | Normalizer) -> Normalizer:

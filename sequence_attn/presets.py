@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attn_core import Dot, Normalizer, Score, Softmax, Support, Window, attend
-from attn_core.normalizers import Rows
-from sequence_attn.attention import Attention, Memory, SequenceAttention, _Parts
+from attn_core import Dense, Dot, Hard, Normalizer, Score, Softmax, Support, Window, hard_log_prob
+from attn_core.normalizers import Rows, at_least_float32
+from attn_core.supports import broadcasts_to
+from sequence_attn.attention import Attention, Memory, SequenceAttention, _Parts, real_steps
 from sequence_attn.multihead import check_lengths, in_window, mask_bias
 
 
@@ -131,8 +133,10 @@ class CosineAttention(Attention):
         learn_temperature: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        learned = nn.Parameter(torch.tensor(temperature)) if learn_temperature else temperature
-        super().__init__("cosine", Softmax(learned), query_size=size, dropout=dropout)
+        softmax = Softmax(temperature)
+        if learn_temperature:
+            softmax = Softmax(nn.Parameter(torch.tensor(float(temperature))))
+        super().__init__("cosine", softmax, query_size=size, dropout=dropout)
 
 
 class LocalAttention(Attention):
@@ -145,15 +149,16 @@ class LocalAttention(Attention):
     and through the Gaussian p_t learns.
 
     Args:
-        align: "monotonic" or "predictive".
-        window: D, how many positions the attention reaches to either side; at least 0.
+        align: "monotonic" or "predictive" (default).
+        window: D, how many positions the attention reaches to either side; at least 1 (0 if
+            monotonic). Default 10.
         sigma: σ of the Gaussian. Default: window / 2 if predictive; no Gaussian if monotonic.
         score: "dot", "general" (default), "concat", or another one but "location".
         query_size, key_size, attention_size, normalizer, activation, bias, dropout: as in
             `Attention`.
 
     Raises:
-        ValueError: another align, a negative window, a sigma that is not above 0, or the score
+        ValueError: another align, too small a window, a sigma that is not above 0, or the score
             "location", which looks at no key.
 
     >>> attention = LocalAttention("predictive", window=2, query_size=8, key_size=12)
@@ -182,8 +187,12 @@ class LocalAttention(Attention):
     ) -> None:
         if align not in ("monotonic", "predictive"):
             raise ValueError(f"align is {align!r}; expected 'monotonic' or 'predictive'")
-        if window < 0:
-            raise ValueError(f"window is {window}; it reaches 0 positions or more to either side")
+        # A predicted p_t lies between two positions, which a window of 0 would not reach
+        least = 1 if align == "predictive" else 0
+        if window < least:
+            raise ValueError(
+                f"window is {window}; {align} attention reaches {least} or more to either side"
+            )
         if score == "location":
             raise ValueError(
                 "score is 'location', which looks at no key and cannot follow a window: use 'dot', "
@@ -200,8 +209,7 @@ class LocalAttention(Attention):
             dropout=dropout,
         )
         if sigma is None and align == "predictive":
-            # A window of 0 holds one key at most, whose distance from p_t is below 1
-            sigma = window / 2 if window > 0 else 0.5
+            sigma = window / 2
         if sigma is not None and not sigma > 0:
             raise ValueError(f"sigma is {sigma}; the width of a Gaussian is above 0")
         self.align, self.window, self.sigma = align, window, sigma
@@ -219,8 +227,9 @@ class LocalAttention(Attention):
         if lengths is None:
             lengths = torch.full((batch,), memory.key.shape[1], device=query.device)
         if self.align == "predictive":
-            share = torch.sigmoid(self.position(query).squeeze(-1))
-            return lengths[:, None].to(share.dtype) * share
+            # Half precision cannot tell apart the positions of a long sequence
+            share = torch.sigmoid(at_least_float32(self.position(query).squeeze(-1)))
+            return lengths[:, None] * share
         steps = torch.arange(step, step + queries, device=query.device)
         return torch.minimum(steps, (lengths[:, None] - 1).clamp(min=0))
 
@@ -238,6 +247,8 @@ class LocalAttention(Attention):
                 "causal is True, but LocalAttention looks around a position that it finds: pass a "
                 "mask"
             )
+        if step < 0:
+            raise ValueError(f"step is {step}; as many queries came before: 0 or more")
         queries, keys = query.shape[1], memory.key.shape[1]
         if memory.lengths is not None:
             check_lengths("lengths", memory.lengths, memory.value)
@@ -245,8 +256,9 @@ class LocalAttention(Attention):
         window = Window(min(self.window, keys), centre=centre, lengths=memory.lengths)
         bias = None if bias is None else in_window(bias, window, queries, keys)
         if mask is not None:
-            allowed = in_window(mask.unsqueeze(1), window, queries, keys)
-            bias = mask_bias(allowed, bias, query.dtype)
+            allowed = Dense(mask).allowed((len(query),), 1, queries, keys)
+            assert allowed is not None
+            bias = mask_bias(in_window(allowed, window, queries, keys), bias, query.dtype)
         normalizer: Normalizer = self.normalizer
         if self.sigma is not None:
             positions, _ = window.positions(queries, keys)
@@ -343,7 +355,8 @@ class RestrictedSelfAttention(Attention):
 
         Args:
             x: `[B, T, D]`.
-            lengths: integers `[B]`: how many positions of each sequence are real. Default: all.
+            lengths: integers `[B]`: how many positions of each sequence are real; those behind
+                them count as zeros. Default: all.
             bias: added to the scores, `[B, T, W]` or `[T, W]`, with an entry for each of the W
                 offsets of the window. Default: none.
             need_weights: return the weights as well. Default False.
@@ -354,27 +367,144 @@ class RestrictedSelfAttention(Attention):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
+        return self._read(x, self._around(x, lengths, bias), need_weights)
+
+    def weights(  # type: ignore[override]
+        self, x: Tensor, *, lengths: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """The weights alone, `[B, T, W]`; arguments as in `forward`."""
+        return self._match(x, self._around(x, lengths, bias))
+
+    def _around(self, x: Tensor, lengths: Tensor | None, bias: Tensor | None) -> _Parts:
         self._check("x", x, self.query_size, dims=(3,))
         if lengths is not None:
             check_lengths("lengths", lengths, x)
-        window = Window(
-            self.pattern.radius, self.pattern.dilation, self.pattern.causal, None, lengths
-        )
-        result = attend(
-            *(y.unsqueeze(2) for y in (self._project_query(x), self._project_keys(x), x)),
-            score=self.score(),
-            normalizer=self.normalizer,
-            support=window,
-            bias=None if bias is None else bias.unsqueeze(-3),
-            dropout=self.dropout if self.training else 0.0,
-            need_weights=need_weights,
-        )
-        weights = None if result.weights is None else result.weights.squeeze(1)
-        return SequenceAttention(result.output.squeeze(2), weights)
+            x = real_steps(x, lengths)
+        window = dataclasses.replace(self.pattern, lengths=lengths)
+        if bias is not None:
+            shape = (*x.shape[:2], window.width)
+            if bias.dim() not in (2, 3) or not broadcasts_to(bias.shape, shape):
+                raise ValueError(
+                    f"bias has shape {list(bias.shape)}; expected [B, T, W] = {list(shape)} or "
+                    f"[T, W] = {list(shape[1:])}"
+                )
+            bias = bias.unsqueeze(-3)
+        memory = Memory(self._project_keys(x), x, lengths)
+        return _Parts(self._project_query(x), memory, self.score(), window, bias, self.normalizer)
 
     def extra_repr(self) -> str:
         radius, dilation, causal = self.pattern.radius, self.pattern.dilation, self.pattern.causal
         return f"radius={radius}, dilation={dilation}, causal={causal}, {super().extra_repr()}"
+
+
+class HardContext(NamedTuple):
+    """What `HardAttention` returns.
+
+    Attributes:
+        context: the chosen value, `[B, Tq, Dv]`, or `[B, Dv]` for `[B, Dq]`.
+        weights: 1 at the chosen key and 0 elsewhere, `[B, Tq, Tk]` (`[B, Tk]`); None unless asked
+            for.
+        log_prob: the logarithm of the probability of that choice, `[B, Tq]` (`[B]`), with
+            gradients, for `HardAttentionLoss`; None in evaluation, where nothing is drawn.
+        entropy: of the distribution that was drawn from, likewise, in nats.
+    """
+
+    context: Tensor
+    weights: Tensor | None
+    log_prob: Tensor | None
+    entropy: Tensor | None
+
+
+class HardAttention(Attention):
+    """Attention to one key at a time: drawn in training, the best one in evaluation.
+
+    In training the key j is drawn with probability `softmax(score(q, k))_j`. The choice has no
+    gradient; it is trained by REINFORCE, with `HardAttentionLoss` on the `log_prob` and `entropy`
+    that are returned, or by Gumbel straight-through, in which any loss reaches the scores through
+    `softmax((score + g) / τ)`. Xu et al., "Show, Attend and Tell", 2015; Jang, Gu, Poole,
+    "Categorical Reparameterization with Gumbel-Softmax", 2017.
+
+    Args:
+        score: as in `Attention`. Default "additive".
+        estimator: "reinforce" (default) or "gumbel".
+        temperature: τ of "gumbel"; lower is closer to the choice, and noisier. Default 1.
+        query_size, key_size, attention_size, max_length, activation, bias: as in `Attention`.
+
+    Raises:
+        ValueError: another estimator, a temperature that is not above 0.
+
+    >>> attention = HardAttention(query_size=4, key_size=6)
+    >>> read = attention(torch.randn(2, 3, 4), torch.randn(2, 5, 6), need_weights=True)
+    >>> read.weights.sum(-1)[0], read.log_prob.shape
+    (tensor([1., 1., 1.]), torch.Size([2, 3]))
+    """
+
+    def __init__(
+        self,
+        score: str = "additive",
+        estimator: str = "reinforce",
+        temperature: float = 1.0,
+        *,
+        query_size: int,
+        key_size: int | None = None,
+        attention_size: int | None = None,
+        max_length: int | None = None,
+        activation: str | None = None,
+        bias: bool = False,
+    ) -> None:
+        if estimator not in ("reinforce", "gumbel"):
+            raise ValueError(f"estimator is {estimator!r}; expected 'reinforce' or 'gumbel'")
+        super().__init__(
+            score,
+            Hard("sample" if estimator == "reinforce" else "gumbel", temperature),
+            query_size=query_size,
+            key_size=key_size,
+            attention_size=attention_size,
+            max_length=max_length,
+            activation=activation,
+            bias=bias,
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        keys: Tensor | Memory,
+        values: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        step: int = 0,
+        need_weights: bool = False,
+    ) -> HardContext:
+        """Attend; arguments as in `Attention.forward`."""
+        parts = self._parts(query, keys, values, mask, lengths, causal, bias, step)
+        read = self._read(query, parts, need_weights=True)
+        weights = read.weights if need_weights else None
+        if not self.training:
+            return HardContext(read.context, weights, None, None)
+        assert read.weights is not None
+        of_scores = parts.of_scores()
+        del of_scores["normalizer"]
+        drawn = read.weights.view(len(query), 1, -1, parts.memory.key.shape[1])
+        choice = hard_log_prob(drawn=drawn, **of_scores)
+        shape = query.shape[:-1]
+        return HardContext(
+            read.context, weights, choice.log_prob.reshape(shape), choice.entropy.reshape(shape)
+        )
+
+    def _pairs(
+        self,
+        query: Tensor,
+        memory: Memory,
+        mask: Tensor | None,
+        causal: bool,
+        bias: Tensor | None,
+        step: int,
+    ) -> tuple[Support, Tensor | None, Normalizer]:
+        support, bias, normalizer = super()._pairs(query, memory, mask, causal, bias, step)
+        return support, bias, normalizer if self.training else Hard()
 
 
 class ContentAddressing(Attention):
@@ -442,6 +572,30 @@ class ContentAddressing(Attention):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
+        parts = self._addressed(query, keys, values, strength, mask, lengths)
+        return self._read(query, parts, need_weights)
+
+    def weights(  # type: ignore[override]
+        self,
+        query: Tensor,
+        keys: Tensor | Memory,
+        *,
+        strength: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """The weights alone, without values; arguments and layout as in `forward`."""
+        return self._match(query, self._addressed(query, keys, None, strength, mask, lengths))
+
+    def _addressed(
+        self,
+        query: Tensor,
+        keys: Tensor | Memory,
+        values: Tensor | None,
+        strength: Tensor | None,
+        mask: Tensor | None,
+        lengths: Tensor | None,
+    ) -> _Parts:
         parts = self._parts(query, keys, values, mask, lengths, False, None, 0)
         if strength is not None:
             if strength.shape != query.shape[:-1]:
@@ -449,6 +603,7 @@ class ContentAddressing(Attention):
                     f"strength has shape {list(strength.shape)}; expected "
                     f"{list(query.shape[:-1])}, one for each query"
                 )
-            times = (strength / self.strength).view(*parts.query.shape[:-1], 1)
+            queries = query.shape[1:-1] or (1,)
+            times = (strength / self.strength).reshape(len(query), *queries, 1)
             parts = dataclasses.replace(parts, query=parts.query * times)
-        return self._read(query, parts, need_weights)
+        return parts

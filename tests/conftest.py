@@ -1,4 +1,4 @@
-"""Hypothesis profiles, and the GPU tests skipped where there is no GPU."""
+"""Hypothesis profiles, every test from seed 0, and GPU tests skipped where there is no GPU."""
 
 import os
 
@@ -27,3 +27,4 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    torch.manual_seed(0)

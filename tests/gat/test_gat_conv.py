@@ -593,8 +593,8 @@ def test_an_edge_index_of_inference_mode_is_read_once_a_call(
 ) -> None:
     from attn_core import supports
 
-    read, original = [], supports._read
-    monkeypatch.setattr(supports, "_read", lambda *a: (read.append(1), original(*a))[1])
+    read, original = [], supports.read_edge_index
+    monkeypatch.setattr(supports, "read_edge_index", lambda *a: (read.append(1), original(*a))[1])
     layer = GATConv(4, 3)
     with torch.inference_mode():
         edges = EDGES.clone()

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attn_core import Entmax, Softmax, backend
-from sequence_attn import Attention
+from attn_core import Entmax, Normalizer, Softmax, backend
+from sequence_attn import Attention, Memory
 
 SCORES = (
     "additive",
@@ -188,6 +188,135 @@ def test_learned_temperature_and_alpha_are_parameters() -> None:
         torch.testing.assert_close(other(query, keys, values), attention(query, keys, values))
 
 
+def test_a_learned_temperature_can_be_swapped() -> None:
+    """torch.func and load_state_dict(assign=True) put other tensors in a parameter's place."""
+    query, keys, values = batch()
+    attention = layer("dot", Softmax(torch.nn.Parameter(torch.tensor(2.0))))
+    expected = layer("dot", Softmax(0.5))(query, keys, values).context
+    other = {"normalizer_temperature": torch.tensor(0.5, dtype=torch.float64, requires_grad=True)}
+    context = torch.func.functional_call(attention, other, (query, keys, values)).context
+    torch.testing.assert_close(context, expected)
+    (gradient,) = torch.autograd.grad(context.square().sum(), list(other.values()))
+    assert gradient != 0
+    attention.load_state_dict(other, assign=True)
+    torch.testing.assert_close(attention(query, keys, values).context, expected)
+    torch.testing.assert_close(attention.weights(query, keys) @ values, expected)
+
+
+def test_a_normalizer_of_ones_own() -> None:
+    class Uniform(Normalizer):
+        def normalize(self, scores, rows):
+            there = (scores > -math.inf).to(scores.dtype)
+            return there / rows.spread(rows.sum(there))
+
+    query, keys, values = batch()
+    context = layer("dot", Uniform())(query, keys, values, lengths=torch.tensor([5, 2])).context
+    torch.testing.assert_close(context[0], values[0].mean(0).expand(3, -1))
+    torch.testing.assert_close(context[1], values[1, :2].mean(0).expand(3, -1))
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("score", SCORES)
+@settings(max_examples=15)
+@given(
+    lengths=st.none() | st.lists(st.integers(0, 5), min_size=2, max_size=2),
+    masked=st.sampled_from([None, (2, 5), (2, 1, 5), (2, 3, 5)]),
+    biased=st.sampled_from([None, (2, 5), (1, 3, 5), (2, 3, 5)]),
+    causal=st.booleans(),
+)
+def test_a_memory_and_weights_alone_change_nothing(
+    score: str, normalizer: str, lengths, masked, biased, causal: bool
+) -> None:
+    attention, (query, keys, values) = layer(score, normalizer), batch()
+    lengths = None if lengths is None else torch.tensor(lengths)
+    options = {
+        "mask": None if masked is None else torch.rand(masked) > 0.3,
+        "bias": None if biased is None else torch.randn(biased, dtype=torch.float64),
+        "causal": causal,
+    }
+    once = attention(query, keys, values, lengths=lengths, need_weights=True, **options)
+    memory = attention.precompute(keys, values, lengths=lengths)
+    torch.testing.assert_close(attention(query, memory, need_weights=True, **options), once)
+    torch.testing.assert_close(attention(query, memory, **options).context, once.context)
+    torch.testing.assert_close(attention.weights(query, memory, **options), once.weights)
+    torch.testing.assert_close(
+        attention.weights(query, keys, lengths=lengths, **options), once.weights
+    )
+    torch.testing.assert_close(once.weights @ values, once.context)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_decoding_loop_over_a_memory_has_the_gradients_of_one_call(score: str) -> None:
+    attention = layer(score)
+    tensors = [x.requires_grad_() for x in batch()]
+    query, keys, values = tensors
+    lengths, wanted = torch.tensor([2, 5]), [*tensors, *attention.parameters()]
+    together = attention(query, keys, values, lengths=lengths).context
+    memory = attention.precompute(keys, values, lengths=lengths)
+    steps = [attention(query[:, t], memory, step=t).context for t in range(3)]
+    torch.testing.assert_close(torch.stack(steps, 1), together)
+    gradients = (
+        torch.autograd.grad(context.square().sum(), wanted, allow_unused=True)
+        for context in (together, torch.stack(steps, 1))
+    )
+    for one, other in zip(*gradients, strict=True):
+        assert one is other is None or torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("lengths", [None, torch.tensor([5, 2])])
+def test_a_memory_holds_any_choice_of_its_sequences(score: str, lengths) -> None:
+    attention, (_, keys, values) = layer(score), batch()
+    memory = attention.precompute(keys, values, lengths=lengths)
+    index = torch.tensor([1, 0, 1])
+    chosen = attention.precompute(
+        keys[index], values[index], lengths=None if lengths is None else lengths[index]
+    )
+    query = torch.randn(3, 2, 4, dtype=torch.float64)
+    torch.testing.assert_close(
+        attention(query, memory.select(index), need_weights=True),
+        attention(query, chosen, need_weights=True),
+    )
+    twice = memory.repeat(2)  # sequences 0, 0, 1, 1
+    for have, want in zip(twice, memory.select(torch.tensor([0, 0, 1, 1])), strict=True):
+        torch.testing.assert_close(have, want)
+    assert len(memory.key) == 2  # as it was
+    with pytest.raises(AttributeError):
+        memory.value = keys
+
+
+def test_a_memory_holds_projected_keys() -> None:
+    keys = batch()[1]
+    for score, name in (("additive", "key_weight"), ("concat", "weight")):
+        attention = layer(score)
+        weight = getattr(attention, name)[:, -4:]
+        memory = attention.precompute(keys)
+        torch.testing.assert_close(memory.key, keys @ weight.T)
+        assert memory.value is keys and memory.lengths is None
+    unit = layer("cosine").precompute(keys).key
+    torch.testing.assert_close(unit.norm(dim=-1), torch.ones(2, 5, dtype=torch.float64))
+    torch.testing.assert_close(unit * keys.norm(dim=-1, keepdim=True), keys)
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("nothing", [math.nan, math.inf])
+def test_what_stands_behind_the_lengths_does_not_leak(score: str, nothing: float) -> None:
+    attention, (query, keys, values) = layer(score), batch()
+    lengths = torch.tensor([5, 2])
+    clean = attention(query, keys, values, lengths=lengths, need_weights=True)
+    keys[1, 2:] = values[1, 2:] = nothing
+    tensors = [x.requires_grad_() for x in (query, keys, values)]
+    dirty = attention(*tensors, lengths=lengths, need_weights=True)
+    torch.testing.assert_close(dirty, clean)
+    context = attention(*tensors, lengths=lengths).context
+    torch.testing.assert_close(context, clean.context)
+    for output in (context, dirty.context):
+        wanted = [*tensors, *attention.parameters()]
+        gradients = torch.autograd.grad(output.square().sum(), wanted, allow_unused=True)
+        assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+    assert keys[1, 2].isnan().all() or keys[1, 2].isinf().all()  # the caller's are left alone
+
+
 def test_dropout_acts_in_training_and_on_the_context_alone() -> None:
     attention = layer("dot", dropout=0.5)
     query, keys, _ = batch(keys=50)
@@ -257,6 +386,13 @@ def test_constructor_refuses(arguments: dict, message: str) -> None:
         ({"lengths": torch.tensor([1])}, ValueError, r"lengths has shape \[1\]; expected \[2\]"),
         ({"lengths": torch.tensor([1.0, 2.0])}, TypeError, "lengths has dtype torch.float32"),
         ({"bias": torch.zeros(2, 4)}, ValueError, "bias has shape"),
+        ({"query": torch.zeros(2, 3, 4).long()}, TypeError, "query has dtype torch.int64.*float"),
+        ({"keys": torch.zeros(2, 5, 4).double()}, TypeError, "keys has dtype torch.float64, but"),
+        ({"query": torch.zeros(2, 3, 4).half()}, TypeError, "query has dtype torch.float16, but"),
+        ({"keys": torch.zeros(2, 5, 4).to("meta")}, ValueError, "keys is on meta, but.*move one"),
+        ({"query": torch.zeros(2, 4).to("meta")}, ValueError, "query is on meta, but.*move one"),
+        ({"values": torch.zeros(2, 5, 3).to("meta")}, ValueError, "value is on meta.*move one"),
+        ({"lengths": torch.ones(2).long().to("meta")}, ValueError, "lengths is on meta.*move one"),
     ],
 )
 def test_forward_refuses(change: dict, error: type[Exception], message: str) -> None:
@@ -270,3 +406,55 @@ def test_location_refuses_longer_sequences() -> None:
     attention = Attention("location", query_size=4, max_length=4)
     with pytest.raises(ValueError, match=r"key has 5 positions.*at most 4"):
         attention(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4))
+
+
+def test_without_parameters_queries_and_keys_must_still_meet() -> None:
+    with pytest.raises(ValueError, match=r"query is on cpu, but keys are on meta: move one"):
+        Attention("dot", query_size=4)(torch.zeros(2, 4), torch.zeros(2, 5, 4, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("query", "given", "message"),
+    [
+        (torch.zeros(2, 4), {"values": torch.zeros(2, 5, 3)}, "values is given beside a memory"),
+        (torch.zeros(2, 4), {"lengths": torch.tensor([5, 5])}, "lengths is given beside a memory"),
+        (torch.zeros(3, 4), {}, "query has batch size 3, but keys 2"),
+    ],
+)
+def test_a_memory_brings_its_own_values_and_lengths(
+    query: torch.Tensor, given: dict, message: str
+) -> None:
+    attention = Attention("general", query_size=4)
+    memory = attention.precompute(torch.zeros(2, 5, 4))
+    assert isinstance(memory, Memory)
+    with pytest.raises(ValueError, match=message):
+        attention(query, memory, **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"keys": torch.zeros(2, 5, 3)}, ValueError, r"keys has shape \[2, 5, 3\].*width 4"),
+        (
+            {"keys": torch.zeros(5, 4)},
+            ValueError,
+            r"keys has shape \[5, 4\]; expected \[B, T, Dk\]",
+        ),
+        ({"values": torch.zeros(2, 4, 3)}, ValueError, r"values has shape \[2, 4, 3\]; expected"),
+        ({"values": torch.zeros(5, 3)}, ValueError, r"values has shape \[5, 3\]; expected \[2, 5,"),
+        ({"lengths": torch.tensor([6, 1])}, ValueError, "lengths has the entry 6; expected 0 to 5"),
+        ({"lengths": torch.tensor([1, 2, 3])}, ValueError, r"lengths has shape \[3\]; expected"),
+        ({"lengths": torch.tensor([1.0, 2.0])}, TypeError, "lengths has dtype torch.float32"),
+    ],
+)
+def test_precompute_refuses(change: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Attention("general", query_size=4).precompute(**{"keys": torch.zeros(2, 5, 4)} | change)
+
+
+def test_a_memory_of_another_layer_is_refused() -> None:
+    keys, query = torch.zeros(2, 5, 4), torch.zeros(2, 4)
+    other = Attention("additive", query_size=4, attention_size=7).precompute(keys)
+    for attention in (Attention("additive", query_size=4), Attention("general", query_size=4)):
+        with pytest.raises(ValueError, match=r"width.*7"):
+            attention(query, other)
