@@ -158,7 +158,9 @@ class Window(Support):
         Without a centre this is a view. Positions that do not exist hold zeros or other tokens.
         """
         keys = tokens.shape[-3]
-        if self.centre is None and queries > 0:
+        if not keys or not queries:  # there is nothing to gather, nor to cut windows from
+            return tokens.new_zeros(*tokens.shape[:-3], queries, self.width, *tokens.shape[-2:])
+        if self.centre is None:
             after = 0 if self.causal else self.reach
             padded = F.pad(tokens, (0, 0, 0, 0, self.reach - (keys - queries), after))
             span = (self.width - 1) * self.dilation + 1

@@ -4,7 +4,8 @@ A graph is one ``torch_geometric.data.Data`` with ``x`` (float32, ``[N, F]``), `
 (int64, ``[2, E]``, row 0 the source, row 1 the target), ``y`` (int64, ``[N]``), the bool masks
 ``train_mask``, ``val_mask`` and ``test_mask`` (``[N]``), ``name`` (str) and ``class_names`` (list
 of str, one per value of ``y``). Reviews are one ``LabelledReviews``.
-Pairs of sentences come as ``PairSplits``.
+Pairs of sentences come as ``PairSplits``, sentences with a tag for each word as
+``TaggedSentences``.
 """
 
 from .batches import Batch, Batches, EncodedPairs, bucketed, encode_pairs, in_order

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import _error
+from .parallel_text import _error, read_lines
 
 COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 _WORD = re.compile(r"[1-9][0-9]*")
@@ -34,16 +34,17 @@ def read_conllu(path: str | os.PathLike[str], *, column: str = "upos") -> Tagged
     syntactic ones, which the tags belong to. (Format: universaldependencies.org/format.html)
 
     Args:
-        path: of the file, UTF-8.
+        path: of the file, UTF-8, plain or gzip-compressed.
         column: which field is the tag: "upos" (default), "xpos", or another of ``COLUMNS``.
 
     Returns:
         TaggedSentences.
 
     Raises:
-        ValueError: ``column`` is unknown; the file cannot be read, is not UTF-8 or has no words; a
-            line has another number of fields; a word has no form, no tag (``_``), or not the number
-            that is its place in the sentence.
+        TextFileError: the file is missing, damaged, not UTF-8 or without words; a line has another
+            number of fields; a word has no form, no tag (``_``), or not the number that is its
+            place in the sentence.
+        ValueError: ``column`` is unknown.
 
     Example:
         >>> import tempfile
@@ -63,31 +64,23 @@ def read_conllu(path: str | os.PathLike[str], *, column: str = "upos") -> Tagged
     words: list[list[str]] = []
     tags: list[list[str]] = []
     inside = False  # a sentence that has begun
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.rstrip("\n")
-                if not line.strip():
-                    inside = False
-                    continue
-                if line.startswith("#"):
-                    continue
-                if not inside:
-                    words.append([])
-                    tags.append([])
-                    inside = True
-                if (entry := _read_line(path, number, line, len(words[-1]) + 1)) is None:
-                    continue
-                if (tag := entry[column]) in ("", "_"):
-                    problem = f"the word {entry['form']!r} has no tag in the column {column!r}"
-                    raise _error(path, number, problem, "write one, or choose another column")
-                words[-1].append(entry["form"])
-                tags[-1].append(tag)
-    except UnicodeDecodeError as error:
-        raise _error(path, None, f"not UTF-8 text ({error})", "save it as UTF-8") from error
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise _error(path, None, problem, "give the path of a CoNLL-U file") from error
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line:
+            inside = False
+            continue
+        if line.startswith("#"):
+            continue
+        if not inside:
+            words.append([])
+            tags.append([])
+            inside = True
+        if (entry := _read_line(path, number, line, len(words[-1]) + 1)) is None:
+            continue
+        if (tag := entry[column]) in ("", "_"):
+            problem = f"the word {entry['form']!r} has no tag in the column {column!r}"
+            raise _error(path, number, problem, "write one, or choose another column")
+        words[-1].append(entry["form"])
+        tags[-1].append(tag)
     if not any(words):
         raise _error(path, None, "no words", "give a CoNLL-U file with at least one sentence")
     kept = [place for place, sentence in enumerate(words) if sentence]

@@ -31,7 +31,7 @@ from attn_core import (
 )
 from attn_core import weights as attention_weights
 from attn_core.scores import ACTIVATIONS
-from attn_core.supports import check_lengths
+from sequence_attn.checks import check_tokens, learned, real_steps
 
 _NORMALIZERS: dict[str, type[Normalizer]] = {
     "softmax": Softmax,
@@ -192,7 +192,7 @@ class Attention(nn.Module):
                 f"activation is {activation!r}; known ones are {', '.join(ACTIVATIONS)}"
             )
         self._normalizer = _normalizer(normalizer)
-        for field in _learned(self._normalizer):
+        for field in learned(self._normalizer):
             self.register_parameter(f"normalizer_{field}", getattr(self._normalizer, field))
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
@@ -214,7 +214,7 @@ class Attention(nn.Module):
         """The normaliser with its parameters, for `attn_core.attend`."""
         # The module's own parameters, which torch.func or a wrapper may have swapped for others
         own: dict[str, Any] = {
-            field: getattr(self, f"normalizer_{field}") for field in _learned(self._normalizer)
+            field: getattr(self, f"normalizer_{field}") for field in learned(self._normalizer)
         }
         return dataclasses.replace(self._normalizer, **own) if own else self._normalizer  # type: ignore[type-var]
 
@@ -418,23 +418,13 @@ class Attention(nn.Module):
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; expected {shapes} of width {width}"
             )
-        if not x.is_floating_point():
+        parameters = [p for n, p in self.named_parameters() if not n.startswith("normalizer_")]
+        if parameters:
+            check_tokens(name, x, parameters[0], width)
+        elif not x.is_floating_point():
             raise TypeError(
                 f"{name} has dtype {x.dtype}; attention needs floating point: use .float()"
             )
-        for of, parameter in self.named_parameters():
-            if of.startswith("normalizer_"):
-                continue
-            if x.device != parameter.device:
-                raise ValueError(
-                    f"{name} is on {x.device}, but the parameters are on {parameter.device}: move "
-                    "one of them with .to()"
-                )
-            if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(
-                    f"{name} has dtype {x.dtype}, but the parameters are {parameter.dtype}: "
-                    "convert one of them with .to(), or run under torch.autocast"
-                )
 
     def extra_repr(self) -> str:
         return (
@@ -464,23 +454,6 @@ def _parameter_shapes(
     if score not in shapes:
         raise ValueError(f"score is {score!r}; known scores are {', '.join(sorted(shapes))}")
     return shapes[score]
-
-
-def real_steps(x: Tensor, lengths: Tensor) -> Tensor:
-    """`[B, T, D]` with zeros behind the lengths, for zero times NaN is not zero."""
-    tokens = x.unsqueeze(2)
-    Dense(lengths=lengths).check(None, tokens, tokens)
-    check_lengths(lengths, (x.shape[0],), x.shape[1])
-    padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-    return x.masked_fill(padding[..., None], 0)
-
-
-def _learned(normalizer: Any) -> list[str]:
-    """The fields of a normaliser that are parameters."""
-    if not dataclasses.is_dataclass(normalizer):
-        return []
-    names = (field.name for field in dataclasses.fields(normalizer))
-    return [name for name in names if isinstance(getattr(normalizer, name), nn.Parameter)]
 
 
 def _normalizer(normalizer: str | Normalizer) -> Normalizer:

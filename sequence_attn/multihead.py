@@ -26,8 +26,8 @@ from attn_core import (
     Window,
     attend,
 )
-from attn_core.transforms import values_are_visible
 from sequence_attn.attention import SequenceAttention, _normalizer
+from sequence_attn.checks import check_lengths, check_tokens, check_window, learned, padding
 from sequence_attn.positions import RotaryPositions
 
 _Part = TypeVar("_Part", Score, Normalizer)
@@ -159,7 +159,7 @@ class MultiHead(nn.Module):
             raise ValueError(f"max_length is {max_length}, but belongs to score='location' alone")
         self._score, self._normalizer = score, _normalizer(normalizer)
         for name, part in (("score", self._score), ("normalizer", self._normalizer)):
-            for field in _learned(part):
+            for field in learned(part):
                 self.register_parameter(f"{name}_{field}", getattr(part, field))
 
     def reset_parameters(self) -> None:
@@ -168,7 +168,7 @@ class MultiHead(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
         if self.score_name is not None:
-            for field in _learned(self._score):
+            for field in learned(self._score):
                 _draw(getattr(self, f"score_{field}"))
 
     @property
@@ -183,8 +183,8 @@ class MultiHead(nn.Module):
 
     def _with_parameters(self, name: str, part: _Part) -> _Part:
         # The module's own parameters, which torch.func or a wrapper may have swapped for others
-        learned = {field: getattr(self, f"{name}_{field}") for field in _learned(part)}
-        return dataclasses.replace(part, **learned) if learned else part  # type: ignore[type-var]
+        own = {field: getattr(self, f"{name}_{field}") for field in learned(part)}
+        return dataclasses.replace(part, **own) if own else part  # type: ignore[type-var]
 
     def precompute(
         self, keys: Tensor, values: Tensor | None = None, *, cache: KeyValueCache | None = None
@@ -344,65 +344,11 @@ class MultiHead(nn.Module):
         return f"{given}, {self._normalizer}, window={self.window}, dropout={self.dropout}"
 
 
-def check_window(window: int | None) -> None:
-    """Raise unless this is a radius, or None."""
-    if window is not None and window < 0:
-        raise ValueError(f"window is {window}; expected a number of positions, 0 or more, or None")
-
-
-def check_tokens(name: str, x: Tensor, weight: Tensor, width: int | None) -> None:
-    """Raise unless a projection with this weight takes `x`, `[..., T, width]`."""
-    if x.dim() < 2 or (width is not None and x.shape[-1] != width):
-        raise ValueError(
-            f"{name} has shape {list(x.shape)}; expected [..., T, D]"
-            + ("" if width is None else f" of width {width}")
-        )
-    if x.device != weight.device:
-        raise ValueError(
-            f"{name} is on {x.device}, but the parameters are on {weight.device}: move one of them "
-            "with .to()"
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"{name} has dtype {x.dtype}; attention needs floating point: use .float()")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(
-            f"{name} has dtype {x.dtype}, but the parameters are {weight.dtype}: convert one of "
-            "them with .to(), or run under torch.autocast"
-        )
-
-
-def check_lengths(name: str, lengths: Tensor, x: Tensor) -> None:
-    """Raise unless these are lengths of the sequences `x`, `[..., T, D]`."""
-    *batch, steps, _ = x.shape
-    if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"{name} has dtype {lengths.dtype}; expected integers")
-    if list(lengths.shape) != batch:
-        raise ValueError(
-            f"{name} has shape {list(lengths.shape)}; expected {batch}, one length per sequence"
-        )
-    if lengths.device != x.device:
-        raise ValueError(
-            f"{name} is on {lengths.device}, but the sequences are on {x.device}: move one of them "
-            "with .to()"
-        )
-    if values_are_visible() and lengths.numel():
-        low, high = (int(length) for length in torch.aminmax(lengths))
-        if low < 0 or high > steps:
-            raise ValueError(
-                f"{name} has the entry {low if low < 0 else high}; expected 0 to {steps}, the "
-                "length of the longest sequence"
-            )
-
-
-def padding(lengths: Tensor, x: Tensor) -> Tensor:
-    """Which steps of `[..., T, D]` lie behind the end of their sequence, bool `[..., T, 1]`."""
-    steps = torch.arange(x.shape[-2], device=x.device)
-    return (steps >= lengths[..., None])[..., None]
-
-
 def in_window(pairs: Tensor, window: Window, queries: int, keys: int) -> Tensor:
     """What of `[..., H, Tq, Tk]` (any may be 1) lies in a window: `[..., H, Tq, W]`."""
     positions, _ = window.positions(queries, keys, pairs.device)
+    if not keys:
+        return pairs.new_zeros(*pairs.shape[:-2], *positions.shape[-2:])
     if positions.dim() > 2:  # windows of each sequence's own
         positions = positions.unsqueeze(-3)
     batch = torch.broadcast_shapes(pairs.shape[:-2], positions.shape[:-2])
@@ -475,11 +421,3 @@ def _draw(parameter: nn.Parameter) -> nn.Parameter:
     bound = 1 / math.sqrt(parameter.shape[-1])
     nn.init.uniform_(parameter, -bound, bound)
     return parameter
-
-
-def _learned(part: Any) -> list[str]:
-    """The fields of a score or normaliser that are parameters."""
-    if not dataclasses.is_dataclass(part):
-        return []
-    fields = (field.name for field in dataclasses.fields(part))
-    return [name for name in fields if isinstance(getattr(part, name), nn.Parameter)]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from attn_core import Dense, Dot, Hard, Normalizer, Score, Softmax, Support, Window, hard_log_prob
 from attn_core.normalizers import Rows, at_least_float32
 from attn_core.supports import broadcasts_to
-from sequence_attn.attention import Attention, Memory, SequenceAttention, _Parts, real_steps
-from sequence_attn.multihead import check_lengths, in_window, mask_bias
+from sequence_attn.attention import Attention, Memory, SequenceAttention, _Parts
+from sequence_attn.checks import check_lengths, real_steps
+from sequence_attn.multihead import in_window, mask_bias
 
 
 class BahdanauAttention(Attention):
@@ -270,10 +271,11 @@ class LocalAttention(Attention):
     def _of_keys(self, weights: Tensor, query: Tensor, parts: _Parts) -> Tensor:
         assert isinstance(parts.support, Window)
         keys = parts.memory.key.shape[1]
-        positions, exists = parts.support.positions(weights.shape[-2], keys)
+        positions, _ = parts.support.positions(weights.shape[-2], keys)
         of_keys = weights.new_zeros(*weights.shape[:-1], keys)
         places = positions.clamp(0, max(keys - 1, 0)).unsqueeze(1)
-        of_keys = of_keys.scatter_add(-1, places, weights.masked_fill(~exists.unsqueeze(1), 0))
+        if keys:
+            of_keys = of_keys.scatter_add(-1, places, weights)  # 0 where there is no such key
         return super()._of_keys(of_keys, query, parts)
 
     def extra_repr(self) -> str:
@@ -378,7 +380,6 @@ class RestrictedSelfAttention(Attention):
     def _around(self, x: Tensor, lengths: Tensor | None, bias: Tensor | None) -> _Parts:
         self._check("x", x, self.query_size, dims=(3,))
         if lengths is not None:
-            check_lengths("lengths", lengths, x)
             x = real_steps(x, lengths)
         window = dataclasses.replace(self.pattern, lengths=lengths)
         if bias is not None:
@@ -487,8 +488,8 @@ class HardAttention(Attention):
         assert read.weights is not None
         of_scores = parts.of_scores()
         del of_scores["normalizer"]
-        drawn = read.weights.view(len(query), 1, -1, parts.memory.key.shape[1])
-        choice = hard_log_prob(drawn=drawn, **of_scores)
+        drawn = read.weights if query.dim() == 3 else read.weights.unsqueeze(1)
+        choice = hard_log_prob(drawn=drawn.unsqueeze(1), **of_scores)
         shape = query.shape[:-1]
         return HardContext(
             read.context, weights, choice.log_prob.reshape(shape), choice.entropy.reshape(shape)

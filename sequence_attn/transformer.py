@@ -9,13 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import Dense, Normalizer, Score, Support, Window
-from sequence_attn.multihead import (
-    KeyValueCache,
-    MultiHead,
-    check_lengths,
-    check_tokens,
-    padding,
-)
+from sequence_attn.checks import check_lengths, check_tokens, padding
+from sequence_attn.multihead import KeyValueCache, MultiHead
 from sequence_attn.positions import RotaryPositions
 
 Activation = str | Callable[[Tensor], Tensor]
