@@ -555,6 +555,7 @@ class ContentAddressing(Attention):
         strength: Tensor | None = None,
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
+        step: int = 0,
         need_weights: bool = False,
     ) -> SequenceAttention:
         """Read.
@@ -565,7 +566,7 @@ class ContentAddressing(Attention):
             values: `[B, Tk, Dv]`. Default: the keys.
             strength: β of each query, `[B, Tq]` or `[B]`, in place of the layer's: a controller may
                 learn to give it. Default: the layer's.
-            mask, lengths, need_weights: as in `Attention`.
+            mask, lengths, step, need_weights: as in `Attention`.
 
         Returns:
             SequenceAttention(context, weights).

@@ -107,7 +107,7 @@ class PositionWise(nn.Module):
         dropout: the probability with which a hidden unit is dropped in training. Default 0.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: an unknown activation, a size below 1.
 
     >>> import torch
     >>> PositionWise(4, 16)(torch.zeros(2, 3, 4)).shape
@@ -122,6 +122,9 @@ class PositionWise(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, width in (("size", size), ("hidden_size", hidden_size)):
+            if width < 1:
+                raise ValueError(f"{name} is {width}; expected at least 1")
         if isinstance(activation, str):
             if activation not in _ACTIVATIONS:
                 known = ", ".join(_ACTIVATIONS)

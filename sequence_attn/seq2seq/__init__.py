@@ -1,6 +1,6 @@
 """Encoder–decoders: the recurrent ones that made attention famous, and the Transformer."""
 
-from sequence_attn.seq2seq.decoder import AttentionDecoder, Decoded, DecoderState
+from sequence_attn.seq2seq.decoder import AttentionDecoder, Decoded, DecoderState, Read
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
 from sequence_attn.seq2seq.losses import sampled_softmax_loss
 from sequence_attn.seq2seq.models import (
@@ -21,6 +21,7 @@ __all__ = [
     "EncoderDecoder",
     "Hypothesis",
     "Predicted",
+    "Read",
     "RecurrentEncoder",
     "Seq2Seq",
     "Transformer",

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attn_core.supports import broadcasts_to
 from sequence_attn.attention import Attention, Memory
-from sequence_attn.presets import HardAttention, HardContext
+from sequence_attn.presets import HardAttention, HardContext, RestrictedSelfAttention
 from sequence_attn.seq2seq.encoder import Encoded, recurrent
 
 _CHOICES = {
@@ -74,7 +75,7 @@ class Decoded(NamedTuple):
         output: `[B, T, output_size]`.
         weights: of every read, `[B, reads, T, Tk]`; None unless asked for.
         state: after the last step.
-        log_prob: of the choices of hard attention in training, `[B, reads, T]`; else None.
+        log_prob: of the choices of hard attention in training, `[B, hard reads, T]`; else None.
         entropy: of what they were drawn from, likewise.
     """
 
@@ -85,10 +86,19 @@ class Decoded(NamedTuple):
     entropy: Tensor | None
 
 
-class _Read(NamedTuple):
-    context: Tensor  # [B, T, reads · D]
-    weights: Tensor | None  # [B, reads, T, Tk]
-    log_prob: Tensor | None  # [B, reads, T]
+class Read(NamedTuple):
+    """What a step has read.
+
+    Attributes:
+        context: of all reads, concatenated, `[B, T, reads · D]`.
+        weights: `[B, reads, T, Tk]`; None unless asked for.
+        log_prob: of the choices of hard attention in training, `[B, hard reads, T]`; else None.
+        entropy: of what they were drawn from, likewise.
+    """
+
+    context: Tensor
+    weights: Tensor | None
+    log_prob: Tensor | None
     entropy: Tensor | None
 
 
@@ -98,7 +108,7 @@ class AttentionDecoder(nn.Module):
     Args:
         attention: an `Attention` of `sequence_attn`, hard and local ones included; several of them
             for as many reads per step, whose contexts are concatenated; or None, for the plain
-            encoder–decoder, whose context is the encoder's last output at every step.
+            encoder–decoder, whose context is the encoder's last state at every step.
         input_size: the width of an input, such as an embedding of the token before.
         state_size: S, the width of the cell's state.
         memory_size: D, the width of an encoded step.
@@ -184,8 +194,17 @@ class AttentionDecoder(nn.Module):
             if choice not in _CHOICES[name]:
                 known = ", ".join(map(repr, _CHOICES[name]))
                 raise ValueError(f"{name} is {choice!r}; expected one of {known}")
-        reads = [] if attention is None else attention
-        self.reads = nn.ModuleList([reads] if isinstance(reads, Attention) else list(reads))
+        if attention is None:
+            attention = []
+        elif isinstance(attention, nn.Module):
+            attention = [attention]
+        for read in attention:
+            if not isinstance(read, Attention) or isinstance(read, RestrictedSelfAttention):
+                raise TypeError(
+                    f"attention is {type(read).__name__}; expected an Attention of queries over "
+                    "keys, several of them, or None"
+                )
+        self.reads = nn.ModuleList(attention)
         if self.reads and attend == "after" and inputs != "embedding":
             raise ValueError(
                 f"inputs is {inputs!r}, but with attend='after' this step's context comes after "
@@ -209,6 +228,9 @@ class AttentionDecoder(nn.Module):
             initial_state_attention = attend == "before"
         self.initial_state_attention = initial_state_attention
         self.halves = 2 if cell == "lstm" else 1
+        for name, number in (("memory_size", memory_size), ("output_size", output_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}; expected at least 1")
         context = memory_size * max(len(self.reads), 1)
         self._check_attention()
 
@@ -292,9 +314,11 @@ class AttentionDecoder(nn.Module):
 
     def step(
         self, x: Tensor, state: DecoderState, *, need_weights: bool = False
-    ) -> tuple[Tensor, DecoderState, _Read]:
-        """One step: inputs `[B, input_size]` to outputs `[B, output_size]`, the next state, and
-        what was read."""
+    ) -> tuple[Tensor, DecoderState, Read]:
+        """One step: inputs `[B, input_size]` to outputs `[B, output_size]`.
+
+        Returns the output, the next state, and what was read.
+        """
         before = state.cell
         x = x.unsqueeze(1)
         if self.attend == "before" and self.reads:
@@ -364,7 +388,7 @@ class AttentionDecoder(nn.Module):
         if own is None and self.in_one_call and inputs.numel():
             return self._decode(inputs, state, need_weights)
         outputs: list[Tensor] = []
-        reads: list[_Read] = []
+        reads: list[Read] = []
         for t in range(inputs.shape[1]):
             x = inputs[:, t]
             if own is not None and loop_function is not None and t > 0:
@@ -376,7 +400,7 @@ class AttentionDecoder(nn.Module):
             return Decoded(
                 inputs.new_zeros(len(inputs), 0, self.output_size), None, state, None, None
             )
-        parts = (_joined([getattr(read, name) for read in reads]) for name in _Read._fields[1:])
+        parts = (_joined([getattr(read, name) for read in reads]) for name in Read._fields[1:])
         weights, log_prob, entropy = parts
         return Decoded(torch.stack(outputs, 1), weights, state, log_prob, entropy)
 
@@ -418,11 +442,11 @@ class AttentionDecoder(nn.Module):
             return cell[0][-1].unsqueeze(1)
         return torch.cat([layer for half in cell for layer in half], -1).unsqueeze(1)
 
-    def _read(self, query: Tensor, state: DecoderState, need_weights: bool) -> _Read:
+    def _read(self, query: Tensor, state: DecoderState, need_weights: bool) -> Read:
         if not self.reads:
             assert state.summary is not None
             context = state.summary.unsqueeze(1).expand(-1, query.shape[1], -1)
-            return _Read(context, None, None, None)
+            return Read(context, None, None, None)
         reads = [
             read(query, memory, step=state.step, need_weights=need_weights)
             for read, memory in zip(self._attentions, state.memories, strict=True)
@@ -431,12 +455,12 @@ class AttentionDecoder(nn.Module):
         weights = torch.stack([read.weights for read in reads], 1) if need_weights else None
         hard = [read for read in reads if isinstance(read, HardContext)]
         if not hard or hard[0].log_prob is None:
-            return _Read(context, weights, None, None)
+            return Read(context, weights, None, None)
         log_prob, entropy = (
             torch.stack([getattr(read, name) for read in hard], 1)
             for name in HardContext._fields[2:]
         )
-        return _Read(context, weights, log_prob, entropy)
+        return Read(context, weights, log_prob, entropy)
 
     def _combine(self, x: Tensor, state: Tensor, context: Tensor) -> Tensor:
         match self.readout:
@@ -479,6 +503,11 @@ class AttentionDecoder(nn.Module):
                 )
         else:
             top = encoded.state[0][-1]  # [directions, B, H]
+            if self.initial == "backward" and len(top) == 1:
+                raise ValueError(
+                    "initial is 'backward', but the encoder reads forwards only: build it with "
+                    "bidirectional=True, or use another initial state"
+                )
             top = top[1] if self.initial == "backward" else torch.cat(list(top), -1)
             if top.shape[-1] != self.bridge.in_features:
                 raise ValueError(
@@ -490,16 +519,17 @@ class AttentionDecoder(nn.Module):
             states = (first.transpose(0, 1),)
         return states + (zeros,) * (self.halves - len(states))
 
-    def _read_nothing(self, state: DecoderState, need_weights: bool) -> _Read:
+    def _read_nothing(self, state: DecoderState, need_weights: bool) -> Read:
         """What a step that does not attend has read: zeros."""
         zero = state.cell[0].new_zeros
         batch, keys, _ = state.memories[0].key.shape
         shape = batch, len(self.reads), 1
         context = zero(batch, 1, len(self.reads) * self.memory_size)
         weights = zero(*shape, keys) if need_weights else None
-        if self.training and any(isinstance(read, HardAttention) for read in self.reads):
-            return _Read(context, weights, zero(shape), zero(shape))
-        return _Read(context, weights, None, None)
+        hard = sum(isinstance(read, HardAttention) for read in self.reads)
+        if self.training and hard:
+            return Read(context, weights, zero(batch, hard, 1), zero(batch, hard, 1))
+        return Read(context, weights, None, None)
 
     @property
     def _attentions(self) -> list[Attention]:
@@ -524,11 +554,14 @@ def _last(encoded: Encoded) -> Tensor:
     """What the encoder made of the whole of each sequence, `[B, D]`: its top layer's last state."""
     if encoded.state:
         return torch.cat(list(encoded.state[0][-1]), -1)
-    steps = encoded.output.shape[1]
+    batch, steps, width = encoded.output.shape
+    if not steps:
+        return encoded.output.new_zeros(batch, width)
     if encoded.lengths is None:
         return encoded.output[:, -1]
-    last = (encoded.lengths - 1).clamp(0, max(steps - 1, 0))
-    return encoded.output[torch.arange(len(last), device=last.device), last]
+    last = (encoded.lengths - 1).clamp(min=0)
+    output = encoded.output[torch.arange(batch, device=last.device), last]
+    return output.masked_fill((encoded.lengths == 0)[:, None], 0)
 
 
 def _own(feed_previous: bool | Tensor, inputs: Tensor) -> Tensor | None:
@@ -537,15 +570,13 @@ def _own(feed_previous: bool | Tensor, inputs: Tensor) -> Tensor | None:
         if not feed_previous:
             return None
         feed_previous = torch.tensor(True, device=inputs.device)
-    if feed_previous.dtype != torch.bool:
-        raise TypeError(f"feed_previous has dtype {feed_previous.dtype}; expected bool")
+    given = getattr(feed_previous, "dtype", type(feed_previous).__name__)
+    if given != torch.bool:
+        raise TypeError(f"feed_previous is of {given}; expected a bool, or a bool tensor")
     batch, steps, _ = inputs.shape
     if feed_previous.dim() == 1:
         feed_previous = feed_previous.unsqueeze(1)
-    if any(
-        size not in (1, full)
-        for size, full in zip(feed_previous.shape, (batch, steps), strict=False)
-    ):
+    if not broadcasts_to(feed_previous.shape, (batch, steps)):
         raise ValueError(
             f"feed_previous has shape {list(feed_previous.shape)}; expected [], [{batch}] or "
             f"[{batch}, {steps}]"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sequence_attn.multihead import check_lengths
+from sequence_attn.checks import check_lengths
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
@@ -108,6 +108,9 @@ class RecurrentEncoder(nn.Module):
         if lengths is None:
             output, state = self.cell(x)
         else:
+            empty = lengths == 0
+            # Torch packs at least one step of each; NaN there would reach the gradients
+            x = x.masked_fill(empty[:, None, None], 0)
             packed = pack_padded_sequence(
                 x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
             )
@@ -116,7 +119,6 @@ class RecurrentEncoder(nn.Module):
         states = state if isinstance(state, tuple) else (state,)
         states = tuple(x.unflatten(0, (self.layers, self.directions)) for x in states)
         if lengths is not None:
-            empty = lengths == 0
             output = output.masked_fill(empty[:, None, None], 0)
             states = tuple(x.masked_fill(empty[:, None], 0) for x in states)
         return Encoded(output, lengths, states)

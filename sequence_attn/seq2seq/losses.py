@@ -41,6 +41,7 @@ def sampled_softmax_loss(
 
     Raises:
         ValueError: samples out of range, or shapes that do not fit.
+        TypeError: targets that are not int64.
         IndexError: a target that is no class.
 
     >>> hidden, weight = torch.randn(4, 8), torch.randn(50, 8)
@@ -53,6 +54,15 @@ def sampled_softmax_loss(
     classes = weight.shape[0]
     if not 1 <= samples <= classes:
         raise ValueError(f"samples is {samples}; expected 1 to {classes}, the number of classes")
+    if weight.shape != (classes, hidden.shape[-1]):
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; expected [V, {hidden.shape[-1]}], the width "
+            "of hidden"
+        )
+    if bias is not None and bias.shape != (classes,):
+        raise ValueError(f"bias has shape {list(bias.shape)}; expected [{classes}]")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; expected int64")
     if hidden.shape[:-1] != target.shape:
         raise ValueError(
             f"target has shape {list(target.shape)}; expected {list(hidden.shape[:-1])}, one class "

@@ -42,7 +42,8 @@ class Predicted(NamedTuple):
         logits: of the token behind each target token, `[B, T, V]`.
         weights: of the attention to the source, for every output token: `[B, reads, T, Ts]`, of a
             Transformer `[B, layers, H, T, Ts]`; None unless asked for.
-        log_prob: of the choices of hard attention in training, `[B, reads, T]`; else None.
+        log_prob: of the choices of hard attention in training, `[B, hard reads, T]`; None
+            otherwise, and where targets were not fully known (teacher_forcing below 1).
         entropy: of what they were drawn from, likewise.
     """
 
@@ -74,6 +75,7 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
                     f"{name} is {symbol}; expected a token of the target, 0 to {target_size - 1}"
                 )
         self.source_size, self.target_size = source_size, target_size
+        self.longest_target: int | None = None  # how many tokens decoding can go on for; None: any
         self.pad, self.bos, self.eos = pad, bos, eos
 
     @abstractmethod
@@ -124,9 +126,9 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
                 f"teacher_forcing is {teacher_forcing}; a probability lies between 0 and 1"
             )
         _check_tokens("target", target, self.target_size)
+        encoded = self.encode(source, source_lengths)
         if len(source) != len(target):
             raise ValueError(f"source has batch size {len(source)}, but target {len(target)}")
-        encoded = self.encode(source, source_lengths)
         if teacher_forcing == 1:
             return self.decode(target, encoded, need_weights=need_weights)
         if need_weights:
@@ -134,12 +136,14 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
                 f"need_weights with teacher_forcing={teacher_forcing}: the weights belong to known "
                 "targets, so use teacher_forcing=1"
             )
-        state, token = self.start(encoded), target[:, 0]
+        if not target.shape[1]:
+            return self.decode(target, encoded)
+        state = self.start(encoded)
         logits: list[Tensor] = []
-        for t in range(target.shape[1]):
+        for t, token in enumerate(target.unbind(1)):
             if t > 0:
                 true = torch.rand(len(target), device=target.device) < teacher_forcing
-                token = torch.where(true, target[:, t], logits[-1].detach().argmax(-1))
+                token = torch.where(true, token, logits[-1].detach().argmax(-1))
             scores, state = self.step(token, state)
             logits.append(scores)
         return Predicted(torch.stack(logits, 1), None)
@@ -244,7 +248,15 @@ class Seq2Seq(EncoderDecoder[DecoderState]):
 
         Returns:
             Predicted(logits, weights, …), logits `[B, steps, V]`.
+
+        Raises:
+            ValueError: arguments that do not fit each other.
         """
+        _check_tokens("first", first, self.target_size, dims=1)
+        if len(first) != len(source):
+            raise ValueError(f"first has batch size {len(first)}, but source {len(source)}")
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; expected 0 or more")
         encoded = self.encode(source, source_lengths)
 
         def loop(previous: Tensor, step: int) -> Tensor:
@@ -337,7 +349,12 @@ class Transformer(EncoderDecoder[TransformerState]):
             needs = "need" if max_length is None else "have no use for"
             raise ValueError(f"positions {positions!r} {needs} max_length; got {max_length}")
         self.size, self.dropout = size, nn.Dropout(dropout)
-        counts = layers if isinstance(layers, tuple) else (layers, layers)
+        counts = (layers, layers) if isinstance(layers, int) else tuple(layers)
+        if len(counts) != 2:
+            raise ValueError(f"layers is {layers}; expected one number, or two (encoder, decoder)")
+        if heads < 1:
+            raise ValueError(f"heads is {heads}; expected at least 1")
+        self.longest_target = max_length
         stacks: list[type[TransformerEncoder] | type[TransformerDecoder]]
         stacks = [TransformerEncoder, TransformerDecoder]
         shared: dict[str, Any] = {
@@ -411,10 +428,11 @@ def _scheme(
     return {"relative_bias": T5RelativeBias(heads, bidirectional=not causal)}
 
 
-def _check_tokens(name: str, tokens: Tensor, size: int) -> None:
-    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+def _check_tokens(name: str, tokens: Tensor, size: int, dims: int = 2) -> None:
+    if tokens.dim() != dims or tokens.dtype != torch.int64:
         raise ValueError(
-            f"{name} has shape {list(tokens.shape)} and dtype {tokens.dtype}; expected int64 [B, T]"
+            f"{name} has shape {list(tokens.shape)} and dtype {tokens.dtype}; expected int64 "
+            f"{'[B, T]' if dims == 2 else '[B]'}"
         )
     if not torch.compiler.is_compiling() and tokens.numel():
         low, high = (int(x) for x in torch.aminmax(tokens))

@@ -236,13 +236,14 @@ def plain(
     """The encoder–decoder without attention: all that is known of the source fits in one vector.
 
     The encoder's last state starts the decoder (Sutskever, Vinyals, Le, 2014); with `context` it
-    also enters every step and the output (Cho et al., 2014).
+    also enters every step and the output, much as in Cho et al., 2014 (whose output sees the
+    embedding, too).
 
     Args:
         input_size: the width of an embedding.
         state_size: of the decoder's cell.
         memory_size: the width of an encoded step.
-        context: give the encoder's last output to every step. Default False.
+        context: give the encoder's last state to every step. Default False.
         options: of `AttentionDecoder`.
 
     >>> import torch

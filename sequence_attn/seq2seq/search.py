@@ -1,12 +1,15 @@
 """Search: from a model that predicts the next token to whole targets.
 
 Greedy search is beam search with a beam of one. A beam is a set of hypotheses about one source;
-those of all sources are decoded as one batch, and a source leaves it once it is done.
+those of all sources are decoded as one batch, and a source leaves it once it is done. The end
+symbol competes with the other tokens for a place in the beam, and a hypothesis that takes it leaves
+the beam, which is then narrower by one (Sutskever, Vinyals, Le, 2014).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,27 +60,33 @@ def generate(
     sample: bool = False,
     temperature: float = 1.0,
     top_k: int | None = None,
+    forbid: Sequence[int] = (),
     return_attention: bool = False,
 ) -> list[list[Hypothesis]]:
     """Write the targets of some sources.
 
-    Beam search keeps the `beam` most probable beginnings of each target. A source is done when
-    `n_best` finished hypotheses are as good as any that the others could still become. With
-    `sample`, each of `n_best` targets is drawn token by token instead.
+    Beam search keeps the `beam` most probable beginnings of each target, those that have ended
+    included. A source is done when all of them have ended, or when `n_best` of them are as good as
+    any that the others could still become. With `sample`, each of `n_best` targets is drawn token
+    by token instead.
 
     Args:
         model: any `EncoderDecoder`; it is put in evaluation mode for the call.
         source: int64 `[B, Ts]`.
         source_lengths: integers `[B]`: how many tokens of each source are real. Default: all.
-        beam: how many beginnings to keep. Default 1, greedy search.
+        beam: how many beginnings to keep. Default 1, greedy search: the most probable token at
+            each step, up to the end symbol.
         n_best: how many targets to return for each source, at most beam unless they are sampled.
             Default 1.
         alpha: α of the length penalty; at 0, hypotheses compete by probability alone, which favours
             short ones. Default 1.
-        max_length: the most tokens of a target, the end symbol not counted. Default 100.
+        max_length: the most tokens of a target, the end symbol not counted; learned positions may
+            allow fewer. Default 100.
         sample: draw the tokens. Default False.
         temperature: of the distribution that is drawn from; below 1 it sharpens. Default 1.
         top_k: draw among so many most probable tokens only. Default: all.
+        forbid: tokens never to be written: the symbol for unknown words, or those that no training
+            made improbable (padding). The other probabilities stay as they are. Default: none.
         return_attention: return the weights of every hypothesis as well. Default False.
 
     Returns:
@@ -92,19 +101,29 @@ def generate(
     >>> len(found), len(found[0]), found[0][0].score >= found[0][1].score
     (2, 2, True)
     """
-    _check(beam, n_best, max_length, sample, temperature, top_k)
-    training = model.training
+    _check(beam, n_best, alpha, max_length, sample, temperature, top_k)
+    for token in forbid:
+        if not 0 <= token < model.target_size or token == model.eos:
+            raise ValueError(
+                f"forbid has the token {token}; expected tokens of the target, 0 to "
+                f"{model.target_size - 1}, and not the end symbol, {model.eos}"
+            )
+    never = torch.tensor(list(forbid), dtype=torch.int64, device=source.device)
+    if model.longest_target is not None:  # the begin symbol takes one place
+        max_length = min(max_length, model.longest_target - 1)
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         encoded = model.encode(source, source_lengths)
         if sample:
-            found = _sample(model, encoded, n_best, alpha, max_length, temperature, top_k)
+            found = _sample(model, encoded, n_best, alpha, max_length, temperature, top_k, never)
         else:
-            found = _beam(model, encoded, beam, n_best, alpha, max_length)
+            found = _beam(model, encoded, beam, n_best, alpha, max_length, never)
         if return_attention:
             found = _with_weights(model, encoded, source, found)
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
     return found
 
 
@@ -115,6 +134,7 @@ def _beam(
     n_best: int,
     alpha: float,
     max_length: int,
+    never: Tensor,
 ) -> list[list[Hypothesis]]:
     sources, device = len(encoded.output), encoded.output.device
     ended: list[list[Hypothesis]] = [[] for _ in range(sources)]
@@ -126,31 +146,40 @@ def _beam(
     token = torch.full((sources,), model.bos, device=device)
     written = token.new_zeros(sources, 1, 0)  # [sources, width, T]
     total = encoded.output.new_zeros(sources, 1, dtype=torch.float64)
+    room = torch.full((sources,), beam, device=device)  # the places of a beam that are not taken
     for length in range(max_length + 1):
         if not len(live):
             break
         logits, state = model.step(token, state)
-        log_probs = logits.double().log_softmax(-1).view(len(live), width, -1)
-        # Beginnings may end here; the best of those that do not go on
-        ends = total + log_probs[..., model.eos]
-        _collect(ended, n_best, live, written, ends, alpha, finished=True)
-        if length == max_length:
-            _collect(cut_off, n_best, live, written, total, alpha, finished=False)
-            break
-        candidates = total.unsqueeze(-1) + log_probs
-        candidates[..., model.eos] = -math.inf
-        vocabulary = candidates.shape[-1]
-        candidates = candidates.flatten(1)
-        total, place = candidates.topk(min(beam, candidates.shape[1]))
+        log_probs = logits.double().log_softmax(-1).index_fill(-1, never, -math.inf)
+        log_probs = log_probs.view(len(live), width, -1)
+        vocabulary = log_probs.shape[-1]
+        candidates = (total.unsqueeze(-1) + log_probs).flatten(1)
+        best, place = candidates.topk(min(beam, candidates.shape[1]))
+        best = best.masked_fill(
+            torch.arange(best.shape[1], device=device) >= room[:, None], -math.inf
+        )
         origin, word = place // vocabulary, place % vocabulary
         before = written.gather(1, origin.unsqueeze(-1).expand(-1, -1, length))
+        ends = (word == model.eos) & (best > -math.inf)
+        ending = best.masked_fill(~ends, -math.inf)
+        _collect(ended, n_best, live, before, ending, alpha, finished=True)
+        if length == max_length:
+            columns = torch.arange(width, device=device)
+            has_ended = ((origin.unsqueeze(-1) == columns) & ends.unsqueeze(-1)).any(1)
+            total = total.masked_fill(has_ended, -math.inf)
+            _collect(cut_off, n_best, live, written, total, alpha, finished=False)
+            break
+        total, room = best.masked_fill(ends, -math.inf), room - ends.sum(1)
         written = torch.cat([before, word.unsqueeze(-1)], -1)
         rows = torch.arange(len(live), device=device)[:, None] * width + origin
         going = _still_going(ended, live, total, length + 1, n_best, alpha, max_length)
         changed = len(going) < len(live) or word.shape[1] != width
         if len(going) < len(live):
             keep = torch.tensor(going, dtype=torch.int64, device=device)
-            live, total, written, word, rows = (x[keep] for x in (live, total, written, word, rows))
+            live, total, written, word, rows, room = (
+                x[keep] for x in (live, total, written, word, rows, room)
+            )
         if changed or beam > 1:
             state = state.select(rows.flatten(), memory=changed)
         width, token = word.shape[1], word.flatten()
@@ -209,6 +238,7 @@ def _sample(
     max_length: int,
     temperature: float,
     top_k: int | None,
+    never: Tensor,
 ) -> list[list[Hypothesis]]:
     sources, device = len(encoded.output), encoded.output.device
     each = torch.arange(sources, device=device).repeat_interleave(count)
@@ -221,8 +251,9 @@ def _sample(
         if not going.any():
             break
         logits, state = model.step(token, state)
-        log_probs = logits.double().log_softmax(-1)
-        drawn_from = logits.double() / temperature
+        log_probs = logits.double().log_softmax(-1).index_fill(-1, never, -math.inf)
+        # The largest is 0, however low the temperature
+        drawn_from = (log_probs - log_probs.amax(-1, keepdim=True)) / temperature
         if top_k is not None and top_k < logits.shape[-1]:
             least = drawn_from.topk(top_k).values[:, -1:]
             drawn_from = drawn_from.masked_fill(drawn_from < least, -math.inf)
@@ -269,7 +300,13 @@ def _with_weights(
 
 
 def _check(
-    beam: int, n_best: int, max_length: int, sample: bool, temperature: float, top_k: int | None
+    beam: int,
+    n_best: int,
+    alpha: float,
+    max_length: int,
+    sample: bool,
+    temperature: float,
+    top_k: int | None,
 ) -> None:
     for name, number in (("beam", beam), ("n_best", n_best), ("max_length", max_length)):
         if number < 1:
@@ -278,6 +315,8 @@ def _check(
         raise ValueError(
             f"n_best is {n_best}, but beam only {beam}: a beam finds no more than that"
         )
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha is {alpha}; expected a finite number, such as 0 or 1")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if top_k is not None and top_k < 1:
