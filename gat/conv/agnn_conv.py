@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from attn_core import Dot, attend, scatter_softmax
-from gat.conv.base import AttentionConv, check_features, pairs_of, trusted
+from attn_core import Cosine, Dot, attend, scatter_softmax
+from gat.conv.base import AttentionConv, check_features, is_autocast, pairs_of, trusted
 
 
 @trusted
@@ -74,11 +73,13 @@ class AGNNConv(AttentionConv):
             raise TypeError(f"x is a {type(x).__name__}; AGNNConv expects a tensor [N, channels]")
         check_features(type(self).__name__, "x", x)
         support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
-        unit = F.normalize(x, dim=-1)
+        # As F.normalize, but in float16, where 1e-12 would be 0, features of 0 are no NaN
+        unit = Cosine(eps=max(1e-12, torch.finfo(x.dtype).tiny)).unit(x)
         if not self._is_fused():
             pairs, _ = pairs_of(support)
             # propagate_type: (x: Tensor, x_norm: Tensor)
-            return self.propagate(pairs, x=x, x_norm=unit)
+            out = self.propagate(pairs, x=x, x_norm=unit)
+            return out.to(torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype)
         query, key, value = (self.beta * unit).unsqueeze(1), unit.unsqueeze(1), x.unsqueeze(1)
         return attend(query, key, value, score=Dot(), support=support).output.squeeze(1)
 

@@ -81,14 +81,16 @@ class AttentionConv(MessagePassing):
                 f"edge_index is on {edge_index.device}, but x is on {x.device}: move one of them "
                 "with .to()"
             )
+        sizes = x.shape[0], num_targets
+        if self.flow == "target_to_source":  # then row 0 names the targets
+            sizes = num_targets, x.shape[0]
         if isinstance(edge_index, Edges):
-            _check_sizes(edge_index, x.shape[0], num_targets)
+            _check_sizes(edge_index, *sizes)
             if not self_loops or edge_index.given is not edge_index:
                 return edge_index
             if torch.compiler.is_compiling():  # the op finds these Edges by the pairs they own
-                return PendingEdges(edge_index.pairs, x.shape[0], num_targets, self_loops=True)
+                return PendingEdges(edge_index.pairs, *sizes, self_loops=True)
             return edge_index.with_self_loops()
-        sizes = x.shape[0], num_targets
         if isinstance(edge_index, EdgeIndex) and _leaves_out_nodes(edge_index, sizes):
             edge_index = edge_index.as_tensor()
         pending = PendingEdges(edge_index, *sizes, self_loops)
@@ -135,7 +137,14 @@ class AttentionConv(MessagePassing):
                 f"edge_attr is on {edge_attr.device}, but x is on {x.device}: move one of them "
                 "with .to()"
             )
-        return edge_attr if edge_attr.is_floating_point() else edge_attr.to(x.dtype)
+        if not edge_attr.is_floating_point():
+            return edge_attr.to(x.dtype)
+        if edge_attr.dtype != x.dtype and not is_autocast(x):
+            raise TypeError(
+                f"edge_attr has dtype {edge_attr.dtype}, but the parameters of "
+                f"{type(self).__name__} have {x.dtype}: convert one of them with .to()"
+            )
+        return edge_attr
 
     def _with_loop_features(
         self,
@@ -273,13 +282,21 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
             f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "
             f"give each node {channels} features, or build it for {x.shape[1]}"
         )
-    device = x.device.type
-    mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if x.dtype != dtype and not mixed:
+    if x.dtype != dtype and not is_autocast(x):
         raise TypeError(
             f"{name} has dtype {x.dtype}, but the parameters of {layer} have {dtype}: convert one "
             "of them with .to()"
         )
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast chooses the dtypes of what is computed from x; it leaves float64 alone."""
+    device = x.device.type
+    return (
+        x.dtype != torch.float64
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    )
 
 
 def check_fill_value(fill_value: float | Tensor | str | None) -> float | Tensor | str:

@@ -173,15 +173,16 @@ class GATv2Conv(AttentionConv):
                 edge_attr = edge_attr.index_select(0, source_id)
             out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
 
-        out = self._merge_heads(out)
+        # Autocast's dtype in every case: its messages are sums in float32, and so is the bias
+        out = self._merge_heads(out).to(h_l.dtype)
         if residual is not None:
             out = out + residual
         if self.bias is not None:
-            out = out + self.bias
+            out = out + self.bias.to(h_l.dtype)
         if not need_weights:
             return out
         assert pairs is not None and weights is not None
-        return out, weights_like_input(edge_index, support, pairs, weights)
+        return out, weights_like_input(edge_index, support, pairs, weights.to(h_l.dtype))
 
     def _project(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sources and targets as `[N, H, C]`, and the residual of the targets."""

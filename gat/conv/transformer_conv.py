@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.utils import is_torch_sparse_tensor
 
-from attn_core import PendingEdges, ScaledDot, attend, scatter_softmax
+from attn_core import Edges, PendingEdges, ScaledDot, attend, scatter_softmax
 from gat.conv.base import (
     AttentionConv,
     both_sides,
@@ -135,8 +136,9 @@ class TransformerConv(AttentionConv):
 
         Returns:
             `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
-            return_attention_weights, that and `EdgeAttention(edge_index [2, E], weights [E, H])`,
-            or, for a sparse edge_index, what torch_geometric returns.
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E], weights [E, H])`;
+            for a sparse edge_index, what torch_geometric returns: that matrix itself, and the
+            weights in the order of its entries.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
@@ -148,6 +150,11 @@ class TransformerConv(AttentionConv):
         support = self._support(edge_index, key, query.shape[0], self_loops=False)
         edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
         edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, key)
+        if edge_attr is not None and isinstance(support, Edges) and support.given is not support:
+            raise ValueError(
+                "edge_index is Edges to which self-loops were added, and edge_attr has no features "
+                "for these: build the Edges with self_loops=False"
+            )
 
         need_weights = isinstance(return_attention_weights, bool)
         if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
@@ -183,6 +190,8 @@ class TransformerConv(AttentionConv):
         if not need_weights:
             return out
         assert pairs is not None and weights is not None
+        if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
+            return out, (edge_index, weights)  # which are in the order of its entries
         return out, weights_like_input(edge_index, support, pairs, weights)
 
     def _project_edges(self, edge_attr: Tensor) -> Tensor:

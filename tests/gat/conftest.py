@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import pytest
 import torch
 import torch_geometric.nn
+from hypothesis import strategies as st
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
+from attn_core import Edges, backend
 from gat import GATConv
 
 
@@ -39,3 +47,153 @@ def twins() -> Twins:
         return ours, theirs
 
     return make
+
+
+# --- Ours against theirs --------------------------------------------------------------------------
+
+PATHS = ("fused", "reference", "messages")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+# A duplicate (0 → 1), a self-loop (2), a node without in-edges (4) and an isolated one (5)
+EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4, 3], [1, 0, 2, 1, 3, 1, 0, 0]])
+
+# name: (edge_dim, shape of edge_attr, add_self_loops, fill_value)
+EDGE_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "no self-loops": (None, None, False, "mean"),
+    "self-loops": (None, None, True, "mean"),
+    "edge_attr": (2, (8, 2), False, "mean"),
+    "1-D edge_attr": (1, (8,), False, "mean"),
+    "1-D edge_attr and self-loops": (1, (8,), True, "mean"),
+    "edge_dim without edge_attr": (2, None, True, "mean"),
+    **{
+        f"self-loops filled with {fill}": (2, (8, 2), True, fill)
+        for fill in ("mean", "add", "min", "max", "mul", 0.5, torch.tensor([0.5, -1.0]))
+    },
+}
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    """Equal up to rounding, in proportion to the largest of the numbers that were summed."""
+    rtol = TOLERANCE[theirs.dtype]
+    largest = max([1.0, *theirs.detach().abs().flatten().tolist()])
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * largest)
+
+
+def features(nodes: Any, channels: Any, dtype: torch.dtype) -> Any:
+    if isinstance(nodes, int):
+        return torch.randn(nodes, channels, dtype=dtype)
+    channels = channels if isinstance(channels, tuple) else (channels, channels)
+    return tuple(
+        None if n is None else torch.randn(n, width, dtype=dtype)
+        for n, width in zip(nodes, channels, strict=True)
+    )
+
+
+def run(layer: Any, x: Any, edge_index: Any, edge_attr: Any, **given: Any) -> dict[str, Any]:
+    """The output, the weights with their edges if the layer gives any, every gradient by name."""
+
+    def leaf(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().clone().requires_grad_()
+
+    x = leaf(x) if isinstance(x, Tensor) else tuple(map(leaf, x))
+    edge_attr = leaf(edge_attr)
+    if "return_attention_weights" in inspect.signature(layer.forward).parameters:
+        given |= {"edge_attr": edge_attr, "return_attention_weights": True}
+        out, (pairs, weights) = layer(x, edge_index, **given)
+    else:
+        out, pairs, weights = layer(x, edge_index, **given), edge_index, torch.ones(0)
+    for y in (out, weights):
+        if y.requires_grad:  # any gradient will do that is not the same for all entries
+            (y * torch.arange(1, y.numel() + 1, dtype=y.dtype).view_as(y).sin()).sum().backward(
+                retain_graph=True
+            )
+    inputs = {"x": x} if isinstance(x, Tensor) else {"x[0]": x[0], "x[1]": x[1]}
+    inputs = {**inputs, "edge_attr": edge_attr, **dict(layer.named_parameters())}
+    grads = {name: None if tensor is None else tensor.grad for name, tensor in inputs.items()}
+    return {"out": out, "pairs": pairs, "weights": weights, "grads": grads}
+
+
+def assert_parity(
+    ours: Any,
+    theirs: Any,
+    x: Any,
+    edge_index: Any,
+    edge_attr: Tensor | None = None,
+    path: str = "fused",
+    **given: Any,
+) -> None:
+    """The same output, edges in the same order, weights, and gradients."""
+    if path == "messages":  # somebody watches
+        ours.register_message_forward_hook(lambda *_: None)
+    with backend("reference") if path == "reference" else nullcontext():
+        a = run(ours, x, edge_index, edge_attr, **given)
+    b = run(theirs, x, edge_index, edge_attr, **given)
+    assert torch.equal(a["pairs"], b["pairs"])
+    assert_same(a["out"], b["out"])
+    assert_same(a["weights"], b["weights"])
+    for name, (grad, expected) in {n: (a["grads"][n], g) for n, g in b["grads"].items()}.items():
+        if grad is None or expected is None:  # a parameter that has no part in the output
+            assert all(g is None or not g.any() for g in (grad, expected)), name
+        else:
+            assert_same(grad, expected)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[int, int | None, Tensor]:
+    """Up to 6 sources, the number of targets (None: the same nodes), and edges in any order."""
+    nodes = draw(st.integers(0, 6))
+    targets = draw(st.none() | st.integers(0, 6))
+    ends = nodes if targets is None else targets
+    edge = st.tuples(st.integers(0, max(nodes - 1, 0)), st.integers(0, max(ends - 1, 0)))
+    edges = draw(st.lists(edge, max_size=12)) if nodes and ends else []
+    return nodes, targets, torch.tensor(edges, dtype=torch.int64).view(-1, 2).t()
+
+
+# --- What an edge_index may be --------------------------------------------------------------------
+
+
+class SparseTensor:
+    """As much of torch_sparse.SparseTensor as the layers use: sorted by row, then column."""
+
+    def __init__(
+        self, *, row: Tensor, col: Tensor, value: Tensor | None, sparse_sizes: Any
+    ) -> None:
+        order = (row * sparse_sizes[1] + col).argsort(stable=True)
+        self.row, self.col = row[order], col[order]
+        self.value = None if value is None else value[order]
+        self.sizes = sparse_sizes
+
+    def coo(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.row, self.col, self.value
+
+    def size(self, dim: int) -> int:
+        return self.sizes[dim]
+
+    def nnz(self) -> int:
+        return len(self.row)
+
+    def device(self) -> torch.device:
+        return self.row.device
+
+
+def sparse_tensor(pairs: Tensor) -> SparseTensor:
+    return SparseTensor(row=pairs[1], col=pairs[0], value=None, sparse_sizes=(6, 6))
+
+
+# Six nodes and no duplicates, which a sparse matrix cannot hold
+SIMPLE = torch.tensor([[0, 1, 2, 2, 3, 4], [1, 0, 2, 3, 1, 0]])
+KINDS: dict[str, Callable[[Tensor], Any]] = {
+    "int64": lambda pairs: pairs,
+    "int32": lambda pairs: pairs.int(),
+    "not contiguous": lambda pairs: pairs.t().contiguous().t(),
+    "EdgeIndex": lambda pairs: EdgeIndex(pairs, sparse_size=(6, 6)),
+    "EdgeIndex without a size": lambda pairs: EdgeIndex(pairs),
+    "EdgeIndex sorted by row": lambda pairs: EdgeIndex(pairs).sort_by("row")[0],
+    "EdgeIndex sorted by column": lambda pairs: EdgeIndex(pairs).sort_by("col")[0],
+    "Edges": lambda pairs: Edges.from_edge_index(pairs, size=6),
+    "Edges with self-loops": lambda pairs: Edges.from_edge_index(pairs, size=6, self_loops=True),
+    "COO": lambda pairs: to_torch_coo_tensor(pairs.flip(0), size=6),
+    "COO as it comes": lambda pairs: torch.sparse_coo_tensor(pairs.flip(0), torch.ones(6), (6, 6)),
+    "CSR": lambda pairs: to_torch_csr_tensor(pairs.flip(0), size=6),
+    "CSC": lambda pairs: to_torch_csc_tensor(pairs.flip(0), size=6),
+    "SparseTensor": sparse_tensor,
+}

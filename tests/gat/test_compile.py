@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
 from attn_core import Edges, backend
-from gat import GAT, GATConv
+from gat import GAT, AGNNConv, GATConv, GATv2Conv, TransformerConv
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
@@ -46,14 +46,27 @@ def outcome(layer: Any, module: Any, *inputs: Any) -> list[Tensor]:
     return [out, *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "dropout": {"dropout": 0.5},
-    "edge features": {"edge_dim": 2},
-    "edge features, filled with the largest": {"edge_dim": 2, "fill_value": "max"},
-    "averaged heads without self-loops": {"concat": False, "add_self_loops": False},
-    "autocast": {},
-    "passing messages": {"aggr": "mean", "add_self_loops": False},
+VARIANTS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
+    "defaults": (GATConv, (4, 3, 2), {}),
+    "dropout": (GATConv, (4, 3, 2), {"dropout": 0.5}),
+    "edge features": (GATConv, (4, 3, 2), {"edge_dim": 2}),
+    "edge features, filled with the largest": (
+        *(GATConv, (4, 3, 2)),
+        {"edge_dim": 2, "fill_value": "max"},
+    ),
+    "averaged heads without self-loops": (
+        *(GATConv, (4, 3, 2)),
+        {"concat": False, "add_self_loops": False},
+    ),
+    "autocast": (GATConv, (4, 3, 2), {}),
+    "passing messages": (GATConv, (4, 3, 2), {"aggr": "mean", "add_self_loops": False}),
+    "GATv2Conv": (GATv2Conv, (4, 3, 2), {"edge_dim": 2, "residual": True, "dropout": 0.5}),
+    "TransformerConv": (TransformerConv, (4, 3, 2), {"edge_dim": 2, "beta": True, "dropout": 0.5}),
+    "AGNNConv": (AGNNConv, (), {}),
+    "AGNNConv, passing messages under autocast": (
+        *(AGNNConv, ()),
+        {"aggr": "mean", "add_self_loops": False},
+    ),
 }
 
 
@@ -62,12 +75,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_twenty_graphs_need_one_recompilation_at_most(
     variant: str, fullgraph: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = GATConv(4, 3, heads=2, **VARIANTS[variant])
+    make, arguments, options = VARIANTS[variant]
+    layer = make(*arguments, **options)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=fullgraph, backend=counter)
-    autocast = torch.autocast("cpu", torch.bfloat16) if variant == "autocast" else nullcontext()
-    edge_dim = VARIANTS[variant].get("edge_dim")
-    data = [(x, pairs, edge_attr if edge_dim else None) for x, pairs, edge_attr in graphs(20)]
+    autocast = torch.autocast("cpu", torch.bfloat16) if "autocast" in variant else nullcontext()
+    data = [given if "edge_dim" in options else given[:2] for given in graphs(20)]
     with autocast:
         for inputs in data:
             torch.testing.assert_close(
@@ -80,9 +93,9 @@ def test_twenty_graphs_need_one_recompilation_at_most(
         for inputs in data:
             outcome(compiled, layer, *inputs)
         assert counter.frame_count <= 2
-    if variant != "passing messages":
+    if "passing messages" not in variant:
         assert not sorts  # these graphs are known
-        outcome(compiled, layer, data[0][0], data[0][1].clone(), data[0][2])
+        outcome(compiled, layer, data[0][0], data[0][1].clone(), *data[0][2:])
         assert sorts
 
 
@@ -107,9 +120,11 @@ def test_a_model_is_one_graph() -> None:
 
 
 @pytest.mark.parametrize("aggr", ["sum", "max"])
-@pytest.mark.parametrize("edge_dim", [None, 2])
-def test_weights_come_out_of_one_graph(aggr: str, edge_dim: int | None) -> None:
-    layer = GATConv(4, 3, heads=2, aggr=aggr, edge_dim=edge_dim)
+@pytest.mark.parametrize(
+    ("conv", "edge_dim"), [(GATConv, None), (GATConv, 2), (GATv2Conv, 2), (TransformerConv, 2)]
+)
+def test_weights_come_out_of_one_graph(conv: Any, aggr: str, edge_dim: int | None) -> None:
+    layer = conv(4, 3, heads=2, aggr=aggr, edge_dim=edge_dim)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for x, edge_index, edge_attr in graphs(3):
         inputs = {"edge_attr": edge_attr} if edge_dim else {}
@@ -221,8 +236,9 @@ def test_checkpointing_draws_the_same_dropout_again(reentrant: bool) -> None:
     torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
 
 
-def test_trains_under_distributed_data_parallel() -> None:
-    layer = GATConv(4, 3, heads=2)
+@pytest.mark.parametrize("conv", [GATConv, GATv2Conv, TransformerConv, AGNNConv])
+def test_trains_under_distributed_data_parallel(conv: Any) -> None:
+    layer = AGNNConv() if conv is AGNNConv else conv(4, 3, heads=2)
     expected = outcome(layer, layer, X, EDGES)
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1

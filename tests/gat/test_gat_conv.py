@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric import EdgeIndex
-from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
+from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 from attn_core import Edges, backend
 from gat import EdgeAttention, GATConv
+from tests.gat.conftest import KINDS, SIMPLE, sparse_tensor
 
 # A duplicate (0 → 1), a self-loop (2), a node without in-edges (4) and an isolated one (5)
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
@@ -97,53 +97,6 @@ def test_dropout_of_all_or_nothing(p: float) -> None:
 
 
 # --- What an edge_index may be --------------------------------------------------------------------
-
-
-class SparseTensor:
-    """As much of torch_sparse.SparseTensor as the layers use: sorted by row, then column."""
-
-    def __init__(
-        self, *, row: Tensor, col: Tensor, value: Tensor | None, sparse_sizes: Any
-    ) -> None:
-        order = (row * sparse_sizes[1] + col).argsort(stable=True)
-        self.row, self.col = row[order], col[order]
-        self.value = None if value is None else value[order]
-        self.sizes = sparse_sizes
-
-    def coo(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.row, self.col, self.value
-
-    def size(self, dim: int) -> int:
-        return self.sizes[dim]
-
-    def nnz(self) -> int:
-        return len(self.row)
-
-    def device(self) -> torch.device:
-        return self.row.device
-
-
-def sparse_tensor(pairs: Tensor) -> SparseTensor:
-    return SparseTensor(row=pairs[1], col=pairs[0], value=None, sparse_sizes=(6, 6))
-
-
-SIMPLE = EDGES[:, [0, 1, 2, 4, 5, 6]]  # a sparse matrix has no duplicates
-KINDS: dict[str, Callable[[Tensor], Any]] = {
-    "int64": lambda pairs: pairs,
-    "int32": lambda pairs: pairs.int(),
-    "not contiguous": lambda pairs: pairs.t().contiguous().t(),
-    "EdgeIndex": lambda pairs: EdgeIndex(pairs, sparse_size=(6, 6)),
-    "EdgeIndex without a size": lambda pairs: EdgeIndex(pairs),
-    "EdgeIndex sorted by row": lambda pairs: EdgeIndex(pairs).sort_by("row")[0],
-    "EdgeIndex sorted by column": lambda pairs: EdgeIndex(pairs).sort_by("col")[0],
-    "Edges": lambda pairs: Edges.from_edge_index(pairs, size=6),
-    "Edges with self-loops": lambda pairs: Edges.from_edge_index(pairs, size=6, self_loops=True),
-    "COO": lambda pairs: to_torch_coo_tensor(pairs.flip(0), size=6),
-    "COO as it comes": lambda pairs: torch.sparse_coo_tensor(pairs.flip(0), torch.ones(6), (6, 6)),
-    "CSR": lambda pairs: to_torch_csr_tensor(pairs.flip(0), size=6),
-    "CSC": lambda pairs: to_torch_csc_tensor(pairs.flip(0), size=6),
-    "SparseTensor": sparse_tensor,
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)

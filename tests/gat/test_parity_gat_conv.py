@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,15 +15,20 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
-from attn_core import Edges, backend
+from attn_core import Edges
 from gat import GATConv
+from tests.gat.conftest import (
+    EDGE_OPTIONS,
+    EDGES,
+    PATHS,
+    TOLERANCE,
+    assert_parity,
+    assert_same,
+    features,
+    graphs,
+)
 
 TheirGATConv = torch_geometric.nn.GATConv
-
-PATHS = ("fused", "reference", "messages")
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
-# A duplicate (0 → 1), a self-loop (2), a node without in-edges (4) and an isolated one (5)
-EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4, 3], [1, 0, 2, 1, 3, 1, 0, 0]])
 
 # name: (in_channels, nodes of x, size)
 INPUTS: dict[str, tuple[Any, Any, Any]] = {
@@ -36,80 +40,6 @@ INPUTS: dict[str, tuple[Any, Any, Any]] = {
     "sources alone": ((4, 3), (6, None), None),
     "sources alone with size": ((4, 3), (6, None), (6, 5)),
 }
-# name: (edge_dim, shape of edge_attr, add_self_loops, fill_value)
-EDGE_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "no self-loops": (None, None, False, "mean"),
-    "self-loops": (None, None, True, "mean"),
-    "edge_attr": (2, (8, 2), False, "mean"),
-    "1-D edge_attr": (1, (8,), False, "mean"),
-    "1-D edge_attr and self-loops": (1, (8,), True, "mean"),
-    "edge_dim without edge_attr": (2, None, True, "mean"),
-    **{
-        f"self-loops filled with {fill}": (2, (8, 2), True, fill)
-        for fill in ("mean", "add", "min", "max", "mul", 0.5, torch.tensor([0.5, -1.0]))
-    },
-}
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    """Equal up to rounding, in proportion to the largest of the numbers that were summed."""
-    rtol = TOLERANCE[theirs.dtype]
-    largest = max([1.0, *theirs.detach().abs().flatten().tolist()])
-    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol * largest)
-
-
-def features(nodes: Any, channels: Any, dtype: torch.dtype) -> Any:
-    if isinstance(nodes, int):
-        return torch.randn(nodes, channels, dtype=dtype)
-    channels = channels if isinstance(channels, tuple) else (channels, channels)
-    return tuple(
-        None if n is None else torch.randn(n, width, dtype=dtype)
-        for n, width in zip(nodes, channels, strict=True)
-    )
-
-
-def run(layer: Any, x: Any, edge_index: Any, edge_attr: Any, size: Any) -> dict[str, Any]:
-    """The output, the weights with their edges, and every gradient by name."""
-
-    def leaf(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.detach().clone().requires_grad_()
-
-    x = leaf(x) if isinstance(x, Tensor) else tuple(map(leaf, x))
-    edge_attr = leaf(edge_attr)
-    out, (pairs, weights) = layer(x, edge_index, edge_attr, size, return_attention_weights=True)
-    for y in (out, weights):  # any gradient will do that is not the same for all entries
-        (y * torch.arange(1, y.numel() + 1, dtype=y.dtype).view_as(y).sin()).sum().backward(
-            retain_graph=True
-        )
-    inputs = {"x": x} if isinstance(x, Tensor) else {"x[0]": x[0], "x[1]": x[1]}
-    inputs = {**inputs, "edge_attr": edge_attr, **dict(layer.named_parameters())}
-    grads = {name: None if tensor is None else tensor.grad for name, tensor in inputs.items()}
-    return {"out": out, "pairs": pairs, "weights": weights, "grads": grads}
-
-
-def assert_parity(
-    ours: Any,
-    theirs: Any,
-    x: Any,
-    edge_index: Any,
-    edge_attr: Tensor | None = None,
-    size: Any = None,
-    path: str = "fused",
-) -> None:
-    """The same output, edges in the same order, weights, and gradients."""
-    if path == "messages":  # somebody watches
-        ours.register_message_forward_hook(lambda *_: None)
-    with backend("reference") if path == "reference" else nullcontext():
-        a = run(ours, x, edge_index, edge_attr, size)
-    b = run(theirs, x, edge_index, edge_attr, size)
-    assert torch.equal(a["pairs"], b["pairs"])
-    assert_same(a["out"], b["out"])
-    assert_same(a["weights"], b["weights"])
-    for name, (grad, expected) in {n: (a["grads"][n], g) for n, g in b["grads"].items()}.items():
-        if grad is None or expected is None:  # a parameter that has no part in the output
-            assert all(g is None or not g.any() for g in (grad, expected)), name
-        else:
-            assert_same(grad, expected)
 
 
 def parity_of(twins: Any, inputs: str, options: str, path: str, dtype: torch.dtype, **more: Any):
@@ -127,7 +57,7 @@ def parity_of(twins: Any, inputs: str, options: str, path: str, dtype: torch.dty
     edge_index = EDGES if nodes == 6 else EDGES.clamp(max=4)
     edge_attr = None if shape is None else torch.randn(shape, dtype=dtype)
     x = features(nodes, in_channels, dtype)
-    assert_parity(ours, theirs, x, edge_index, edge_attr, size, path)
+    assert_parity(ours, theirs, x, edge_index, edge_attr, path=path, size=size)
 
 
 @pytest.mark.parametrize("options", EDGE_OPTIONS)
@@ -144,17 +74,6 @@ def test_agrees_over_the_product_of_options(twins: Any, inputs: str, options: st
 def test_agrees_on_every_path_in_both_precisions(twins: Any, options: str, path: str) -> None:
     for inputs, dtype in itertools.product(INPUTS, TOLERANCE):
         parity_of(twins, inputs, options, path, dtype, heads=2, residual=True)
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> tuple[int, int | None, Tensor]:
-    """Up to 6 sources, the number of targets (None: the same nodes), and edges in any order."""
-    nodes = draw(st.integers(0, 6))
-    targets = draw(st.none() | st.integers(0, 6))
-    ends = nodes if targets is None else targets
-    edge = st.tuples(st.integers(0, max(nodes - 1, 0)), st.integers(0, max(ends - 1, 0)))
-    edges = draw(st.lists(edge, max_size=12)) if nodes and ends else []
-    return nodes, targets, torch.tensor(edges, dtype=torch.int64).view(-1, 2).t()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,4 +1,4 @@
-"""GATConv among torch_geometric's models, explainers, hooks and subclasses, in theirs' place."""
+"""The layers among torch_geometric's models, explainers, hooks and subclasses, in theirs' place."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import HeteroConv, SAGPooling, SumAggregation, to_hetero
+from torch_geometric.nn.models.basic_gnn import BasicGNN
 
-from gat import GATConv
+import gat
+from gat import AGNNConv, GATConv, GATv2Conv, TransformerConv
 
 TheirGATConv = torch_geometric.nn.GATConv
+PROJECTING = ["GATConv", "GATv2Conv", "TransformerConv"]  # AGNNConv has no channels of its own
+ALL = [*PROJECTING, "AGNNConv"]
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
 EDGE_ATTR = torch.randn(7, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -31,7 +35,7 @@ EDGE_ATTR = torch.randn(7, 2, generator=torch.Generator().manual_seed(2), dtype=
 class Net(nn.Module):
     """Two layers of a kind."""
 
-    def __init__(self, conv: type) -> None:
+    def __init__(self, conv: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.first = conv(4, 3, heads=2)
         self.second = conv(6, 2, heads=2, concat=False)
@@ -40,9 +44,22 @@ class Net(nn.Module):
         return self.second(self.first(x, edge_index).relu(), edge_index)
 
 
-@pytest.fixture
-def nets(twins: Any) -> tuple[Net, Net]:
-    return twins(classes=(lambda: Net(GATConv), lambda: Net(TheirGATConv)))
+def classes(name: str) -> tuple[type, type]:
+    """Our class and theirs."""
+    return getattr(gat, name), getattr(torch_geometric.nn, name)
+
+
+@pytest.fixture(params=ALL)
+def nets(request: pytest.FixtureRequest, twins: Any) -> tuple[Net, Net]:
+    """A net of each, built after layers of every other kind, which share a base with them."""
+    for name in ALL:
+        for cls in classes(name):
+            cls(*(() if name == "AGNNConv" else (4, 3)))
+
+    def make(cls: type) -> Callable[[], Net]:
+        return lambda: Net((lambda *_, **__: cls()) if request.param == "AGNNConv" else cls)
+
+    return twins(classes=tuple(map(make, classes(request.param))))
 
 
 def assert_same(*outputs: Any) -> None:
@@ -75,9 +92,14 @@ def test_explainers_find_the_same_masks(
                 "return_type": "raw",
             },
         )
-        masks.append(explainer(X, EDGES, index=index).edge_mask)
-    assert_same(*masks)
-    assert masks[0].any()
+        if algorithm is AttentionExplainer and isinstance(nets[0].first, AGNNConv):
+            with pytest.raises(ValueError, match="Could not collect any attention"):
+                explainer(X, EDGES, index=index)  # this layer shows its weights to nobody
+        else:
+            masks.append(explainer(X, EDGES, index=index).edge_mask)
+    if masks:
+        assert_same(*masks)
+        assert masks[0].any()
 
 
 def test_edge_masks_act_until_they_are_cleared(nets: Any) -> None:
@@ -110,9 +132,13 @@ def seen_by_hooks(layer: Any) -> dict[str, Any]:
     return seen
 
 
-def test_hooks_see_what_theirs_see(twins: Any) -> None:
-    ours, theirs = (seen_by_hooks(layer) for layer in twins(4, 3, 2, edge_dim=2))
-    assert len(ours) == 8
+@pytest.mark.parametrize(
+    ("name", "steps"), [("GATConv", 8), ("GATv2Conv", 8), ("TransformerConv", 6)]
+)
+def test_hooks_see_what_theirs_see(twins: Any, name: str, steps: int) -> None:
+    layers = twins(4, 3, 2, edge_dim=2, classes=classes(name))
+    ours, theirs = (seen_by_hooks(layer) for layer in layers)
+    assert len(ours) == steps
     assert_same(ours, theirs)
 
 
@@ -235,6 +261,108 @@ def test_a_step_mixed_in_counts(twins: Any) -> None:
     assert_same(mixed(X, EDGES), 2 * plain(X, EDGES))
 
 
+class WatchedGATv2Conv(GATv2Conv):
+    calls = 0
+
+    def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+        self.calls += 1
+        return super().message(x_j, alpha)
+
+
+class WatchedTransformerConv(TransformerConv):
+    calls = 0
+
+    def message(
+        self,
+        query_i: Tensor,
+        key_j: Tensor,
+        value_j: Tensor,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        ptr: Tensor | None,
+        size_i: int | None,
+    ) -> Tensor:
+        self.calls += 1
+        return super().message(query_i, key_j, value_j, edge_attr, index, ptr, size_i)
+
+
+class WatchedAGNNConv(AGNNConv):
+    calls = 0
+
+    def message(
+        self,
+        x_j: Tensor,
+        x_norm_i: Tensor,
+        x_norm_j: Tensor,
+        index: Tensor,
+        ptr: Tensor | None,
+        size_i: int | None,
+    ) -> Tensor:
+        self.calls += 1
+        return super().message(x_j, x_norm_i, x_norm_j, index, ptr, size_i)
+
+
+@pytest.mark.parametrize("watched", [WatchedGATv2Conv, WatchedTransformerConv, WatchedAGNNConv])
+def test_a_message_that_only_watches_changes_no_number(watched: Any) -> None:
+    arguments = () if watched is WatchedAGNNConv else (4, 3, 2)
+    layer, plain = (cls(*arguments).double() for cls in (watched, watched.__bases__[0]))
+    plain.load_state_dict(layer.state_dict())
+    assert_same(layer(X, EDGES), plain(X, EDGES))
+    assert layer.calls == 1
+
+
+@pytest.mark.parametrize("step", ["aggregate", "update", "message of the instance"])
+@pytest.mark.parametrize("name", ALL)
+def test_each_layer_heeds_the_steps_that_are_replaced(name: str, step: str) -> None:
+    ours: Any = getattr(gat, name)
+
+    class Aggregating(ours):
+        def aggregate(self, inputs: Tensor, index: Tensor, dim_size: int | None) -> Tensor:
+            return inputs.new_zeros(dim_size, *inputs.shape[1:]).index_add(0, index, 3 * inputs)
+
+    class Updating(ours):
+        def update(self, inputs: Tensor) -> Tensor:
+            return 3 * inputs
+
+    for sub in (Aggregating, Updating):
+        sub.__name__ += name  # torch_geometric generates code by the name of a class
+    cls = {"aggregate": Aggregating, "update": Updating}.get(step, ours)
+    arguments = () if name == "AGNNConv" else (4, 3, 2)
+    options = {} if name == "AGNNConv" else {"bias": False}
+    if name == "TransformerConv":
+        options["root_weight"] = False
+    layer = cls(*arguments, **options).double()
+    plain = ours(*arguments, **options).double()
+    plain.load_state_dict(layer.state_dict())
+    if step == "message of the instance":
+        original = layer.message
+        layer.message = lambda *args, **kwargs: 3 * original(*args, **kwargs)
+    assert_same(layer(X, EDGES), 3 * plain(X, EDGES))
+
+
+def test_an_edge_update_of_gatv2_that_a_subclass_replaces_counts(twins: Any) -> None:
+    def make(conv: Any) -> type:
+        class Sub(conv):  # type: ignore[misc]
+            def edge_update(
+                self,
+                x_j: Tensor,
+                x_i: Tensor,
+                edge_attr: Tensor | None,
+                index: Tensor,
+                ptr: Tensor | None,
+                dim_size: int | None,
+            ) -> Tensor:
+                return 3 * super().edge_update(x_j, x_i, edge_attr, index, ptr, dim_size)
+
+        Sub.__name__ += f"Of{conv.__module__.partition('.')[0]}"
+        return Sub
+
+    layers = twins(4, 3, 2, edge_dim=2, classes=tuple(map(make, classes("GATv2Conv"))))
+    results = [layer(X, EDGES, EDGE_ATTR, return_attention_weights=True) for layer in layers]
+    assert_same(results[0][0], results[1][0])
+    assert_same(results[0][1][1], results[1][1][1])
+
+
 def test_an_aggregation_put_in_later_counts(twins: Any) -> None:
     layers = twins(4, 3, 2)
     for layer in layers:
@@ -242,11 +370,13 @@ def test_an_aggregation_put_in_later_counts(twins: Any) -> None:
     assert_same(*(layer(X, EDGES) for layer in layers))
 
 
-def test_propagate_is_generated_for_the_class() -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_propagate_is_generated_for_the_class(name: str) -> None:
     """torch_geometric hides it when that fails, and then reads the source in each constructor."""
-    layer = GATConv(4, 3, aggr=SumAggregation())
-    for name in ("propagate", "edge_updater"):
-        assert getattr(layer, name).__module__ == f"gat.conv.gat_conv_GATConv_{name}"
+    cls = getattr(gat, name)
+    layer = cls(*(() if name == "AGNNConv" else (4, 3)), aggr=SumAggregation())
+    for step in ("propagate", *["edge_updater"] * ("edge_update" in cls.__dict__)):
+        assert getattr(layer, step).__module__ == f"{cls.__module__}_{name}_{step}"
 
 
 @pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
@@ -263,25 +393,32 @@ def test_weights_are_those_before_dropout_where_messages_pass_too(
 
 
 EDGE_TYPES = [("paper", "cites", "paper"), ("author", "writes", "paper")]
+WITHOUT_LOOPS: dict[str, dict[str, Any]] = {
+    "GATConv": {"add_self_loops": False},
+    "GATv2Conv": {"add_self_loops": False},
+    "TransformerConv": {},
+}
 HETERO_X = {"paper": X, "author": X[:3, :2]}
 HETERO_EDGES = {EDGE_TYPES[0]: EDGES, EDGE_TYPES[1]: torch.tensor([[0, 1, 2, 2], [4, 0, 1, 1]])}
 
 
 @pytest.mark.filterwarnings("ignore:There exist node types:UserWarning")
-def test_hetero_conv(twins: Any) -> None:
-    def make(conv: Any) -> Any:
-        convs = {EDGE_TYPES[0]: conv(4, 3), EDGE_TYPES[1]: conv((2, 4), 3, add_self_loops=False)}
-        return HeteroConv(convs, aggr="sum")
+@pytest.mark.parametrize("name", PROJECTING)
+def test_hetero_conv(twins: Any, name: str) -> None:
+    def make(conv: Any) -> Callable[[], Any]:
+        between = conv((2, 4), 3, **WITHOUT_LOOPS[name])
+        return lambda: HeteroConv({EDGE_TYPES[0]: conv(4, 3), EDGE_TYPES[1]: between}, aggr="sum")
 
-    nets = twins(classes=(lambda: make(GATConv), lambda: make(TheirGATConv)))
+    nets = twins(classes=tuple(map(make, classes(name))))
     assert_same(*(net(HETERO_X, HETERO_EDGES)["paper"] for net in nets))
 
 
-def test_to_hetero() -> None:
+@pytest.mark.parametrize("name", PROJECTING)
+def test_to_hetero(name: str) -> None:
     class Lazy(nn.Module):
         def __init__(self, conv: Any) -> None:
             super().__init__()
-            self.conv = conv((-1, -1), 3, heads=2, add_self_loops=False)
+            self.conv = conv((-1, -1), 3, heads=2, **WITHOUT_LOOPS[name])
             self.lin = torch_geometric.nn.Linear(-1, 2)
 
         def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
@@ -289,7 +426,7 @@ def test_to_hetero() -> None:
 
     edges = {**HETERO_EDGES, ("paper", "by", "author"): HETERO_EDGES[EDGE_TYPES[1]].flip(0)}
     metadata = ["paper", "author"], list(edges)
-    ours, theirs = (to_hetero(Lazy(conv), metadata).double() for conv in (GATConv, TheirGATConv))
+    ours, theirs = (to_hetero(Lazy(conv), metadata).double() for conv in classes(name))
     theirs(HETERO_X, edges)  # draws the lazy parameters
     ours.load_state_dict(theirs.state_dict())
     assert_same(ours(HETERO_X, edges), theirs(HETERO_X, edges))
@@ -318,15 +455,37 @@ def test_in_the_models_of_torch_geometric(twins: Any, options: dict[str, Any]) -
     assert isinstance(nets[0].convs[0], GATConv)
 
 
-def test_as_the_score_of_self_attention_pooling(twins: Any) -> None:
-    pools = twins(
-        classes=(lambda: SAGPooling(4, GNN=GATConv), lambda: SAGPooling(4, GNN=TheirGATConv))
-    )
+@pytest.mark.parametrize("options", [{}, {"jk": "cat", "norm": "layer"}])
+@pytest.mark.parametrize("name", ALL)
+def test_in_a_model_built_on_torch_geometrics_base(
+    twins: Any, name: str, options: dict[str, Any]
+) -> None:
+    def make(conv: Any) -> type:
+        class Model(BasicGNN):
+            supports_edge_weight = supports_norm_batch = False
+            supports_edge_attr = name != "AGNNConv"
+
+            def init_conv(self, inputs: int, outputs: int, **kwargs: Any) -> nn.Module:
+                return conv() if name == "AGNNConv" else conv(inputs, outputs, **kwargs)
+
+        return Model
+
+    more = {} if name == "AGNNConv" else {"edge_dim": 2}
+    nets = twins(4, 4, 3, 2, classes=tuple(map(make, classes(name))), **options, **more)
+    given = (X, EDGES), {"edge_attr": EDGE_ATTR} if more else {}
+    assert_same(*(net(*given[0], **given[1]) for net in nets))
+
+
+@pytest.mark.parametrize("name", PROJECTING)
+def test_as_the_score_of_self_attention_pooling(twins: Any, name: str) -> None:
+    ours, theirs = classes(name)
+    pools = twins(classes=(lambda: SAGPooling(4, GNN=ours), lambda: SAGPooling(4, GNN=theirs)))
     assert_same(*(pool(X, EDGES)[0] for pool in pools))
 
 
-def test_a_batch_of_graphs_is_their_disjoint_union(twins: Any) -> None:
-    layer, _ = twins(4, 3, 2)
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_of_graphs_is_their_disjoint_union(name: str) -> None:
+    layer = getattr(gat, name)(*(() if name == "AGNNConv" else (4, 3, 2))).double()
     graphs = [Data(x=X, edge_index=EDGES), Data(x=X[:2] + 1, edge_index=EDGES[:, :2])]
     batch = Batch.from_data_list(graphs)
     apart = [layer(graph.x, graph.edge_index) for graph in graphs]
@@ -334,14 +493,16 @@ def test_a_batch_of_graphs_is_their_disjoint_union(twins: Any) -> None:
 
 
 @pytest.mark.parametrize("in_channels", [4, (4, 4)])
+@pytest.mark.parametrize("name", PROJECTING)
 def test_sampled_neighbourhoods_give_the_targets_of_the_whole_graph(
-    twins: Any, in_channels: Any
+    twins: Any, name: str, in_channels: Any
 ) -> None:
     """As a NeighborLoader hands them over: the targets are the first of the sources."""
-    ours, theirs = twins(in_channels, 3, 2)
+    ours, theirs = twins(in_channels, 3, 2, classes=classes(name))
     edge_index = EDGES[:, EDGES[1] < 2]
+    size = {"size": (5, 2)} if name == "GATConv" else {}
     sampled = [
-        layer((X, X[:2]), edge_index, size=(5, 2), return_attention_weights=True)[0]
+        layer((X, X[:2]), edge_index, return_attention_weights=True, **size)[0]
         for layer in (ours, theirs)
     ]
     assert_same(*sampled)
@@ -379,7 +540,9 @@ def test_copies_compute_the_same_and_on_their_own(
     assert torch.equal(other(X, EDGES), net(X, EDGES))
     assert_same(other(X, EDGES), expected)
     with torch.no_grad():
-        other.first.att_src.zero_()
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert not torch.allclose(other(X, EDGES), expected)
     assert_same(net(X, EDGES), expected)
 
 
@@ -387,8 +550,9 @@ def lambda_hook(*_: Any) -> None:
     """A hook that only watches (and, having a name, can be pickled)."""
 
 
-def test_a_lazy_layer_can_be_copied_before_it_is_used() -> None:
-    layer = GATConv(-1, 3)
+@pytest.mark.parametrize("name", PROJECTING)
+def test_a_lazy_layer_can_be_copied_before_it_is_used(name: str) -> None:
+    layer = getattr(gat, name)(-1, 3)
     copies = [copy.deepcopy(layer) for _ in range(2)]
     outputs = []
     for one in copies:
