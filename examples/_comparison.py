@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from examples._files import UserError
-from examples.node_classification import mean_and_deviation
+from examples._program import mean_and_deviation
 
 # A training. It calls what it is given after each epoch, with the epoch's loss.
 Job = Callable[[Callable[[float], None]], object]

@@ -46,7 +46,7 @@ from attn_core import (
 from attn_core import weights as attention_weights
 from datasets import karate_club
 from examples._files import UserError, prepare_folder, write_atomically
-from examples.node_classification import Parser
+from examples._program import Parser
 from gat import GATConv
 from gat.plot import draw_attention
 from sequence_attn import (

@@ -55,7 +55,7 @@ from examples._captioning import (
 from examples._comparison import Job, aligned, percent, run_jobs, summary
 from examples._files import UserError, prepare_folder, write_atomically, write_json
 from examples._graphs import SEED, number
-from examples.node_classification import Parser
+from examples._program import Parser
 
 PROGRAM = "python -m examples.captioning"
 MODELS = {

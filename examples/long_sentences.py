@@ -41,7 +41,7 @@ from examples._long_sentences import (
     text_task,
     train,
 )
-from examples.node_classification import Parser
+from examples._program import Parser
 
 PROGRAM = "python -m examples.long_sentences"
 DEFAULTS: dict[str, dict[str, Any]] = {

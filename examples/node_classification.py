@@ -16,7 +16,6 @@ import csv
 import platform
 import shlex
 import signal
-import statistics
 import sys
 import threading
 from collections.abc import Sequence
@@ -52,6 +51,7 @@ from examples._graphs import (
     number,
 )
 from examples._pictures import save_pictures
+from examples._program import Parser, check_device, mean_and_deviation
 from examples._training import Progress, Run, Settings
 from gat import GAT
 
@@ -316,14 +316,6 @@ def without_history(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name != "history"}
 
 
-def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, each None where there are too few values."""
-    return {
-        "mean": statistics.mean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-    }
-
-
 def table(task: Task) -> str:
     """Accuracies of the GAT and of its rivals, aligned."""
     results = task.progress.results
@@ -406,22 +398,6 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
             csv.writer(file).writerows(rows)
 
     write_atomically(path, write)
-
-
-def check_device(name: str) -> None:
-    """Raises UserError unless tensors can live there."""
-    try:
-        torch.empty(0, device=name).cpu()  # "meta" gives nothing back
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        reason = str(error).splitlines()[0].partition(". ")[0]  # then torch lists all its backends
-        raise UserError(f"--device {name} is of no use here: {reason}") from error
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports errors like the rest of the program: one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
 
 
 def training_parser() -> argparse.ArgumentParser:

@@ -34,6 +34,7 @@ from datasets import (
 from datasets.vocabulary import SPECIALS
 from examples._files import UserError, prepare_folder, save_model, write_json
 from examples._graphs import SEED, number
+from examples._program import Parser, check_device, mean_and_deviation
 from examples._sentiment import (
     BATCH,
     ENCODERS,
@@ -44,7 +45,6 @@ from examples._sentiment import (
     read_json,
     train,
 )
-from examples.node_classification import Parser, check_device, mean_and_deviation
 
 PROGRAM = "python -m examples.sentiment"
 MEASURES = ("train_accuracy", "train_loss", "val_accuracy", "val_loss")

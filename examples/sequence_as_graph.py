@@ -33,7 +33,7 @@ from attn_core import patterns
 from attn_core.patterns import Pattern
 from examples._files import UserError, prepare_folder, write_atomically
 from examples._graphs import SEED, number
-from examples.node_classification import Parser
+from examples._program import Parser
 from gat.plot import draw_attention
 from sequence_attn import MultiHead, SinusoidalPositions, TransformerEncoder, TransformerLayer
 from sequence_attn.plot import heatmap

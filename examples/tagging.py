@@ -33,6 +33,7 @@ from tqdm import tqdm
 from datasets import read_conllu
 from examples._files import UserError, prepare_folder, write_atomically, write_json
 from examples._graphs import SEED, number
+from examples._program import Parser, check_device, mean_and_deviation
 from examples._tagging import (
     MODELS,
     Task,
@@ -43,7 +44,6 @@ from examples._tagging import (
     spell,
     train,
 )
-from examples.node_classification import Parser, check_device, mean_and_deviation
 
 PROGRAM = "python -m examples.tagging"
 # The same for all models; large enough that most of them learn what they can.
