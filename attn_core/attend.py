@@ -32,7 +32,7 @@ class Attended(NamedTuple):
         log_sum_exp: the logarithm of the softmax's divisor, `[..., H, Tq]` or `[Nq, H]`, at least
             float32; `weights` turns it back into the weights of chosen pairs. None for other
             normalisers, and where torch's kernels keep it to themselves (a product score over a
-            dense support or a window).
+            dense support, or over a window unless weights are asked for).
     """
 
     output: Tensor

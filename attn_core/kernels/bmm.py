@@ -21,8 +21,8 @@ from attn_core.transforms import values_are_visible
 serves = sdpa.serves
 
 
-def run(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """The output `[..., Tq, H, Dv]`, the log-sum-exp, the weights `[..., H, Tq, Tk]`."""
+def run(call: Call) -> tuple[Tensor, None, Tensor]:
+    """The output `[..., Tq, H, Dv]` and the weights `[..., H, Tq, Tk]`."""
     call = call.in_full_precision()
     assert isinstance(call.support, Dense) and isinstance(call.score, Dot)
     assert isinstance(call.normalizer, Softmax) and call.query is not None
@@ -32,21 +32,23 @@ def run(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     keys = key.shape[-2]
     flat = math.prod(batch) * heads
     query, key, value = (x.reshape(flat, *x.shape[-2:]) for x in (query, key, value))
-    query = query * (call.score.scale / temperature)
     added, empty = _added(call, (*batch, heads, queries, keys), temperature)
-    scores = torch.bmm(query, key.mT) if added is None else torch.baddbmm(added, query, key.mT)
-    weights = scores.softmax(-1)
+    scores = torch.baddbmm(
+        query.new_zeros(()) if added is None else added,
+        query,
+        key.mT,
+        beta=0 if added is None else 1,
+        alpha=call.score.scale / temperature,
+    )
+    if values_are_visible() and scores.device.type == "cpu" and not scores.requires_grad:
+        weights = torch.softmax(scores, -1, out=scores)  # fresh memory costs as much as the softmax
+    else:
+        weights = scores.softmax(-1)
     if empty is not None:
         weights = weights.masked_fill(empty, 0)
-    # Any score less the logarithm of its weight is the log-sum-exp; the largest has a weight
-    log_sum_exp = scores.amax(-1) - weights.amax(-1).log()
-    if empty is not None:
-        log_sum_exp = log_sum_exp.masked_fill(empty.squeeze(-1), -math.inf)
     output = torch.bmm(F.dropout(weights, call.dropout), value)
-    output, weights, log_sum_exp = (
-        x.view(*batch, heads, *x.shape[1:]) for x in (output, weights, log_sum_exp)
-    )
-    return output.movedim(-3, -2), log_sum_exp, weights
+    output, weights = (x.view(*batch, heads, *x.shape[1:]) for x in (output, weights))
+    return output.movedim(-3, -2), None, weights
 
 
 def _added(

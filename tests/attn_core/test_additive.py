@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +34,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     width=st.integers(1, 30),
     causal=st.booleans(),
 )
+@settings(max_examples=25)
 def test_equals_the_definition(
     normalizer: Any, activation: str, shared_vector: bool, batch: tuple[int, ...], queries: int,
     keys: int, width: int, causal: bool,
@@ -57,6 +58,105 @@ def test_equals_the_definition(
         return [result.output, result.weights, alone, *gradients]
 
     torch.testing.assert_close(outcome("auto"), outcome("reference"))
+
+
+SIZES = {
+    "of 0.001": (0.0, 0.001),
+    "of 0.04": (0.0, 0.04),
+    "of 1": (0.0, 1.0),
+    "of 10": (0.0, 10.0),
+    "of 30": (0.0, 30.0),
+    "of 60": (0.0, 60.0),
+    "of 10,000": (0.0, 1e4),
+    "near 30 and -30": (30.0, 1.0),
+    "near 38 and -38": (38.0, 0.1),
+    "near 60 and -60": (60.0, 1.0),
+    "near 10,000 and -10,000": (1e4, 1.0),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_is_as_exact_as_the_formula_whatever_the_size_of_the_inputs(size: str) -> None:
+    """Logits and gradients of float32 against the truth of float64, beside those of the formula."""
+    middle, spread = SIZES[size]
+    query, key, vector = torch.randn(2, 20, 37), torch.randn(2, 30, 37), torch.randn(2, 37)
+    inputs = [query * spread + middle, key * spread - middle, vector]
+    direction = torch.randn(2, 20, 30)
+
+    def outcome(score: Any, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        logits = score(*leaves)
+        loss = (logits * direction.to(dtype)).sum()
+        return [logits.detach(), *torch.autograd.grad(loss, leaves)]
+
+    def formula(query: Tensor, key: Tensor, vector: Tensor) -> Tensor:
+        return torch.einsum("bijd,bd->bij", (query[:, :, None] + key[:, None]).tanh(), vector)
+
+    def blocked(query: Tensor, key: Tensor, vector: Tensor) -> Tensor:
+        return torch.ops.attn_core.additive_scores(query, key, vector, "tanh", 0.2)
+
+    truth, direct = outcome(formula, F64), outcome(formula, torch.float32)
+    torch.testing.assert_close(outcome(blocked, F64), truth)
+    shares = direction.abs()
+    sums = [  # of the absolute values of what is added up; a tanh that is 1 is rounded in each
+        vector.abs().sum(-1).max(),
+        shares.sum(2).max() * vector.abs().max(),
+        shares.sum(1).max() * vector.abs().max(),
+        shares.sum((1, 2)).max(),
+    ]
+    found = zip(outcome(blocked, torch.float32), direct, truth, sums, strict=True)
+    for ours, theirs, true, total in found:
+        assert ours.isfinite().all()
+        rounding = torch.finfo(torch.float32).eps * (total if middle + spread > 0.01 else 0)
+        assert (ours - true).abs().max() <= 4 * (theirs - true).abs().max() + rounding
+
+
+def test_exponentials_are_taken_apart_where_they_can_be() -> None:
+    """Else they would overflow, or a tiny tanh would drown in 1 - 2h."""
+    vector = torch.ones(1, 2)
+    for query, key, dtype, apart in (
+        (1.0, 1.0, torch.float32, True),
+        (40.0, -40.0, torch.float32, True),
+        (41.0, -41.0, torch.float32, False),
+        (41.0, -41.0, F64, True),
+        (0.0, 301.0, F64, False),
+        (0.03, 0.04, torch.float32, True),
+        (0.03, -0.03, torch.float32, False),
+        (float("inf"), 0.0, torch.float32, False),
+        (float("nan"), 0.0, torch.float32, False),
+        (1.0, 1.0, torch.bfloat16, False),
+    ):
+        inputs = torch.full((1, 1, 2), query, dtype=dtype), torch.full((1, 1, 2), key, dtype=dtype)
+        chosen = additive._choose(*inputs, vector.to(dtype), "tanh", 0.2)
+        assert isinstance(chosen, additive._FactoredTanh) == apart, (query, key, dtype)
+    endless = torch.full((1, 2), torch.inf)
+    one = torch.ones(1, 1, 2)
+    assert not isinstance(additive._choose(one, one, endless, "tanh", 0.2), additive._FactoredTanh)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_infinite_vector_gives_infinite_logits() -> None:
+    query, key = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[0.5, 0.5], [-1.0, 1.0]]])
+    vector = torch.tensor([[torch.inf, 1.0]])
+    logits = additive.additive_scores(query, key, vector, "tanh", 0.2)
+    assert logits[0, 0].tolist() == [torch.inf, -torch.inf]
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("large", [torch.inf, -torch.inf, 3e38])
+def test_the_infinite_saturates(large: float) -> None:
+    query, key = torch.randn(2, 3, 1, 4), torch.randn(2, 5, 1, 4)
+    key[0, 2, 0, 1] = large
+    query[0, 1, 0, 1] = abs(large) if large == 3e38 else 0.0  # 6e38 is beyond float32
+    inputs = [x.requires_grad_() for x in (query, key, torch.randn(2, 5, 1, 4))]
+    score = Additive(torch.randn(1, 4))
+    found = []
+    for name in ("auto", "reference"):
+        with backend(name):
+            output = attend(*inputs, score=score, support=Dense()).output
+        found.append([output, *torch.autograd.grad(output.sin().sum(), inputs)])
+    assert all(x.isfinite().all() for x in found[0])
+    torch.testing.assert_close(*found)
 
 
 def hidden_numbers(run: Any) -> int:

@@ -119,6 +119,42 @@ def test_window_is_dense_with_a_band_mask(
     torch.testing.assert_close(outcome(window, bias, "auto", False), expected[:-1])
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [(1,), (HEADS, 1, 1), (HEADS, 1, 7), (2, 1, 1, 7), (70, 1), (2, HEADS, 70, 7), (70, 7)]
+)
+def test_a_bias_may_be_shared(shape: tuple[int, ...], step: int) -> None:
+    """By batches, heads, queries or offsets: those of ALiBi are one row per head."""
+    inputs = [tokens(2, 70) for _ in range(3)]
+    bias = torch.randn(shape, dtype=F64).requires_grad_()
+    found = []
+    for name in ("auto", "reference"):
+        with backend(name):
+            output = attend(*inputs, score=ScaledDot(), support=Window(3, step), bias=bias).output
+        found.append([output, *torch.autograd.grad(output.cos().sum(), [*inputs, bias])])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_step_of_decoding_reads_its_window_alone(queries: int) -> None:
+    query, key = torch.randn(queries, HEADS, WIDTH), torch.randn(1000, HEADS, WIDTH)
+    window = Window(4, causal=True)
+    with Largest() as largest:
+        output = attend(query, key, key, score=ScaledDot(), support=window).output
+    assert largest.numbers <= key.numel()  # a view of the keys; what is made is smaller
+    with backend("reference"):
+        expected = attend(query, key, key, score=ScaledDot(), support=window).output
+    torch.testing.assert_close(output, expected)
+
+
+def test_blocks_read_the_keys_where_they_lie() -> None:
+    """No padded and no gathered copy: the largest tensor made is the output."""
+    inputs = [torch.randn(1, 2048, 2, 8) for _ in range(3)]
+    with Largest() as largest:
+        attend(*inputs, score=ScaledDot(), support=Window(16))
+    assert largest.numbers == inputs[0].numel()
+
+
 @given(window=windows, nodes=st.integers(1, 40))
 def test_window_is_the_band_graph(window: Window, nodes: int) -> None:
     query, key, value = tokens(nodes), tokens(nodes), tokens(nodes)
@@ -225,6 +261,16 @@ def test_memory_grows_with_the_band_not_with_the_square(length: int) -> None:
     with Largest() as largest:
         attend(*inputs, score=ScaledDot(), support=Window(4)).output.sum().backward()
     assert largest.numbers < 100 * length < length**2
+
+
+def test_compiles_for_sequences_of_any_length() -> None:
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value, score=ScaledDot(), support=Window(2, 2)).output
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (70, 101, 250):
+        inputs = [tokens(2, length) for _ in range(3)]
+        torch.testing.assert_close(compiled(*inputs), run(*inputs))
 
 
 def test_compiles_and_differentiates() -> None:

@@ -1,0 +1,47 @@
+"""`python -m benchmarks NAME`: run one of the benchmarks, print its tables and write them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import seq2seq, sequence
+from benchmarks._report import Report, write
+from examples._files import UserError, prepare_folder
+
+# Each module has `add_arguments(parser)` and `run(arguments) -> Report`
+BENCHMARKS = {"sequence": sequence, "seq2seq": seq2seq}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, module in BENCHMARKS.items():
+        summary = (module.__doc__ or "").splitlines()[0]
+        one = names.add_parser(name, help=summary, description=summary)
+        one.add_argument(
+            "--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR",
+            help="where to write the tables (default: %(default)s)",
+        )  # fmt: skip
+        one.add_argument(
+            "--tiny", action="store_true",
+            help="small sizes, to see that everything runs: no numbers to quote",
+        )  # fmt: skip
+        module.add_arguments(one)
+    given = parser.parse_args(arguments)
+    command = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
+    try:
+        prepare_folder(given.out)
+        report: Report = BENCHMARKS[given.name].run(given)
+        paths = write(report, given.out, given.name, " ".join(command))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("wrote", ", ".join(map(str, paths)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

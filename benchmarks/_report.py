@@ -1,0 +1,139 @@
+"""Tables as Markdown and json, under a header that says where the numbers come from."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples._files import write_atomically, write_json
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Args:
+        title: what is compared.
+        columns: their names; the first column names the rows.
+        rows: numbers stay numbers; None is a cell without a value.
+        note: what a reader must know about it.
+        picture: the name of a picture that belongs to it.
+        findings: the numbers that the table was made for, by name.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+    picture: str | None = None
+    findings: dict[str, float] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        """The table with its title, note and findings.
+
+        >>> print(Table("Title", ["", "ms"], [["a", 1.2345], ["b", None]]).markdown())
+        ## Title
+        <BLANKLINE>
+        | | ms |
+        |---|---|
+        | a | 1.23 |
+        | b | |
+        """
+        parts = [f"## {self.title}"]
+        if self.note:
+            parts.append(self.note)
+        lines = [self.columns, ["---"] * len(self.columns), *(map(shown, row) for row in self.rows)]
+        marks = [("|" + "|".join(f" {x} " if x else " " for x in line) + "|") for line in lines]
+        marks[1] = marks[1].replace(" ", "")
+        parts.append("\n".join(marks))
+        if self.findings:
+            found = self.findings.items()
+            parts.append("\n".join(f"- {name}: **{shown(number)}**" for name, number in found))
+        if self.picture:
+            parts.append(f"![{self.title}]({self.picture})")
+        return "\n\n".join(parts)
+
+
+@dataclass
+class Report:
+    """What one benchmark found.
+
+    Args:
+        title: its headline.
+        tables: in the order in which they are read.
+        pictures: what draws each picture, by its name.
+    """
+
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    pictures: dict[str, Callable[[Path], object]] = field(default_factory=dict)
+
+    def add(self, table: Table) -> None:
+        """Append a table, and print it: some take minutes to fill."""
+        self.tables.append(table)
+        print(table.markdown(), end="\n\n", flush=True)
+
+
+def shown(cell: Cell) -> str:
+    """A cell as text, numbers with three digits.
+
+    >>> [shown(x) for x in (1234.5, 0.01234, 12, "text", None)]
+    ['1234', '0.0123', '12', 'text', '']
+    """
+    if cell is None:
+        return ""
+    if not isinstance(cell, float):
+        return str(cell)
+    return f"{cell:.0f}" if abs(cell) >= 100 else f"{cell:.3g}"
+
+
+def header(command: str) -> dict[str, Any]:
+    """Where and with what a measurement was made."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write(report: Report, folder: Path, name: str, command: str) -> list[Path]:
+    """Write `name`.md, `name`.json and the pictures; return their paths."""
+    where = header(command)
+    lines = "\n".join(f"- {key}: {value}" for key, value in where.items())
+    text = "\n\n".join([f"# {report.title}", lines, *(t.markdown() for t in report.tables)])
+    paths = [folder / f"{name}.md", folder / f"{name}.json"]
+    write_atomically(paths[0], lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    tables = [
+        {"title": t.title, "columns": t.columns, "rows": t.rows, "findings": t.findings}
+        for t in report.tables
+    ]
+    write_json(paths[1], {"header": where, "tables": tables})
+    for picture, draw in report.pictures.items():
+        write_atomically(folder / picture, draw)
+        paths.append(folder / picture)
+    return paths
+
+
+def _processor() -> str:
+    """The model of the processor, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

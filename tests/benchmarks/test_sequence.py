@@ -1,0 +1,90 @@
+"""The benchmark of sequence attention: it runs, compares equals, and says where it ran."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as program
+from benchmarks._measure import assert_agree, peak_memory, take_turns
+from benchmarks.baselines import blocked_window
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    assert program.main(["sequence", "--tiny", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_writes_every_table_with_where_it_was_measured(results: Path) -> None:
+    found = json.loads((results / "sequence.json").read_text(encoding="utf-8"))
+    assert found["header"]["torch"] == torch.__version__
+    assert found["header"]["command"].startswith("python -m benchmarks sequence --tiny")
+    text = (results / "sequence.md").read_text(encoding="utf-8")
+    for table in found["tables"]:
+        assert f"## {table['title']}" in text
+        assert all(len(row) == len(table["columns"]) for row in table["rows"])
+        numbers = [x for row in table["rows"] for x in row if isinstance(x, float)]
+        assert numbers and min(numbers) >= 0
+    layers = [row[0] for row in found["tables"][-1]["rows"]]
+    assert [name.split()[0] for name in layers] == [
+        "recurrent", "convolutional", "self-attention", "restricted",
+    ]  # fmt: skip
+
+
+def test_draws_the_memory(results: Path) -> None:
+    assert (results / "window_memory.png").read_bytes().startswith(b"\x89PNG")
+    assert "![Memory of windowed attention" in (results / "sequence.md").read_text(encoding="utf-8")
+
+
+def test_one_part_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sequence", "--tiny", "--only", "costs", "--out", str(tmp_path)]
+    assert program.main(arguments) == 0
+    assert capsys.readouterr().out.count("## ") == 1
+    assert not (tmp_path / "window_memory.png").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert program.main(["sequence", "--tiny", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot create the folder" in capsys.readouterr().err
+
+
+def allocate(megabytes: int):
+    return lambda: torch.ones(megabytes * 2**18)
+
+
+def test_memory_is_that_of_the_run_alone() -> None:
+    made, _ = peak_memory("tests.benchmarks.test_sequence:allocate", megabytes=64)
+    assert 60e6 < made < 90e6
+
+
+def test_contenders_take_turns() -> None:
+    order: list[str] = []
+    timings = take_turns({name: lambda n=name: order.append(n) for name in "ab"}, 2, warm_up=1)
+    assert order == list("ababab") and len(timings.seconds["a"]) == 2
+
+
+def test_ratios_are_of_neighbours_in_time() -> None:
+    timings = take_turns({"a": lambda: time.sleep(0.02), "b": lambda: time.sleep(0.005)}, 3)
+    assert 2 < timings.ratio("a", to="b") < 6
+
+
+def test_only_equals_are_compared() -> None:
+    with pytest.raises(AssertionError, match="b and a do not compute the same"):
+        assert_agree({"a": lambda: torch.zeros(2), "b": lambda: torch.ones(2)})
+
+
+def test_the_blocked_baseline_is_attention_with_a_band_mask() -> None:
+    query, key, value = (torch.randn(2, 37, 3, 8) for _ in range(3))
+    band = (torch.arange(37) - torch.arange(37)[:, None]).abs() <= 5
+    heads = (x.transpose(1, 2) for x in (query, key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads, band).transpose(1, 2)
+    torch.testing.assert_close(blocked_window(query, key, value, 5, block=8), expected)
