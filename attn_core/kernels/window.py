@@ -91,17 +91,21 @@ class _Blocks:
     before: int
     columns: int
 
-    def attend(self, first: int, size: int, count: int = 1, lengths: bool = True) -> Tensor:
+    def attend(
+        self, first: int, size: int, count: int | None = None, lengths: bool = True
+    ) -> Tensor:
         """The output `[count · size, S, H, D]` of as many blocks of queries, from `first` on.
 
-        The windows of several blocks must lie within the keys, unless `lengths` is True: then the
-        keys behind the ends of their sequences are left out, as they are for a single block.
+        Without a count, of one block, whose windows may reach beyond the keys. Others must lie
+        within the keys, unless `lengths` is True: then the keys behind the ends of their sequences
+        are left out.
         """
+        alone, count = count is None, 1 if count is None else count
         call, (_, sequences, heads, width) = self.call, self.value.shape
         assert isinstance(call.score, Dot) and isinstance(call.normalizer, Softmax)
         start = first - self.before
         stop = start + size + self.columns - 1
-        if count == 1:
+        if alone:
             start, stop = (max(0, min(x, len(self.key))) for x in (start, stop))
         if size == 0 or start == stop:
             return self.value.new_zeros(size, sequences, heads, width)
@@ -132,9 +136,13 @@ class _Blocks:
             # All are treated alike, so sequences may count as heads: no copy is needed then
             query, key, value = (x.flatten(1, 2).unsqueeze(1) for x in (query, key, value))
         query = query.unflatten(0, (count, size)).movedim(1, -2).flatten(0, 1)
-        key, value = (
-            x.unfold(0, stop - start, size).transpose(-1, -2).flatten(0, 1) for x in (key, value)
-        )
+        if alone:  # torch.compile would make a graph for each size that it unfolds to
+            key, value = (x.movedim(0, -2) for x in (key, value))
+        else:
+            slices = size + self.columns - 1
+            key, value = (
+                x.unfold(0, slices, size).transpose(-1, -2).flatten(0, 1) for x in (key, value)
+            )
         merged = [
             x if x is None else _flat(x, count, query.shape[0] // count) for x in (mask, bias)
         ]
@@ -146,7 +154,7 @@ class _Blocks:
             dropout=call.dropout,
             scale=call.score.scale,
             temperature=float(call.normalizer.temperature),
-            never_empty=count > 1 and limits is None and bias is None,
+            never_empty=not alone and limits is None and bias is None,
         )
         output = output.unflatten(0, (count, -1)).movedim(-2, 1)  # [count, b, S, H, D]
         return output.reshape(count * size, sequences, heads, width)
