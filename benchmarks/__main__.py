@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks import seq2seq, sequence
 from benchmarks._report import Report, write
 from examples._files import UserError, prepare_folder
+from examples._graphs import number
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> Report`
 BENCHMARKS = {"sequence": sequence, "seq2seq": seq2seq}
@@ -29,9 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--tiny", action="store_true",
             help="small sizes, to see that everything runs: no numbers to quote",
         )  # fmt: skip
+        one.add_argument(
+            "--threads", type=number(int, 1), default=None, metavar="N",
+            help="threads that torch shall use (default: as many as it chooses)",
+        )  # fmt: skip
         module.add_arguments(one)
     given = parser.parse_args(arguments)
     command = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     try:
         prepare_folder(given.out)
         report: Report = BENCHMARKS[given.name].run(given)

@@ -32,17 +32,11 @@ Decode = Callable[[Tensor, Encoded], Predicted]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what this benchmark takes to its command line."""
-    parser.add_argument(
-        "--threads", type=int, default=None, metavar="N",
-        help="threads that torch shall use (default: as many as it chooses)",
-    )  # fmt: skip
+    """Nothing beside what all benchmarks take."""
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Make the tables."""
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     report = Report("Encoder–decoders, measured")
     measure_training(report, arguments.tiny)

@@ -37,16 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
         help=f"which tables to make, of {', '.join(PARTS)} (default: all)",
     )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=int, default=None, metavar="N",
-        help="threads that torch shall use (default: as many as it chooses)",
-    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Make the tables that were asked for."""
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     report = Report("Sequence attention, measured")
     for part in arguments.only:
