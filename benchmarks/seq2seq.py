@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks._measure import Timings, assert_agree, take_turns
 from benchmarks._report import Cell, Report, Table
+from examples._translation_models import Architecture
 from sequence_attn.seq2seq import (
     Encoded,
     EncoderDecoder,
@@ -28,6 +29,14 @@ from sequence_attn.seq2seq import (
     luong,
 )
 
+# As the README's table has them
+MODELS: dict[str, dict[str, Any]] = {
+    "transformer": {"kind": "transformer", "tie": True},
+    "bahdanau": {"kind": "bahdanau", "tie": True},
+    "luong": {"kind": "luong", "tie": True},
+    "rnn, GRU, context": {"kind": "rnn", "context": True},
+    "rnn, LSTM, 2 layers": {"kind": "rnn", "cell": "lstm", "layers": 2},
+}
 Decode = Callable[[Tensor, Encoded], Predicted]
 
 
@@ -40,6 +49,7 @@ def run(arguments: argparse.Namespace) -> Report:
     torch.manual_seed(0)
     report = Report("Encoder–decoders, measured")
     measure_training(report, arguments.tiny)
+    measure_models(report, arguments.tiny)
     measure_decoding(report, arguments.tiny)
     return report
 
@@ -124,6 +134,52 @@ def decoder_gradients(
     loss = F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten())
     leaves = [encoded.output, *model.decoder.parameters(), *model.output.parameters()]
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def measure_models(report: Report, tiny: bool) -> None:
+    """A training step of the models that the translation example trains on Multi30k."""
+    vocabularies, batch, steps = ((40, 40), 4, 5) if tiny else ((7864, 5923), 150, 15)
+    sizes: dict[str, Any] = (
+        {"embedding_size": 16, "state_size": 16, "feed_forward_size": 16} if tiny else {}
+    )
+    models = {
+        name: Architecture(
+            **options, **sizes, source_size=vocabularies[0], target_size=vocabularies[1]
+        ).build()
+        for name, options in MODELS.items()
+    }
+    source, target = torch.randint(4, min(vocabularies), (2, batch, steps + 1))
+    step = {name: partial(training_step, model, source, target) for name, model in models.items()}
+    timings = take_turns(step, 1 if tiny else 7)
+    rows: list[list[Cell]] = [
+        [name, sum(x.numel() for x in models[name].parameters()) / 1e6,
+         *_speed(timings, name, batch * steps)]
+        for name in models
+    ]  # fmt: skip
+    report.add(
+        Table(
+            "Training the models of the translation example",
+            [
+                "forward and backward, bfloat16",
+                "million parameters",
+                "ms, median",
+                "target tokens/s",
+            ],
+            rows,
+            f"{batch} sentences of {steps} tokens, products in bfloat16; vocabularies of "
+            f"{vocabularies[0]} and {vocabularies[1]} words. Without the optimiser's step.",
+        )
+    )
+
+
+def training_step(model: nn.Module, source: Tensor, target: Tensor) -> list[Tensor]:
+    """The loss of a batch, whose gradients are left in the parameters."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(source, target[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), target[:, 1:].flatten())
+    model.zero_grad()
+    loss.backward()
+    return [loss.detach()]
 
 
 # --- Decoding ---
