@@ -2,5 +2,14 @@
 
 from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
 from gat.models import GAT
+from gat.sparse import SparseDropout
 
-__all__ = ["GAT", "AGNNConv", "EdgeAttention", "GATConv", "GATv2Conv", "TransformerConv"]
+__all__ = [
+    "GAT",
+    "AGNNConv",
+    "EdgeAttention",
+    "GATConv",
+    "GATv2Conv",
+    "SparseDropout",
+    "TransformerConv",
+]

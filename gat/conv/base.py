@@ -7,6 +7,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric import EdgeIndex
@@ -16,6 +17,7 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges
 from attn_core.supports import as_plain
+from gat.checks import check_probability
 
 _HOOKS = tuple(
     f"_{step}_forward_{when}hooks"
@@ -51,6 +53,9 @@ class AttentionConv(MessagePassing):
     concat: bool
     dropout: float
     bias: Parameter | None
+    value_dropout: float = 0.0
+    """The probability with which a number that a node hands on is dropped in training; to be set
+    on a layer, since torch_geometric's have no such argument. Scores see all numbers."""
 
     def _is_fused(self) -> bool:
         """Whether nobody watches or changes message passing, so that it need not take place."""
@@ -67,6 +72,12 @@ class AttentionConv(MessagePassing):
         """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
         owner = next(cls for cls in type(self).__mro__ if step in cls.__dict__)
         return owner in _TRUSTED and step not in self.__dict__
+
+    def _drop_values(self, value: Tensor) -> Tensor:
+        """What the nodes hand on, after value_dropout."""
+        if not self.training or self.value_dropout == 0:
+            return value
+        return F.dropout(value, self.value_dropout)
 
     def _merge_heads(self, out: Tensor) -> Tensor:
         """`[N, H, C]` with the heads concatenated, or averaged."""
@@ -236,8 +247,7 @@ def check_arguments(
             raise TypeError(f"{name} is {number!r}; expected a whole number, at least 1")
         if number < 1:
             raise ValueError(f"{name} is {number}; an attention layer needs at least one")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
+    check_probability("dropout", dropout)
 
 
 def both_sides(
@@ -275,6 +285,11 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
             "features for each node (graphs of a batch are joined into one)"
         )
     if linear is None:
+        if x.layout != torch.strided:
+            raise TypeError(
+                f"{name} has layout {x.layout}, but {layer} has no linear map that would make it "
+                f"dense: give it {name}.to_dense(), or what a gat.sparse.Linear makes of it"
+            )
         return
     channels, dtype = width_of(linear), linear.weight.dtype
     if channels > 0 and x.shape[1] != channels:

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
-from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import PendingEdges, Separable, attend, scatter_softmax
@@ -22,6 +21,7 @@ from gat.conv.base import (
     weights_like_input,
     width_of,
 )
+from gat.sparse import Linear
 
 
 @trusted
@@ -140,8 +140,9 @@ class GATConv(AttentionConv):
         """Attend over the edges.
 
         Args:
-            x: `[N, in_channels]`, or a pair of source and target features for bipartite graphs;
-                the target's may be None, and the score then depends on the sources alone.
+            x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
+                features for bipartite graphs; the target's may be None, and the score then depends
+                on the sources alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
@@ -173,7 +174,7 @@ class GATConv(AttentionConv):
             out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),
                 alpha_src.unsqueeze(-1),
-                h_src,
+                self._drop_values(h_src),
                 score=Separable(activation="leaky_relu", negative_slope=self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
@@ -243,7 +244,8 @@ class GATConv(AttentionConv):
         # edge_updater_type: (alpha: tuple[Tensor, Tensor | None], edge_attr: Tensor | None)
         dropped = self.edge_updater(pairs, alpha=alpha, edge_attr=edge_attr, size=size)
         # propagate_type: (x: tuple[Tensor, Tensor | None], alpha: Tensor)
-        out = self.propagate(pairs, x=x, alpha=dropped, size=size)
+        values = self._drop_values(x[0]), None if x[1] is None else self._drop_values(x[1])
+        out = self.propagate(pairs, x=values, alpha=dropped, size=size)
         if not (self.training and self.dropout > 0 and self._has_own("edge_update")):
             return out, dropped
         i, j = (1, 0) if self.flow == "source_to_target" else (0, 1)

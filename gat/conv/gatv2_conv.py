@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
-from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Additive, PendingEdges, attend, scatter_softmax
@@ -22,6 +21,7 @@ from gat.conv.base import (
     weights_like_input,
     width_of,
 )
+from gat.sparse import Linear
 
 
 @trusted
@@ -131,7 +131,8 @@ class GATv2Conv(AttentionConv):
         """Attend over the edges.
 
         Args:
-            x: `[N, in_channels]`, or a pair of source and target features for bipartite graphs.
+            x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
+                features for bipartite graphs.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
@@ -159,7 +160,7 @@ class GATv2Conv(AttentionConv):
             out, weights, _ = attend(
                 h_r,
                 h_l,
-                h_l,
+                self._drop_values(h_l),
                 score=Additive(self.att.squeeze(0), "leaky_relu", self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._project_edges(edge_attr),
@@ -208,7 +209,8 @@ class GATv2Conv(AttentionConv):
         # edge_updater_type: (x: tuple[Tensor, Tensor], edge_attr: Tensor | None)
         dropped = self.edge_updater(pairs, x=x, edge_attr=edge_attr)
         # propagate_type: (x: tuple[Tensor, Tensor], alpha: Tensor)
-        out = self.propagate(pairs, x=x, alpha=dropped)
+        values = self._drop_values(x[0]), self._drop_values(x[1])
+        out = self.propagate(pairs, x=values, alpha=dropped)
         if not (self.training and self.dropout > 0 and self._has_own("edge_update")):
             return out, dropped
         i, j = (1, 0) if self.flow == "source_to_target" else (0, 1)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, PendingEdges, ScaledDot, attend, scatter_softmax
@@ -21,6 +20,7 @@ from gat.conv.base import (
     weights_like_input,
     width_of,
 )
+from gat.sparse import Linear
 
 
 @trusted
@@ -126,7 +126,8 @@ class TransformerConv(AttentionConv):
         """Attend over the edges.
 
         Args:
-            x: `[N, in_channels]`, or a pair of source and target features for bipartite graphs.
+            x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
+                features for bipartite graphs.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
@@ -146,7 +147,8 @@ class TransformerConv(AttentionConv):
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query))
         shape = (-1, self.heads, self.out_channels)
         query = self.lin_query(x_dst).view(shape)
-        key, value = self.lin_key(x_src).view(shape), self.lin_value(x_src).view(shape)
+        key = self.lin_key(x_src).view(shape)
+        value = self._drop_values(self.lin_value(x_src).view(shape))
         support = self._support(edge_index, key, query.shape[0], self_loops=False)
         edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
         edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, key)

@@ -1,0 +1,167 @@
+"""Sparse node features: linear maps of them, and dropout of what they store."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torch_geometric.nn.dense.linear
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gat.checks import check_probability
+
+
+class SparseDropout(nn.Module):
+    r"""Dropout that draws a number for each stored value of a sparse matrix, not for each entry.
+
+    .. math::
+        x'_{nf} = \frac{m_{nf}}{1 - p} x_{nf}, \qquad m_{nf} \sim \mathrm{Bernoulli}(1 - p)
+
+    What is zero stays zero whatever is drawn for it, so this is the dropout of a dense matrix, at
+    the cost of the values that are there: in Cora, 1.3 % of the bag of words.
+
+    Args:
+        p: the probability with which a value is dropped in training. Default 0.5.
+
+    Raises:
+        ValueError: p is not in [0, 1].
+
+    >>> x = torch.eye(3).to_sparse_csr()
+    >>> SparseDropout(p=1.0)(x).values()
+    tensor([0., 0., 0.])
+    >>> SparseDropout(p=1.0).eval()(x) is x
+    True
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        check_probability("p", p)
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with some of its values zero and the others enlarged.
+
+        Args:
+            x: `[N, F]`, sparse in any layout of rows and columns, or dense.
+
+        Returns:
+            `[N, F]`, a `torch.sparse_csr` matrix that stores zeros where values were dropped;
+            dense where x is. Outside training, x itself.
+        """
+        if not self.training or self.p == 0:
+            return x
+        if x.layout == torch.strided:
+            return F.dropout(x, self.p)
+        x = x.to_sparse_csr()
+        values = F.dropout(x.values(), self.p)
+        out = _csr(x.crow_indices(), x.col_indices(), values, x.shape)
+        _TRANSPOSES[out] = _transpose_of(x)  # the same places are filled
+        return out
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Linear(torch_geometric.nn.dense.linear.Linear):
+    """torch_geometric's linear map, whose input may be sparse."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x Wᵀ + b`, see `linear`."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x Wᵀ + b`, where x may be sparse; it is never made dense.
+
+    The gradient of the weight is the product of xᵀ with that of the output. Which values stand in
+    which row of xᵀ is found out once for each x, and holds for what SparseDropout makes of it.
+
+    Args:
+        x: `[N, F]`, sparse in any layout (`torch.sparse_csr` needs no conversion), or dense.
+        weight: `[O, F]`.
+        bias: `[O]`. Default None.
+
+    Returns:
+        `[N, O]`, dense; of half types computed in float32.
+
+    >>> x = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse_csr()
+    >>> linear(x, torch.tensor([[1.0, 10.0]]))
+    tensor([[20.],
+            [ 1.]])
+    """
+    if x.layout == torch.strided:
+        return F.linear(x, weight, bias)
+    return _sparse_linear(x, weight, bias)
+
+
+@torch.compiler.disable
+def _sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    device = x.device.type
+    dtype = weight.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    # CPUs multiply no sparse matrices of half types
+    exact = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(device, enabled=False):
+        x, dense = x.to_sparse_csr().to(exact), weight.t().to(exact)
+        out = x @ dense if x.requires_grad else _Product.apply(x, dense)
+        out = out.to(dtype)
+        return out if bias is None else out + bias.to(dtype)
+
+
+class _Product(torch.autograd.Function):
+    """A sparse matrix without gradient, times a dense one."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, dense: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        return matrix @ dense
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (matrix,) = ctx.saved_tensors
+        return None, _Product.apply(_transposed(matrix), grads[0])
+
+
+class _Transpose(NamedTuple):
+    """Where the values of a CSR matrix stand in its transpose, and what that was found from."""
+
+    crow: Tensor
+    col: Tensor
+    transposed_crow: Tensor
+    transposed_col: Tensor
+    order: Tensor  # the number in x of each value of the transpose
+
+
+# By weak reference, and without one to the matrix: an entry goes when its matrix does
+_TRANSPOSES = WeakTensorKeyDictionary()
+
+
+def _transposed(x: Tensor) -> Tensor:
+    found = _transpose_of(x)
+    values = x.values().index_select(0, found.order)
+    return torch.sparse_csr_tensor(
+        found.transposed_crow, found.transposed_col, values, x.shape[::-1]
+    )
+
+
+def _transpose_of(x: Tensor) -> _Transpose:
+    crow, col = x.crow_indices(), x.col_indices()
+    found = _TRANSPOSES.get(x)
+    if found is not None and torch.equal(found.crow, crow) and torch.equal(found.col, col):
+        return found
+    row = torch.repeat_interleave(
+        torch.arange(x.shape[0], dtype=crow.dtype, device=x.device), crow.diff()
+    )
+    order = torch.argsort(col, stable=True)
+    transposed_crow = torch.zeros(x.shape[1] + 1, dtype=crow.dtype, device=x.device)
+    transposed_crow[1:] = torch.bincount(col, minlength=x.shape[1]).cumsum(0)
+    found = _Transpose(crow.clone(), col.clone(), transposed_crow, row[order], order)
+    _TRANSPOSES[x] = found
+    return found
+
+
+def _csr(crow: Tensor, col: Tensor, values: Tensor, size: tuple[int, ...]) -> Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
