@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,29 +15,19 @@ from attn_core import (
     Cosine,
     Dense,
     Dot,
-    Entmax,
     General,
-    Identity,
     Location,
     Normalizer,
     ScaledDot,
     Score,
     Separable,
-    Softmax,
-    Sparsemax,
     Support,
     attend,
 )
 from attn_core import weights as attention_weights
+from attn_core.named import named_normalizer, register, with_own
 from attn_core.scores import ACTIVATIONS
-from sequence_attn.checks import check_tokens, learned, real_steps
-
-_NORMALIZERS: dict[str, type[Normalizer]] = {
-    "softmax": Softmax,
-    "sparsemax": Sparsemax,
-    "entmax": Entmax,
-    "identity": Identity,
-}
+from sequence_attn.checks import check_tokens, real_steps
 
 
 class SequenceAttention(NamedTuple):
@@ -113,7 +102,7 @@ class Attention(nn.Module):
             (Luong et al., 2015), "scaled_dot" (Vaswani et al., 2017), "cosine" (Graves et al.,
             2014), "separable" (Veličković et al., 2018).
         normalizer: how scores become weights: "softmax" (default), "sparsemax", "entmax",
-            "identity", or a `attn_core.Normalizer`; an `nn.Parameter` in it, such as the
+            "hard", "identity", or a `attn_core.Normalizer`; an `nn.Parameter` in it, such as the
             temperature of Softmax or the alpha of Entmax, is learned with the layer.
         query_size: Dq, the width of a query.
         key_size: Dk, the width of a key. Default: query_size.
@@ -191,9 +180,8 @@ class Attention(nn.Module):
             raise ValueError(
                 f"activation is {activation!r}; known ones are {', '.join(ACTIVATIONS)}"
             )
-        self._normalizer = _normalizer(normalizer)
-        for field in learned(self._normalizer):
-            self.register_parameter(f"normalizer_{field}", getattr(self._normalizer, field))
+        self._normalizer = named_normalizer(normalizer)
+        register(self, "normalizer", self._normalizer)
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         use_bias = bias and score == "additive"
@@ -212,11 +200,7 @@ class Attention(nn.Module):
     @property
     def normalizer(self) -> Normalizer:
         """The normaliser with its parameters, for `attn_core.attend`."""
-        # The module's own parameters, which torch.func or a wrapper may have swapped for others
-        own: dict[str, Any] = {
-            field: getattr(self, f"normalizer_{field}") for field in learned(self._normalizer)
-        }
-        return dataclasses.replace(self._normalizer, **own) if own else self._normalizer  # type: ignore[type-var]
+        return with_own(self, "normalizer", self._normalizer)
 
     def score(self) -> Score:
         """The score of projected queries and keys, for `attn_core.attend` (one head)."""
@@ -454,17 +438,6 @@ def _parameter_shapes(
     if score not in shapes:
         raise ValueError(f"score is {score!r}; known scores are {', '.join(sorted(shapes))}")
     return shapes[score]
-
-
-def _normalizer(normalizer: str | Normalizer) -> Normalizer:
-    if isinstance(normalizer, Normalizer):
-        return normalizer
-    if normalizer not in _NORMALIZERS:
-        raise ValueError(
-            f"normalizer is {normalizer!r}; known ones are {', '.join(_NORMALIZERS)}, or pass an "
-            "attn_core.Normalizer"
-        )
-    return _NORMALIZERS[normalizer]()
 
 
 def _of_pairs(name: str, x: Tensor | None, shape: tuple[int, int, int]) -> Tensor | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attn_core.transforms import values_are_visible
 
@@ -71,11 +68,3 @@ def real_steps(x: Tensor, lengths: Tensor) -> Tensor:
     """`[..., T, D]` with zeros behind the lengths, for zero times NaN is not zero."""
     check_lengths("lengths", lengths, x)
     return x.masked_fill(padding(lengths, x), 0)
-
-
-def learned(part: Any) -> list[str]:
-    """The fields of a score or normaliser that are parameters."""
-    if not dataclasses.is_dataclass(part):
-        return []
-    fields = (field.name for field in dataclasses.fields(part))
-    return [name for name in fields if isinstance(getattr(part, name), nn.Parameter)]

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import attn_core
-from attn_core import (
-    Additive,
-    Concat,
-    Cosine,
-    Dense,
-    Dot,
-    General,
-    Location,
-    Normalizer,
-    ScaledDot,
-    Score,
-    Separable,
-    Support,
-    Window,
-    attend,
-)
-from sequence_attn.attention import SequenceAttention, _normalizer
-from sequence_attn.checks import check_lengths, check_tokens, check_window, learned, padding
+from attn_core import Dense, Normalizer, Score, Support, Window, attend
+from attn_core.named import named_normalizer, named_score, redraw, register, with_own
+from sequence_attn.attention import SequenceAttention
+from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
 from sequence_attn.positions import RotaryPositions
-
-_Part = TypeVar("_Part", Score, Normalizer)
 
 
 class KeyValueCache(NamedTuple):
@@ -154,13 +137,12 @@ class MultiHead(nn.Module):
         )
         self.score_name = score if isinstance(score, str) else None
         if isinstance(score, str):
-            score = _named_score(score, heads, key_size, max_length)
+            score = named_score(score, heads, key_size, max_length)
         elif max_length is not None:
             raise ValueError(f"max_length is {max_length}, but belongs to score='location' alone")
-        self._score, self._normalizer = score, _normalizer(normalizer)
-        for name, part in (("score", self._score), ("normalizer", self._normalizer)):
-            for field in learned(part):
-                self.register_parameter(f"{name}_{field}", getattr(part, field))
+        self._score, self._normalizer = score, named_normalizer(normalizer)
+        register(self, "score", self._score)
+        register(self, "normalizer", self._normalizer)
 
     def reset_parameters(self) -> None:
         """Draw the projections and the parameters of a score given by name anew."""
@@ -168,23 +150,17 @@ class MultiHead(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
         if self.score_name is not None:
-            for field in learned(self._score):
-                _draw(getattr(self, f"score_{field}"))
+            redraw(self, "score", self._score)
 
     @property
     def score(self) -> Score:
         """The score with its parameters, for `attn_core.attend`."""
-        return self._with_parameters("score", self._score)
+        return with_own(self, "score", self._score)
 
     @property
     def normalizer(self) -> Normalizer:
         """The normaliser with its parameters, for `attn_core.attend`."""
-        return self._with_parameters("normalizer", self._normalizer)
-
-    def _with_parameters(self, name: str, part: _Part) -> _Part:
-        # The module's own parameters, which torch.func or a wrapper may have swapped for others
-        own = {field: getattr(self, f"{name}_{field}") for field in learned(part)}
-        return dataclasses.replace(part, **own) if own else part  # type: ignore[type-var]
+        return with_own(self, "normalizer", self._normalizer)
 
     def precompute(
         self, keys: Tensor, values: Tensor | None = None, *, cache: KeyValueCache | None = None
@@ -383,41 +359,3 @@ def _projection(inputs: int | None, outputs: int, bias: bool) -> nn.Linear:
     if inputs is None:
         return _LazyProjection(outputs, bias)
     return _Projection(inputs, outputs, bias)
-
-
-def _named_score(name: str, heads: int, size: int, max_length: int | None) -> Score:
-    """A score whose parameters are fresh: a set for each head, for queries and keys of one size."""
-    if (name == "location") != (max_length is not None):
-        needs = "needs" if max_length is None else "has no use for"
-        raise ValueError(f"score {name!r} {needs} max_length; got max_length={max_length}")
-
-    def drawn(*shape: int) -> nn.Parameter:
-        return _draw(nn.Parameter(torch.empty(heads, *shape)))
-
-    match name:
-        case "scaled_dot":
-            return ScaledDot()
-        case "dot":
-            return Dot()
-        case "cosine":
-            return Cosine()
-        case "general":
-            return General(drawn(size, size))
-        case "concat":
-            return Concat(drawn(size, 2 * size), drawn(size))
-        case "additive":
-            return Additive(drawn(size))
-        case "separable":
-            return Separable(drawn(size), drawn(size))
-        case "location":
-            return Location(drawn(max_length or 0, size))
-    raise ValueError(
-        f"score is {name!r}; known scores are additive, concat, cosine, dot, general, location, "
-        "scaled_dot, separable, or pass an attn_core.Score"
-    )
-
-
-def _draw(parameter: nn.Parameter) -> nn.Parameter:
-    bound = 1 / math.sqrt(parameter.shape[-1])
-    nn.init.uniform_(parameter, -bound, bound)
-    return parameter
