@@ -1,15 +1,18 @@
 """Graph attention layers and models that drop into torch_geometric code."""
 
 from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
-from gat.models import GAT
+from gat.models import AGNN, GAT, GATv2, GraphTransformer
 from gat.sparse import SparseDropout
 
 __all__ = [
+    "AGNN",
     "GAT",
     "AGNNConv",
     "EdgeAttention",
     "GATConv",
+    "GATv2",
     "GATv2Conv",
+    "GraphTransformer",
     "SparseDropout",
     "TransformerConv",
 ]

@@ -54,14 +54,17 @@ class SparseDropout(nn.Module):
             return x
         if x.layout == torch.strided:
             return F.dropout(x, self.p)
-        x = x.to_sparse_csr()
-        values = F.dropout(x.values(), self.p)
-        out = _csr(x.crow_indices(), x.col_indices(), values, x.shape)
-        _TRANSPOSES[out] = _transpose_of(x)  # the same places are filled
-        return out
+        return _drop_stored(x.to_sparse_csr(), self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+@torch.compiler.disable
+def _drop_stored(x: Tensor, p: float) -> Tensor:
+    out = _csr(x.crow_indices(), x.col_indices(), F.dropout(x.values(), p), x.shape)
+    _TRANSPOSES[out] = _transpose_of(x)  # the same places are filled
+    return out
 
 
 class Linear(torch_geometric.nn.dense.linear.Linear):

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from attn_core import Cosine, Dot, attend, scatter_softmax
-from gat.conv.base import AttentionConv, check_features, is_autocast, pairs_of, trusted
+from attn_core import Cosine, Dot, PendingEdges, attend, scatter_softmax, weights
+from gat.conv.base import (
+    AttentionConv,
+    EdgeAttention,
+    check_features,
+    is_autocast,
+    pairs_of,
+    trusted,
+)
 
 
 @trusted
@@ -73,8 +80,7 @@ class AGNNConv(AttentionConv):
             raise TypeError(f"x is a {type(x).__name__}; AGNNConv expects a tensor [N, channels]")
         check_features(type(self).__name__, "x", x)
         support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
-        # As F.normalize, but in float16, where 1e-12 would be 0, features of 0 are no NaN
-        unit = Cosine(eps=max(1e-12, torch.finfo(x.dtype).tiny)).unit(x)
+        unit = _unit(x)
         if not self._is_fused():
             pairs, _ = pairs_of(support)
             # propagate_type: (x: Tensor, x_norm: Tensor)
@@ -82,6 +88,15 @@ class AGNNConv(AttentionConv):
             return out.to(torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype)
         query, key, value = (self.beta * unit).unsqueeze(1), unit.unsqueeze(1), x.unsqueeze(1)
         return attend(query, key, value, score=Dot(), support=support).output.squeeze(1)
+
+    def attention(self, x: Tensor, edge_index: Any) -> EdgeAttention:
+        """The weights `[E', 1]` with their edges; the arguments are those of `forward`."""
+        check_features(type(self).__name__, "x", x)
+        support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
+        unit = _unit(x).unsqueeze(1)
+        edges = support.resolve() if isinstance(support, PendingEdges) else support
+        found = weights(self.beta * unit, unit, score=Dot(), support=edges)
+        return EdgeAttention(pairs_of(edges)[0], found)
 
     def message(
         self,
@@ -95,3 +110,8 @@ class AGNNConv(AttentionConv):
         """What an edge carries to its target, `[E, C]`; the arguments are torch_geometric's."""
         logits = self.beta * (x_norm_i * x_norm_j).sum(-1)
         return x_j * scatter_softmax(logits, index, size_i).unsqueeze(-1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """As F.normalize, but in float16, where 1e-12 would be 0, features of 0 are no NaN."""
+    return Cosine(eps=max(1e-12, torch.finfo(x.dtype).tiny)).unit(x)
