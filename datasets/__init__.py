@@ -3,13 +3,15 @@
 A graph is one ``torch_geometric.data.Data`` with ``x`` (float32, ``[N, F]``), ``edge_index``
 (int64, ``[2, E]``, row 0 the source, row 1 the target), ``y`` (int64, ``[N]``), the bool masks
 ``train_mask``, ``val_mask`` and ``test_mask`` (``[N]``), ``name`` (str) and ``class_names`` (list
-of str, one per value of ``y``). Reviews are one ``LabelledReviews``.
+of str, one per value of ``y``); `dictionary_lookup` generates many small
+ones. Reviews are one ``LabelledReviews``.
 Pairs of sentences come as ``PairSplits``, sentences with a tag for each word as
 ``TaggedSentences``.
 """
 
 from .batches import Batch, Batches, EncodedPairs, bucketed, encode_pairs, in_order
 from .conllu import TaggedSentences, read_conllu
+from .dictionary_lookup import DictionaryLookup, LookupGraphs, dictionary_lookup
 from .digits import digits_graph
 from .fetch import DataFileError, cache_folder
 from .files import GraphFileError, from_files
@@ -27,9 +29,11 @@ __all__ = [
     "Batch",
     "Batches",
     "DataFileError",
+    "DictionaryLookup",
     "EncodedPairs",
     "GraphFileError",
     "LabelledReviews",
+    "LookupGraphs",
     "PairSplits",
     "Pairs",
     "Reviews",
@@ -40,6 +44,7 @@ __all__ = [
     "VocabularyError",
     "bucketed",
     "cache_folder",
+    "dictionary_lookup",
     "digits_graph",
     "encode_pairs",
     "from_files",
