@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attn_core.kernels import Call, choose, in_blocks
+from attn_core.kernels import Call, choose, in_blocks, scores_in_blocks
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
@@ -127,7 +127,7 @@ def _reference(call: Call) -> Attended:
 def _scored(call: Call) -> tuple[Call, Support, Tensor, Rows]:
     """The scores of all pairs, -inf where a pair does not exist, and the rows they form."""
     call, support = call.in_full_precision().on_resolved_support()
-    scores = call.scores(support)
+    scores = (scores_in_blocks if _backend == "auto" else Call.scores)(call, support)
     rows = support.rows(scores, call.num_keys)
     return call, support, rows.allow(scores), rows
 

@@ -195,13 +195,18 @@ def backward(
         grad_bias = grad_logits.new_zeros(p.num_rows, grad_logits.shape[1])
         grad_bias[p.pair] = grad_logits
 
-    of_score = _dot_backward if p.kind == "dot" else _additive_backward
-    grad_query, grad_key, grad_vector, grad_pair_key = of_score(
+    grad_query, grad_key, grad_vector, grad_pair_key = score_backward(
         p, grad_logits, need_query, need_key, need_vector, need_pair_key
     )
     return [
         grad_query, grad_key, grad_value, grad_vector, grad_bias, grad_pair_key, grad_pair_value,
     ]  # fmt: skip
+
+
+def score_backward(p: Problem, grad: Tensor, *needed: bool) -> tuple[Tensor | None, ...]:
+    """From those of the sorted logits, gradients of query, key, vector, pair_key where needed."""
+    of_score = _dot_backward if p.kind == "dot" else _additive_backward
+    return of_score(p, grad, *needed)
 
 
 def _dot_backward(

@@ -1,0 +1,171 @@
+"""Scores of edges, block by block, recomputed in the backward pass.
+
+Weights that are asked for, and normalisers without a fused kernel, need the logit of each pair. A
+score that is wider than one number would make vectors of E × H × D on the way, several of them with
+gradients; here they live for a block of pairs at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.kernels import csr
+from attn_core.kernels.call import Call
+from attn_core.scores import ACTIVATIONS, Additive, Dot
+from attn_core.supports import Edges, Support, cached_edges, handled_edges
+from attn_core.transforms import is_transformed
+
+SMALL = 2**20  # numbers in all pairs × heads × channels, below which blocks gain nothing
+
+
+def scores(call: Call, support: Support) -> Tensor:
+    """The logits of all pairs, bias included; those of many edges in blocks."""
+    score = call.score
+    if (
+        not isinstance(support, Edges)
+        or is_transformed()
+        or call.key.shape[-1] == 1
+        or support.num_edges * call.key.shape[1:].numel() <= SMALL
+    ):
+        return call.scores(support)
+    if isinstance(score, Dot):
+        kind, constant, vector = "dot", score.scale, None
+    elif isinstance(score, Additive) and score.activation in ACTIVATIONS:
+        kind, constant, vector = str(score.activation), score.negative_slope, score.vector
+    else:
+        return call.scores(support)
+    logits = torch.ops.attn_core.edge_scores(
+        call.query,
+        call.key,
+        vector,
+        call.pair_key,
+        support.pairs,
+        support.num_keys,
+        support.num_queries,
+        kind,
+        constant,
+    )
+    return logits if call.bias is None else logits + call.bias
+
+
+@torch.library.custom_op("attn_core::edge_scores", mutates_args=())
+def edge_scores(
+    query: Tensor | None,
+    key: Tensor,
+    vector: Tensor | None,
+    pair_key: Tensor | None,
+    edge_index: Tensor,
+    num_keys: int,
+    num_queries: int,
+    kind: str,
+    constant: float,
+) -> Tensor:
+    """Logits `[E, H]` in the order of edge_index; the arguments are those of `edge_attention`."""
+    problem = _problem(
+        query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
+    )
+    ordered = problem.logits()
+    logits = torch.empty_like(ordered)
+    logits[problem.pair] = ordered
+    return logits
+
+
+@edge_scores.register_fake
+def _(*inputs: Any) -> Tensor:
+    key, edge_index = inputs[1], inputs[4]
+    return key.new_empty(edge_index.shape[1], key.shape[1])
+
+
+@torch.library.custom_op("attn_core::edge_scores_backward", mutates_args=())
+def edge_scores_backward(
+    grad: Tensor,
+    needed: list[bool],
+    query: Tensor | None,
+    key: Tensor,
+    vector: Tensor | None,
+    pair_key: Tensor | None,
+    edge_index: Tensor,
+    num_keys: int,
+    num_queries: int,
+    kind: str,
+    constant: float,
+) -> list[Tensor]:
+    """Gradients of query, key, vector and pair_key; those that are not `needed` are empty."""
+    problem = _problem(
+        query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
+    )
+    gradients = csr.score_backward(problem, grad.index_select(0, problem.pair), *needed)
+    return [grad.new_empty(0) if g is None else g for g in gradients]
+
+
+@edge_scores_backward.register_fake
+def _(*inputs: Any) -> list[Tensor]:
+    grad, needed, given = inputs[0], inputs[1], inputs[2:6]
+    return [
+        x.new_empty(x.shape) if x is not None and need else grad.new_empty(0)
+        for x, need in zip(given, needed, strict=True)
+    ]
+
+
+def _problem(
+    query: Tensor | None,
+    key: Tensor,
+    vector: Tensor | None,
+    pair_key: Tensor | None,
+    edge_index: Tensor,
+    num_keys: int,
+    num_queries: int,
+    kind: str,
+    constant: float,
+) -> csr.Problem:
+    # By the pairs that Edges own, unless these Edges are gone by the time of the backward pass
+    edges = handled_edges(edge_index) or cached_edges(edge_index, num_keys, num_queries, False)
+    return csr.Problem.of(
+        edges,
+        None,
+        edges.num_edges,
+        query=query,
+        key=key,
+        value=key,
+        vector=vector,
+        bias=None,
+        pair_key=pair_key,
+        pair_value=None,
+        kind=kind,
+        constant=constant,
+        dropout=0.0,
+        seed=None,
+        pair_id=None,
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, num_keys, num_queries, kind, constant = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = num_keys, num_queries, kind, constant
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    *given, edge_index = ctx.saved_tensors
+    needed = [x is not None and need for x, need in zip(given, ctx.needs_input_grad, strict=False)]
+    gradients = torch.ops.attn_core.edge_scores_backward(
+        grad, needed, *given, edge_index, *ctx.settings
+    )
+    wanted = [g if need else None for g, need in zip(gradients, needed, strict=True)]
+    return *wanted, *[None] * 5
+
+
+edge_scores.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        "scores of many edges can be differentiated once: run the forward pass inside "
+        'attn_core.backend("reference") to differentiate twice'
+    )
+
+
+edge_scores_backward.register_autograd(_refuse)
