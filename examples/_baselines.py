@@ -30,7 +30,8 @@ def baselines(data: Data) -> list[Baseline]:
     Each has at most one setting, chosen by validation accuracy (the first of equals).
 
     Args:
-        data: a graph on the CPU with `x` [N, F], `edge_index` [2, E], `y` [N] and the masks.
+        data: a graph on the CPU with `x` [N, F] (dense or sparse), `edge_index` [2, E],
+            `y` [N] and the masks.
     """
     return [majority(data), logistic_regression(data), label_spreading(data)]
 
@@ -45,7 +46,7 @@ def majority(data: Data) -> Baseline:
 
 def logistic_regression(data: Data) -> Baseline:
     """Logistic regression on the features of each node alone (scikit-learn)."""
-    x, y, train = data.x.numpy(), data.y.numpy(), data.train_mask.numpy()
+    x, y, train = data.x.to_dense().numpy(), data.y.numpy(), data.train_mask.numpy()
     name = "logistic regression, features only"
     if len(np.unique(y[train])) == 1:
         return _best(name, data, [("", np.full(data.num_nodes, y[train][0]))])

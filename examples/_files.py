@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-
-from gat import GAT
+from safetensors.torch import save
 
 CHECKPOINT_FORMAT = 1
 
@@ -74,42 +72,6 @@ def save_model(folder: Path, weights: dict[str, Any], config: dict[str, Any]) ->
     write_atomically(path, lambda temporary: temporary.write_bytes(save(weights)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     write_json(folder / "config.json", {**config, "weights_sha256": digest})
-
-
-def load_model(folder: Path) -> tuple[GAT, dict[str, Any]]:
-    """Rebuilds the model that `save_model` wrote, ready to predict, and returns its config too.
-
-    Raises:
-        UserError: a file is missing or damaged, or weights and config do not belong together.
-    """
-    paths = folder / "config.json", folder / "model.safetensors"
-    try:
-        config = json.loads(paths[0].read_text(encoding="utf-8"))
-        digest = hashlib.sha256(paths[1].read_bytes()).hexdigest()
-        if digest != config["weights_sha256"]:
-            raise UserError(
-                f"{paths[1]} is damaged or belongs to another model: its sha256 is not the one in"
-                " config.json; train again, or copy both files together"
-            )
-        model = GAT(**config["model"])
-        if len(config["class_names"]) != model.config["out_channels"] or "node_ids" not in config:
-            raise ValueError("class_names or node_ids do not match the model")
-        model.load_state_dict(load_file(paths[1]))
-    except OSError as error:
-        raise UserError(
-            f"cannot read {error.filename}: {error.strerror}; --model must name the --out folder"
-            " of a training"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"{paths[0]} is damaged or not a model's ({error!r}); train again"
-        ) from error
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{paths[1]} does not fit the architecture in config.json: {reason}"
-        ) from error
-    return model.eval(), config
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

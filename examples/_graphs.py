@@ -13,6 +13,8 @@ from torch_geometric.data import Data
 from datasets import digits_graph, from_files, karate_club, planetoid
 from examples._files import UserError
 
+SPARSE_BELOW = 0.25  # the share of features that are not zero
+SPLITS = ("train", "val", "test")
 DATASETS = ("digits", "karate", "cora", "citeseer", "pubmed")
 # Options that only some graphs understand; the public splits are what they are.
 _OPTIONS = {
@@ -72,6 +74,8 @@ def add_graph_options(parser: argparse.ArgumentParser) -> None:
 def load_graph(args: argparse.Namespace) -> Data:
     """Loads the graph that the options name; sets `args.dataset` ("files" for the reader's own).
 
+    Features that are mostly zero come as a `torch.sparse_csr` matrix.
+
     Raises:
         UserError: options contradict each other or are out of range.
         GraphFileError, DataFileError: see `datasets`.
@@ -91,22 +95,56 @@ def load_graph(args: argparse.Namespace) -> Data:
     rename = {"split_seed": "seed", "neighbours": "k"}
     options = {rename.get(name, name): value for name, value in given.items()}
     try:
-        if args.dataset == "digits":
-            return digits_graph(**options)
-        if args.dataset == "karate":
-            return karate_club(**options)
-        if args.dataset == "files":
-            return from_files(
-                args.edges, args.features, args.labels, undirected=not args.directed, **options
-            )
-        return planetoid(args.dataset)
+        return with_sparse_features(_load(args, options))
     except ValueError as error:  # GraphFileError is one too
         raise UserError(str(error)) from error
 
 
+def _load(args: argparse.Namespace, options: dict[str, Any]) -> Data:
+    if args.dataset == "digits":
+        return digits_graph(**options)
+    if args.dataset == "karate":
+        return karate_club(**options)
+    if args.dataset == "files":
+        return from_files(
+            args.edges, args.features, args.labels, undirected=not args.directed, **options
+        )
+    return planetoid(args.dataset)
+
+
+def with_sparse_features(data: Data) -> Data:
+    """The same graph; features that are mostly zero become a `torch.sparse_csr` matrix."""
+    if data.x.count_nonzero() < SPARSE_BELOW * data.x.numel():
+        data.x = data.x.to_sparse_csr()
+    return data
+
+
+def is_multi_label(data: Data) -> bool:
+    """Whether a node may have several classes at once."""
+    return bool(data.y.dim() == 2)
+
+
+def split_views(data: Data) -> dict[str, Data]:
+    """What a model may see when it is judged on each split.
+
+    That is the one graph; where there are several, numbered by `data.graph` for each node,
+    those whose nodes are in the split.
+    """
+    if "graph" not in data:
+        return dict.fromkeys(SPLITS, data)
+    return {split: data.subgraph(data[f"{split}_mask"]) for split in SPLITS}
+
+
+def graphs_of(data: Data) -> list[Data]:
+    """The graphs that `data` holds, each by itself."""
+    if "graph" not in data:
+        return [data]
+    return [data.subgraph(data.graph == graph) for graph in data.graph.unique().tolist()]
+
+
 def check_splits(data: Data) -> None:
     """Raises UserError unless there are nodes to train on, to validate on and to test on."""
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         if not data[f"{split}_mask"].any():
             raise UserError(
                 f"no node is in the split {split!r}: --labels must label nodes for train, val and"
@@ -122,15 +160,17 @@ def fingerprint(data: Data) -> str:
             continue
         tensor: torch.Tensor = data[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        parts = [tensor]
+        if tensor.layout == torch.sparse_csr:
+            parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+        for part in parts:
+            digest.update(part.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def describe(data: Data) -> str:
     """One line about a graph."""
-    sizes = " / ".join(
-        f"{int(data[f'{split}_mask'].sum()):,}" for split in ("train", "val", "test")
-    )
+    sizes = " / ".join(f"{int(data[f'{split}_mask'].sum()):,}" for split in SPLITS)
     return (
         f"{data.name}: {data.num_nodes:,} nodes, {data.num_edges:,} directed edges,"
         f" {data.num_features:,} features, {len(data.class_names)} classes;"

@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 
 from examples._baselines import Baseline
 from examples._files import write_atomically
-from gat import GAT
+from examples._graph_models import Model
 from gat.plot import draw_attention, draw_embedding
 
 _SMALL = 60  # nodes; such a graph is drawn whole
@@ -22,7 +22,7 @@ _SMALL = 60  # nodes; such a graph is drawn whole
 
 def save_pictures(
     folder: Path,
-    model: GAT,
+    model: Model,
     data: Data,
     results: Sequence[dict[str, Any]],
     best_seed: int,
@@ -33,7 +33,7 @@ def save_pictures(
         model.eval()
         graph = data.x, data.edge_index, data.get("edge_attr")
         _, attention = model(*graph, return_attention_weights=True)
-        hidden = model.embed(*graph)
+        hidden = model.embed(*graph).to_dense()  # of one layer, what comes in
     # The attention that made the features which enter the last layer.
     edge_index, weights = attention[max(len(attention) - 2, 0)]
 

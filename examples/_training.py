@@ -1,4 +1,4 @@
-"""Training a GAT on one graph: epochs, early stopping, and states to go on from."""
+"""Training a model on graphs: epochs, early stopping, and states to go on from."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import copy
 import math
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import f1_score
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch_geometric.data import Data
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch_geometric.data import Batch, Data
 
 from examples._files import UserError
-from gat import GAT
+from examples._graph_models import Model, build
+from examples._graphs import graphs_of, split_views
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Settings:
     """What is trained, and how.
 
     Args:
-        model: the arguments of `GAT`.
+        model: the arguments of the model.
         lr: learning rate of Adam.
         weight_decay: factor of the squared norm of all parameters in the loss.
         epochs: the most epochs to train for.
         patience: stop after this many epochs without a new best on the validation nodes.
+        kind: of the model, one of `examples._graph_models.MODELS`.
+        batch_graphs: how many graphs a step looks at, where there are several.
     """
 
     model: dict[str, Any]
@@ -37,20 +41,46 @@ class Settings:
     weight_decay: float
     epochs: int
     patience: int
+    kind: str = "gat"
+    batch_graphs: int = 2
 
 
 @torch.no_grad()
-def evaluate(model: GAT, data: Data, splits: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """Mean cross-entropy and accuracy on the nodes of each split ("train", "val", "test")."""
+def evaluate(
+    model: Model, data: Data | Mapping[str, Data], splits: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """Mean cross-entropy and accuracy on the nodes of each split ("train", "val", "test").
+
+    With several labels per node, micro-F1 stands in for accuracy. `data` is a graph, or what
+    `split_views` makes of it.
+    """
     model.eval()
-    logits = model(data.x, data.edge_index, data.get("edge_attr"))
+    views = data if isinstance(data, Mapping) else split_views(data)
     scores = {}
+    seen = logits = None
     for split in splits:
-        mask = data[f"{split}_mask"]
-        loss = cross_entropy(logits[mask], data.y[mask])
-        right = logits[mask].argmax(dim=1) == data.y[mask]
-        scores[split] = loss.item(), right.double().mean().item()
+        view, mask = views[split], views[split][f"{split}_mask"]
+        if logits is None or view is not seen:
+            logits, seen = model(view.x, view.edge_index, view.get("edge_attr")), view
+        scores[split] = score(logits[mask], view.y[mask])
     return scores
+
+
+def score(logits: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy, and accuracy or micro-F1."""
+    if y.dim() == 2:
+        found = (logits > 0).cpu().numpy()
+        f1 = f1_score(y.cpu().numpy(), found, average="micro", zero_division=0)
+        return loss_of(logits, y).item(), float(f1)
+    right = logits.argmax(dim=1) == y
+    return loss_of(logits, y).item(), right.double().mean().item()
+
+
+def loss_of(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy of one label per node, or of each of several that may be true."""
+    if y.dim() == 2:
+        return binary_cross_entropy_with_logits(logits, y)
+    return cross_entropy(logits, y)
 
 
 class Run:
@@ -78,7 +108,9 @@ class Run:
         np.random.seed(seed)
         torch.manual_seed(seed)
         self.data, self.settings, self.seed = data, settings, seed
-        self.model = GAT(**settings.model).to(data.x.device)
+        self.views = split_views(data)
+        self.graphs = graphs_of(self.views["train"])
+        self.model = build(settings.kind, settings.model).to(data.x.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -100,18 +132,26 @@ class Run:
         """Trains for one epoch, then validates."""
         started = time.perf_counter()
         self.model.train()
-        self.optimizer.zero_grad()
-        data, mask = self.data, self.data.train_mask
-        logits = self.model(data.x, data.edge_index, data.get("edge_attr"))
-        cross_entropy(logits[mask], data.y[mask]).backward()
-        self.optimizer.step()
+        for data in self._batches():
+            self.optimizer.zero_grad()
+            logits = self.model(data.x, data.edge_index, data.get("edge_attr"))
+            loss_of(logits[data.train_mask], data.y[data.train_mask]).backward()
+            self.optimizer.step()
         self.epoch += 1
-        scores = evaluate(self.model, self.data, ("train", "val"))
+        scores = evaluate(self.model, self.views, ("train", "val"))
         for split, (loss, accuracy) in scores.items():
             self.history[f"{split}_loss"].append(loss)
             self.history[f"{split}_accuracy"].append(accuracy)
         self._stop_early(*scores["val"])
         self.seconds += time.perf_counter() - started
+
+    def _batches(self) -> Iterator[Data]:
+        """What the steps of an epoch look at: the graph, or a few of the training graphs each."""
+        if len(self.graphs) == 1:
+            yield self.graphs[0]
+            return
+        for chosen in torch.randperm(len(self.graphs)).split(self.settings.batch_graphs):
+            yield Batch.from_data_list([self.graphs[i] for i in chosen.tolist()])
 
     def _stop_early(self, loss: float, accuracy: float) -> None:
         if not math.isfinite(loss):
@@ -130,7 +170,7 @@ class Run:
         """The scores of the weights that were kept; the first look at the test nodes."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.best["weights"])
-        scores = evaluate(model, self.data, ("train", "val", "test"))
+        scores = evaluate(model, self.views, ("train", "val", "test"))
         return {
             "seed": self.seed,
             "epochs": self.epoch,

@@ -2,6 +2,7 @@
 
     python -m examples.node_classification                        # handwritten digits, offline
     python -m examples.node_classification --dataset cora --runs 10
+    python -m examples.node_classification --dataset cora --model gatv2
     python -m examples.node_classification --edges edges.csv --features x.csv --labels labels.csv
     python -m examples.node_classification predict --model runs/digits --output predictions.csv
 
@@ -18,6 +19,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -34,13 +36,13 @@ from examples._baselines import Baseline, baselines
 from examples._files import (
     UserError,
     load_checkpoint,
-    load_model,
     prepare_folder,
     save_checkpoint,
     save_model,
     write_atomically,
     write_json,
 )
+from examples._graph_models import MODELS, NAMES, arguments_of, build, check_options, load_model
 from examples._graphs import (
     SEED,
     add_graph_options,
@@ -53,11 +55,11 @@ from examples._graphs import (
 from examples._pictures import save_pictures
 from examples._program import Parser, check_device, mean_and_deviation
 from examples._training import Progress, Run, Settings
-from gat import GAT
 
 # The hyper-parameters of "Graph Attention Networks" (Veličković et al., 2018).
 PAPER: dict[str, Any] = {
-    "layers": 2, "hidden": 8, "heads": 8, "out_heads": 1, "dropout": 0.6, "residual": False,
+    "layers": 2, "hidden": 8, "heads": 8, "out_heads": 1, "dropout": 0.6, "value_dropout": 0.0,
+    "residual": False, "norm": False, "feed_forward": 0, "jumping": None,
     "lr": 0.005, "weight_decay": 5e-4, "epochs": 1000, "patience": 100,
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -72,13 +74,30 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "pubmed": {**PAPER, "out_heads": 8, "lr": 0.01, "weight_decay": 1e-3},
     "files": PAPER,
 }  # fmt: skip
+# What other models differ in: AGNN's from its paper (Thekumparampil et al., 2018), as for Cora.
+OF_MODEL: dict[str, dict[str, Any]] = {
+    "gat": {},
+    "gatv2": {},
+    "transformer": {"residual": True},
+    "agnn": {"hidden": 16, "dropout": 0.5, "lr": 0.01, "weight_decay": 5e-4},
+}
 # What must not change between a training and its resumption, besides the graph itself.
-BINDING = ("dataset", "neighbours", "labels_per_class", "split_seed", *PAPER, "seed", "device")
+BINDING = (
+    "dataset",
+    "model",
+    "neighbours",
+    "labels_per_class",
+    "split_seed",
+    *PAPER,
+    "seed",
+    "device",
+)
 PROGRAM = "python -m examples.node_classification"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch: "in beta state"
     words = list(sys.argv[1:] if argv is None else argv)
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:  # a polite kill is a Ctrl-C
@@ -157,28 +176,21 @@ def prepare(args: argparse.Namespace) -> Task:
     check_device(args.device)
     data = load_graph(args)
     check_splits(data)
-    for option, value in DEFAULTS[args.dataset].items():
+    check_options(args)
+    for option, value in {**DEFAULTS[args.dataset], **OF_MODEL[args.model]}.items():
         if getattr(args, option) is None:
             setattr(args, option, value)
     settings = Settings(
-        model={
-            "in_channels": data.num_features,
-            "hidden_channels": args.hidden,
-            "out_channels": len(data.class_names),
-            "num_layers": args.layers,
-            "heads": args.heads,
-            "out_heads": args.out_heads,
-            "dropout": args.dropout,
-            "residual": args.residual,
-            "edge_dim": edge_width(data),
-        },
+        model=arguments_of(args, data.num_features, len(data.class_names), edge_width(data)),
+        kind=args.model,
         lr=args.lr,
         weight_decay=args.weight_decay,
         epochs=args.epochs,
         patience=args.patience,
     )
     config = {name: getattr(args, name) for name in BINDING} | {"graph": fingerprint(data)}
-    task = Task(args, data, settings, config, Path(args.out or Path("runs", data.name)))
+    name = data.name if args.model == "gat" else f"{data.name}-{args.model}"
+    task = Task(args, data, settings, config, Path(args.out or Path("runs", name)))
     prepare_folder(task.folder)
     if args.resume:
         task.progress = resume(task)
@@ -304,7 +316,8 @@ def write_results(task: Task) -> None:
     # Without features of their own, nodes are known by their place; the model fits these only.
     own_nodes = data.node_ids if task.args.edges and not task.args.features else None
     model = {
-        "model": GAT(**task.settings.model).config,
+        "kind": task.settings.kind,
+        "model": build(task.settings.kind, task.settings.model).config,
         "class_names": data.class_names,
         "node_ids": own_nodes,
     }
@@ -317,7 +330,7 @@ def without_history(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(task: Task) -> str:
-    """Accuracies of the GAT and of its rivals, aligned."""
+    """Accuracies of the model and of its rivals, aligned."""
     results = task.progress.results
 
     def percent(measure: str) -> str:
@@ -331,7 +344,7 @@ def table(task: Task) -> str:
         for name, setting, val, test in task.rivals
     ]
     rows += [
-        ("GAT", f"{len(results)} run{'s' * (len(results) > 1)}",
+        (NAMES[task.settings.kind], f"{len(results)} run{'s' * (len(results) > 1)}",
          percent("val_accuracy"), percent("test_accuracy"))
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -348,7 +361,7 @@ def draw(task: Task) -> None:
     """Writes the pictures of the best run."""
     best = task.progress.best
     assert best is not None
-    model = GAT(**task.settings.model)
+    model = build(task.settings.kind, task.settings.model)
     model.load_state_dict(best["weights"])
     save_pictures(task.folder, model, task.data, task.progress.results, best["seed"], task.rivals)
 
@@ -370,10 +383,10 @@ def predict(args: argparse.Namespace) -> int:
             f"the graph has {data.num_features} features per node, but the model in {args.model}"
             f" was trained on {width}; give it a graph with the same features"
         )
-    if edge_width(data) != model.config["edge_dim"]:
+    if edge_width(data) != (edge_dim := model.config.get("edge_dim")):
         raise UserError(
             f"the graph has {edge_width(data) or 0} numbers per edge, but the model in {args.model}"
-            f" was trained on {model.config['edge_dim'] or 0}; give --edges the same columns"
+            f" was trained on {edge_dim or 0}; give --edges the same columns"
         )
     nodes = data.get("node_ids") or [str(node) for node in range(data.num_nodes)]
     if config["node_ids"] not in (None, nodes):
@@ -410,15 +423,25 @@ def training_parser() -> argparse.ArgumentParser:
     )
     add_graph_options(parser)
     count, factor, share = number(int, 1), number(float, 0), number(float, 0, below=1)
-    group = parser.add_argument_group(
-        "model (defaults: the GAT paper's; --dataset digits has its own)"
-    )
+    group = parser.add_argument_group("model (defaults: the paper's; --dataset digits has its own)")
+    group.add_argument("--model", choices=MODELS, default="gat", help="default: gat")
     group.add_argument("--layers", type=count)
     group.add_argument("--hidden", type=count, help="channels per head of the hidden layers")
     group.add_argument("--heads", type=count, help="of the hidden layers")
     group.add_argument("--out-heads", type=count, help="of the last layer, averaged")
     group.add_argument("--dropout", type=share, help="of layer inputs and attention weights")
+    group.add_argument(
+        "--value-dropout", type=share, help="of what nodes hand on, as in the code of GAT's authors"
+    )
     group.add_argument("--residual", action="store_true", default=None, help="add skip connections")
+    group.add_argument("--norm", action="store_true", default=None, help="add layer normalisation")
+    group.add_argument(
+        "--feed-forward", type=number(int, 0), metavar="K",
+        help="add feed-forward networks with K times the width; 0: none",
+    )  # fmt: skip
+    group.add_argument(
+        "--jumping", choices=("cat", "max", "lstm"), help="let the output see all layers"
+    )
 
     group = parser.add_argument_group("training (defaults: as above)")
     group.add_argument("--lr", type=number(float, 0, below=1000), help="learning rate of Adam")

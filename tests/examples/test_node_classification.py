@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from examples import _files, _training, node_classification
-from examples._files import load_checkpoint, load_model, save_checkpoint
+from examples._files import load_checkpoint, save_checkpoint
+from examples._graph_models import load_model
 from examples.node_classification import PROGRAM, main
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,105 @@
+"""The models that `examples.node_classification` trains, and how each is set up."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from examples._files import UserError
+from gat import AGNN, GAT, GATv2, GraphTransformer
+
+Model = GAT | GATv2 | GraphTransformer | AGNN
+MODELS: dict[str, type[Model]] = {
+    "gat": GAT, "gatv2": GATv2, "transformer": GraphTransformer, "agnn": AGNN,
+}  # fmt: skip
+NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
+# Options of the command line that are arguments of each model, and what they are called there.
+COMMON = {"hidden": "hidden_channels", "layers": "num_layers", "dropout": "dropout"}
+ATTENTION = {
+    name: name
+    for name in (
+        "heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping",
+    )
+}  # fmt: skip
+
+
+def build(kind: str, arguments: dict[str, Any]) -> Model:
+    """A model of that kind, from its arguments.
+
+    >>> build("agnn", {"in_channels": 4, "hidden_channels": 8, "out_channels": 3}).config["dropout"]
+    0.5
+    """
+    return MODELS[kind](**arguments)
+
+
+def arguments_of(
+    args: argparse.Namespace, in_channels: int, out_channels: int, edge_dim: int | None
+) -> dict[str, Any]:
+    """The arguments of the model that the options name.
+
+    Raises:
+        UserError: edges have features, and the model has no use for them.
+    """
+    names = COMMON if args.model == "agnn" else COMMON | ATTENTION
+    arguments = {argument: getattr(args, option) for option, argument in names.items()}
+    arguments |= {"in_channels": in_channels, "out_channels": out_channels}
+    if args.model != "agnn":
+        return arguments | {"edge_dim": edge_dim}
+    if edge_dim is not None:
+        raise UserError(
+            f"the edges have {edge_dim} numbers each, of which --model agnn makes no use: choose"
+            " another model, or leave out these columns"
+        )
+    return arguments
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError if an option is given that the model does not have."""
+    if args.model == "agnn":
+        for option in ATTENTION:
+            if getattr(args, option) is not None:
+                raise UserError(
+                    f"--{option.replace('_', '-')} has no meaning for --model agnn; leave it out"
+                )
+
+
+def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """Rebuilds the model that `save_model` wrote, ready to predict, and returns its config too.
+
+    Raises:
+        UserError: a file is missing or damaged, or weights and config do not belong together.
+    """
+    paths = folder / "config.json", folder / "model.safetensors"
+    try:
+        config = json.loads(paths[0].read_text(encoding="utf-8"))
+        digest = hashlib.sha256(paths[1].read_bytes()).hexdigest()
+        if digest != config["weights_sha256"]:
+            raise UserError(
+                f"{paths[1]} is damaged or belongs to another model: its sha256 is not the one in"
+                " config.json; train again, or copy both files together"
+            )
+        model = build(config["kind"], config["model"])
+        if len(config["class_names"]) != model.config["out_channels"] or "node_ids" not in config:
+            raise ValueError("class_names or node_ids do not match the model")
+        model.load_state_dict(load_file(paths[1]))
+    except OSError as error:
+        raise UserError(
+            f"cannot read {error.filename}: {error.strerror}; --model must name the --out folder"
+            " of a training"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise UserError(
+            f"{paths[0]} is damaged or not a model's ({error!r}); train again"
+        ) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{paths[1]} does not fit the architecture in config.json: {reason}"
+        ) from error
+    return model.eval(), config
