@@ -1,5 +1,6 @@
 """Graph attention layers and models that drop into torch_geometric code."""
 
+from gat.attention import LayerAttention, attention_weights
 from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
 from gat.models import AGNN, GAT, GATv2, GraphTransformer
 from gat.sparse import SparseDropout
@@ -13,6 +14,8 @@ __all__ = [
     "GATv2",
     "GATv2Conv",
     "GraphTransformer",
+    "LayerAttention",
     "SparseDropout",
     "TransformerConv",
+    "attention_weights",
 ]

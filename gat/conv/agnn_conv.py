@@ -11,12 +11,12 @@ from torch.nn import Parameter
 from attn_core import Cosine, Dot, PendingEdges, attend, scatter_softmax, weights
 from gat.conv.base import (
     AttentionConv,
-    EdgeAttention,
     check_features,
     is_autocast,
     pairs_of,
     trusted,
 )
+from gat.edge_attention import EdgeAttention
 
 
 @trusted

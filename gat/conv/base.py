@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 from attn_core import Edges, PendingEdges
 from attn_core.supports import as_plain
 from gat.checks import check_probability
+from gat.edge_attention import EdgeAttention
 
 _HOOKS = tuple(
     f"_{step}_forward_{when}hooks"
@@ -25,18 +26,6 @@ _HOOKS = tuple(
     for when in ("pre_", "")
 )
 _STEPS = ("message", "edge_update", "aggregate", "update", "message_and_aggregate")
-
-
-class EdgeAttention(NamedTuple):
-    """Attention weights with the edges that they belong to.
-
-    Attributes:
-        edge_index: int64 `[2, E']`, sources and targets; self-loops that a layer added come last.
-        weights: `[E', H]`, before dropout; those of one target and head sum to 1.
-    """
-
-    edge_index: Tensor
-    weights: Tensor
 
 
 class AttentionConv(MessagePassing):
@@ -56,6 +45,10 @@ class AttentionConv(MessagePassing):
     value_dropout: float = 0.0
     """The probability with which a number that a node hands on is dropped in training; to be set
     on a layer, since torch_geometric's have no such argument. Scores see all numbers."""
+
+    def returns_weights(self, asked: bool | None) -> bool:
+        """Whether forward returns a tuple for this `return_attention_weights`."""
+        return bool(asked)
 
     def _is_fused(self) -> bool:
         """Whether nobody watches or changes message passing, so that it need not take place."""
@@ -122,6 +115,12 @@ class AttentionConv(MessagePassing):
         """
         if edge_attr is None:
             edge_attr = _stored_features(edge_index)
+            if edge_attr is None and edge_dim is not None and not torch.compiler.is_compiling():
+                warn_caller(
+                    f"edge_attr is None, but {type(self).__name__} was built with "
+                    f"edge_dim={edge_dim}, and attends as if all features of edges were zero: give "
+                    "it edge_attr, or build it with edge_dim=None"
+                )
             if edge_attr is None or edge_dim is None:
                 return None
         given = list(edge_attr.shape)

@@ -168,7 +168,7 @@ class GATConv(AttentionConv):
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        need_weights = bool(return_attention_weights)
+        need_weights = self.returns_weights(return_attention_weights)
         # How many weights there are depends on the data: torch.compile must then see the pairs
         if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
             out, weights, _ = attend(
@@ -190,15 +190,16 @@ class GATConv(AttentionConv):
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
 
-        out = self._merge_heads(out)
+        # Autocast's dtype in every case: its sums are float32, and so is the bias
+        out = self._merge_heads(out).to(h_src.dtype)
         if residual is not None:
             out = out + residual
         if self.bias is not None:
-            out = out + self.bias
+            out = out + self.bias.to(h_src.dtype)
         if not need_weights:
             return out
         assert pairs is not None and weights is not None
-        return out, weights_like_input(edge_index, support, pairs, weights)
+        return out, weights_like_input(edge_index, support, pairs, weights.to(h_src.dtype))
 
     def _project(
         self, x: Tensor | tuple[Tensor, Tensor | None]

@@ -154,7 +154,7 @@ class GATv2Conv(AttentionConv):
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        need_weights = bool(return_attention_weights)
+        need_weights = self.returns_weights(return_attention_weights)
         # How many weights there are depends on the data: torch.compile must then see the pairs
         if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
             out, weights, _ = attend(

@@ -116,6 +116,10 @@ class TransformerConv(AttentionConv):
             if linear is not None:
                 linear.reset_parameters()
 
+    def returns_weights(self, asked: bool | None) -> bool:
+        """As in torch_geometric, forward returns a tuple for False too in this layer."""
+        return isinstance(asked, bool)
+
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor],
@@ -158,7 +162,7 @@ class TransformerConv(AttentionConv):
                 "for these: build the Edges with self_loops=False"
             )
 
-        need_weights = isinstance(return_attention_weights, bool)
+        need_weights = self.returns_weights(return_attention_weights)
         if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
             of_edges = None if edge_attr is None else self._project_edges(edge_attr)
             out, weights, _ = attend(

@@ -1,4 +1,4 @@
-"""What GATv2Conv, TransformerConv and AGNNConv have in common, being drop-ins over one base."""
+"""What the layers have in common, being drop-ins over one base."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from tests.gat.conftest import EDGES, KINDS, SIMPLE, assert_same
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 ARGUMENTS: dict[str, tuple[int, ...]] = {
+    "GATConv": (4, 3, 2),
     "GATv2Conv": (4, 3, 2),
     "TransformerConv": (4, 3, 2),
     "AGNNConv": (),
 }
-WITH_EDGE_FEATURES = ["GATv2Conv", "TransformerConv"]
+WITH_EDGE_FEATURES = ["GATConv", "GATv2Conv", "TransformerConv"]
 PATHS = ["fused", "reference", "messages"]
 
 
@@ -186,7 +187,7 @@ def test_a_sorted_edge_index_keeps_its_order_when_self_loops_come(
 @pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
 def test_the_flow_decides_which_row_names_the_sources(name: str) -> None:
     """An EdgeIndex that comes back, and the check of node numbers, follow it."""
-    options = {"add_self_loops": False} if name == "GATv2Conv" else {}
+    options = {} if name == "TransformerConv" else {"add_self_loops": False}
     layer = build(name, (4, 4), 3, flow="target_to_source", **options)
     sources, targets = X, X[:2]
     edge_index = torch.tensor([[0, 1, 1], [5, 0, 3]])  # row 1 has the sources here
@@ -214,6 +215,7 @@ def test_a_graph_without_edges(name: str, nodes: int, loops: bool) -> None:
     out = layer(x, torch.zeros(2, 0, dtype=torch.int64))
     out.sum().backward()
     expected = {
+        "GATConv": lambda: layer.lin(x) if loops else torch.zeros(nodes, 6),
         "GATv2Conv": lambda: layer.lin_l(x) if loops else torch.zeros(nodes, 6),
         "TransformerConv": lambda: layer.lin_skip(x),
         "AGNNConv": lambda: x if loops else torch.zeros(nodes, 4),
@@ -293,9 +295,10 @@ def test_the_same_call_gives_the_same_bits(name: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
 def test_dropout_follows_the_seed_and_keeps_the_mean(name: str) -> None:
-    options = {"GATv2Conv": {"add_self_loops": False}, "TransformerConv": {"root_weight": False}}
-    layer = build(name, 1, 1, dropout=0.5, bias=False, **options[name])
-    torch.nn.init.ones_(layer.lin_l.weight if name == "GATv2Conv" else layer.lin_value.weight)
+    option = "root_weight" if name == "TransformerConv" else "add_self_loops"
+    layer = build(name, 1, 1, dropout=0.5, bias=False, **{option: False})
+    values = {"GATConv": "lin", "GATv2Conv": "lin_l", "TransformerConv": "lin_value"}[name]
+    torch.nn.init.ones_(getattr(layer, values).weight)
     pairs = torch.arange(2000).repeat(2, 1)  # each node sees itself alone: 0 or 2 comes out
 
     def draw(seed: int) -> Tensor:
@@ -329,7 +332,7 @@ def test_returned_weights_sum_to_one_before_dropout(
 @pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
 def test_dropout_of_all_or_nothing(name: str) -> None:
     layer = build(name, dropout=1.0)
-    rest = layer.bias.expand(6, 6) if name == "GATv2Conv" else layer.lin_skip(X)
+    rest = layer.lin_skip(X) if name == "TransformerConv" else layer.bias.expand(6, 6)
     assert torch.equal(layer(X, EDGES), rest)
     layer.dropout = 0.0
     assert torch.equal(layer(X, EDGES), layer.eval()(X, EDGES))
@@ -365,7 +368,7 @@ def test_a_bad_edge_index_is_told_apart(name: str, bad: Tensor, path: str) -> No
         layer(X, bad)
 
 
-@pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
+@pytest.mark.parametrize("name", ["GATv2Conv", "TransformerConv"])
 def test_features_of_the_targets_cannot_be_left_out(name: str) -> None:
     layer = build(name, (4, 4), 3)
     with pytest.raises(ValueError) as raised:
@@ -457,9 +460,27 @@ def test_edge_attr_without_edge_dim_warns_at_the_callers_line(name: str) -> None
 
 
 @pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
-def test_edge_dim_without_edge_attr_attends_without_features(name: str) -> None:
+def test_edge_dim_without_edge_attr_attends_without_features_and_warns(name: str) -> None:
     layer = build(name, edge_dim=2)
-    out = layer(X, EDGES)
+    with pytest.warns(UserWarning) as caught:
+        line = inspect.currentframe().f_lineno + 1  # type: ignore[union-attr]
+        out = layer(X, EDGES)
+    assert [(w.filename, w.lineno) for w in caught] == [(__file__, line)]
+    assert str(caught[0].message) == (
+        f"edge_attr is None, but {name} was built with edge_dim=2, and attends as if all features "
+        "of edges were zero: give it edge_attr, or build it with edge_dim=None"
+    )
     plain = build(name)
     plain.load_state_dict(layer.state_dict(), strict=False)  # all but the map of edge features
     torch.testing.assert_close(out, plain(X, EDGES))
+    torch.testing.assert_close(out, layer(X, EDGES, torch.zeros(8, 2)))
+
+
+@pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
+def test_features_stored_in_a_sparse_matrix_need_no_edge_attr(
+    name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    build(name, edge_dim=2)(
+        X, torch.sparse_coo_tensor(SIMPLE.flip(0), torch.ones(6, 2), (6, 6, 2)).coalesce()
+    )
+    assert not [w for w in recwarn if "edge_attr" in str(w.message)]

@@ -260,6 +260,21 @@ def test_a_view_of_features_is_as_good_as_a_copy() -> None:
     assert torch.equal(layer(wide, EDGES), layer(wide.contiguous(), EDGES))
 
 
+@pytest.mark.parametrize("path", ["fused", "reference", "messages"])
+def test_a_node_whose_scores_are_all_minus_infinity_attends_to_nothing(path: str) -> None:
+    layer, x = scalar_layer(edge_dim=1, add_self_loops=False), X[:, :1].clone().requires_grad_()
+    edge_index = torch.tensor([[0, 1, 0], [2, 2, 1]])
+    edge_attr = torch.tensor([-math.inf, -math.inf, 0.0])
+    if path == "messages":
+        layer.register_message_forward_hook(lambda *_: None)
+    with backend("reference" if path == "reference" else "auto"):
+        out, (_, weights) = layer(x, edge_index, edge_attr, return_attention_weights=True)
+        out.sum().backward()
+    assert weights[:, 0].tolist() == [0, 0, 1]  # theirs gives NaN
+    assert out[2] == 0
+    assert torch.isfinite(x.grad).all()
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(mode: Any) -> None:
     layer = GATConv(4, 3)

@@ -1,0 +1,167 @@
+"""The attention of every layer of a model, in one call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from attn_core.edge_index import as_plain, read_edge_index
+from gat.conv.agnn_conv import AGNNConv
+from gat.conv.base import AttentionConv
+from gat.edge_attention import EdgeAttention, TopEdges
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """What one layer attended to, in one call of it.
+
+    Attributes:
+        name: the layer's name in the model, as `named_modules` has it; "" for the model itself.
+        edge_index: int64 `[2, E']`, row 0 whom it attends to, row 1 who attends: the edges that the
+            layer was given, then the self-loops that it added.
+        weights: `[E', H]`, before dropout, with gradients.
+        size: the numbers of sources and targets.
+    """
+
+    name: str
+    edge_index: Tensor
+    weights: Tensor
+    size: tuple[int, int]
+
+    def to_dense(self) -> Tensor:
+        """The weights as matrices `[H, targets, sources]`; see `EdgeAttention.to_dense`."""
+        return self._attention.to_dense(self.size)
+
+    def to_networkx(self, *, head: int | None = None, bipartite: bool = False) -> nx.MultiDiGraph:
+        """A networkx graph with all nodes of the layer; see `EdgeAttention.to_networkx`."""
+        return self._attention.to_networkx(self.size, head=head, bipartite=bipartite)
+
+    def top_k(self, node: int, k: int = 5, *, head: int | None = None) -> TopEdges:
+        """The k edges over which a node attends most; see `EdgeAttention.top_k`."""
+        if node >= self.size[1]:
+            raise IndexError(f"node is {node}; layer {self.name!r} has {self.size[1]} targets")
+        return self._attention.top_k(node, k, head=head)
+
+    @property
+    def _attention(self) -> EdgeAttention:
+        return EdgeAttention(self.edge_index, self.weights)
+
+    def __repr__(self) -> str:
+        edges, heads = self.weights.shape
+        return f"LayerAttention({self.name!r}, edges={edges}, heads={heads}, size={self.size})"
+
+
+def attention_weights(model: nn.Module, *args: Any, **kwargs: Any) -> list[LayerAttention]:
+    """Call a model and return what each of its layers attended to.
+
+    The model need not know how to return weights: one of `gat`'s, a `BasicGNN` or `Sequential` of
+    torch_geometric, a module of your own. It runs once, in the mode and with the gradients that the
+    caller has chosen, compiled code as if it were not; nothing is left behind in it.
+
+    Args:
+        model: a module with attention layers of `gat` in it, or one such layer; those of
+            torch_geometric become such by `gat.replace(model)`.
+        *args, **kwargs: what the model is called with.
+
+    Returns:
+        One LayerAttention for each call of a layer, in the order of the calls.
+
+    Raises:
+        ValueError: the model has no attention layer.
+        TypeError: it has a subclass of one whose forward cannot be asked for weights.
+
+    >>> import gat
+    >>> model = gat.GAT(in_channels=4, hidden_channels=8, out_channels=3, heads=2).eval()
+    >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+    >>> for layer in attention_weights(model, x, edge_index):
+    ...     print(layer)
+    LayerAttention('convs.0', edges=9, heads=2, size=(5, 5))
+    LayerAttention('convs.1', edges=9, heads=1, size=(5, 5))
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, AttentionConv)}
+    if not layers:
+        raise ValueError(
+            f"model is a {type(model).__name__} without attention layers of gat: "
+            "gat.replace(model) puts them in the place of torch_geometric's"
+        )
+    found: list[LayerAttention] = []
+    handles: list[Any] = []
+    try:
+        for name, layer in layers.items():
+            watch = _watch_agnn if isinstance(layer, AGNNConv) else _watch
+            handles += watch(name, layer, found.append)
+        with torch.compiler.set_stance("force_eager"):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+_Report = Callable[[LayerAttention], None]
+
+
+def _watch(name: str, layer: AttentionConv, report: _Report) -> list[Any]:
+    """Have every call of a layer return its weights, and take them off before its caller sees."""
+    signature = inspect.signature(layer.forward)
+    if "return_attention_weights" not in signature.parameters:
+        raise TypeError(
+            f"layer {name!r} is a {type(layer).__name__}, whose forward takes no "
+            "return_attention_weights: let it take that argument and pass it on"
+        )
+    calls: list[tuple[Any, Any]] = []  # a layer may be called while it is being called
+
+    def ask(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        calls.append((given.arguments["x"], given.arguments.get("return_attention_weights")))
+        given.arguments["return_attention_weights"] = True
+        return given.args, given.kwargs
+
+    def take(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+        x, asked = calls.pop()
+        out, attention = result
+        report(_layer_attention(name, layer, x, out, attention))
+        return result if layer.returns_weights(asked) else out
+
+    # Outside what else is hooked in, which should see nothing of this
+    return [
+        layer.register_forward_pre_hook(ask, with_kwargs=True),
+        layer.register_forward_hook(take, with_kwargs=True, prepend=True),
+    ]
+
+
+def _watch_agnn(name: str, layer: AGNNConv, report: _Report) -> list[Any]:
+    """AGNNConv returns no weights, but tells what they are."""
+    signature = inspect.signature(layer.forward)
+
+    def take(_: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        x, edge_index = given["x"], given["edge_index"]
+        report(_layer_attention(name, layer, x, out, layer.attention(x, edge_index)))
+
+    return [layer.register_forward_hook(take, with_kwargs=True, prepend=True)]
+
+
+def _layer_attention(
+    name: str, layer: AttentionConv, x: Any, out: Tensor, attention: Any
+) -> LayerAttention:
+    """Weights in any of the forms that torch_geometric returns, as pairs and their numbers."""
+    if isinstance(attention, EdgeAttention):
+        pairs, weights = as_plain(attention.edge_index), attention.weights
+    elif isinstance(attention, tuple):  # a sparse matrix, and the weights of its entries
+        matrix, weights = attention
+        pairs = read_edge_index(matrix, None).pairs
+    else:  # a torch_sparse.SparseTensor, which holds the weights
+        pairs, weights = read_edge_index(attention, None).pairs, attention.coo()[2]
+    if layer.flow == "target_to_source":
+        pairs = pairs.flip(0)
+    sources = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
+    return LayerAttention(name, pairs, weights, (sources, out.shape[0]))
