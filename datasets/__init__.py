@@ -22,6 +22,7 @@ from .multi30k import multi30k
 from .pairs import Pairs, PairSplits
 from .parallel_text import TextFileError, parallel_text
 from .planetoid import planetoid
+from .ppi import PPIGraphs, ppi
 from .tokens import Tokenizer
 from .vocabulary import Vocabulary, VocabularyError
 
@@ -34,6 +35,7 @@ __all__ = [
     "GraphFileError",
     "LabelledReviews",
     "LookupGraphs",
+    "PPIGraphs",
     "PairSplits",
     "Pairs",
     "Reviews",
@@ -56,6 +58,7 @@ __all__ = [
     "multi30k",
     "parallel_text",
     "planetoid",
+    "ppi",
     "read_conllu",
     "reviews_from_csv",
     "split_words",
