@@ -3,6 +3,7 @@
 from gat.attention import LayerAttention, attention_weights
 from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
 from gat.models import AGNN, GAT, GATv2, GraphTransformer
+from gat.replace import Replacement, replace
 from gat.sparse import SparseDropout
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "GATv2Conv",
     "GraphTransformer",
     "LayerAttention",
+    "Replacement",
     "SparseDropout",
     "TransformerConv",
     "attention_weights",
+    "replace",
 ]
