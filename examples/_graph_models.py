@@ -85,8 +85,10 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
                 " config.json; train again, or copy both files together"
             )
         model = build(config["kind"], config["model"])
-        if len(config["class_names"]) != model.config["out_channels"] or "node_ids" not in config:
-            raise ValueError("class_names or node_ids do not match the model")
+        if len(config["class_names"]) != model.config["out_channels"]:
+            raise ValueError("class_names do not match the model")
+        if missing := {"node_ids", "multi_label"} - set(config):
+            raise KeyError(*missing)
         model.load_state_dict(load_file(paths[1]))
     except OSError as error:
         raise UserError(

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
-from datasets import digits_graph, from_files, karate_club, planetoid
+from datasets import PPIGraphs, digits_graph, from_files, karate_club, planetoid, ppi
 from examples._files import UserError
 
 SPARSE_BELOW = 0.25  # the share of features that are not zero
 SPLITS = ("train", "val", "test")
-DATASETS = ("digits", "karate", "cora", "citeseer", "pubmed")
+DATASETS = ("digits", "karate", "cora", "citeseer", "pubmed", "ppi")
 # Options that only some graphs understand; the public splits are what they are.
 _OPTIONS = {
     "neighbours": ("digits",),
@@ -109,7 +109,24 @@ def _load(args: argparse.Namespace, options: dict[str, Any]) -> Data:
         return from_files(
             args.edges, args.features, args.labels, undirected=not args.directed, **options
         )
+    if args.dataset == "ppi":
+        return joined(ppi())
     return planetoid(args.dataset)
+
+
+def joined(graphs: PPIGraphs) -> Data:
+    """Many graphs as one without edges between them; `graph` is the number of each node's graph."""
+    data = Batch.from_data_list([*graphs.train, *graphs.val, *graphs.test])
+    split = torch.tensor([n for n, of_split in enumerate(graphs) for _ in of_split])[data.batch]
+    return Data(
+        x=data.x,
+        edge_index=data.edge_index,
+        y=data.y,
+        graph=data.batch,
+        **{f"{name}_mask": split == n for n, name in enumerate(SPLITS)},
+        name="ppi",
+        class_names=[str(label) for label in range(data.y.size(1))],  # the files name none
+    )
 
 
 def with_sparse_features(data: Data) -> Data:
@@ -122,6 +139,11 @@ def with_sparse_features(data: Data) -> Data:
 def is_multi_label(data: Data) -> bool:
     """Whether a node may have several classes at once."""
     return bool(data.y.dim() == 2)
+
+
+def score_name(data: Data) -> str:
+    """What a model is judged by."""
+    return "micro-F1" if is_multi_label(data) else "accuracy"
 
 
 def split_views(data: Data) -> dict[str, Data]:
@@ -155,7 +177,7 @@ def check_splits(data: Data) -> None:
 def fingerprint(data: Data) -> str:
     """The sha256 of all that a training sees of a graph."""
     digest = hashlib.sha256()
-    for name in ("x", "edge_index", "edge_attr", "y", "train_mask", "val_mask", "test_mask"):
+    for name in ("x", "edge_index", "edge_attr", "y", "graph", *(f"{s}_mask" for s in SPLITS)):
         if name not in data:
             continue
         tensor: torch.Tensor = data[name]
@@ -171,8 +193,9 @@ def fingerprint(data: Data) -> str:
 def describe(data: Data) -> str:
     """One line about a graph."""
     sizes = " / ".join(f"{int(data[f'{split}_mask'].sum()):,}" for split in SPLITS)
+    what = "labels" if is_multi_label(data) else "classes"
     return (
         f"{data.name}: {data.num_nodes:,} nodes, {data.num_edges:,} directed edges,"
-        f" {data.num_features:,} features, {len(data.class_names)} classes;"
+        f" {data.num_features:,} features, {len(data.class_names)} {what};"
         f" {sizes} nodes to train / validate / test"
     )

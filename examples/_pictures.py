@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 from examples._baselines import Baseline
 from examples._files import write_atomically
 from examples._graph_models import Model
+from examples._graphs import graphs_of, is_multi_label, score_name, split_views
 from gat.plot import draw_attention, draw_embedding
 
 _SMALL = 60  # nodes; such a graph is drawn whole
@@ -28,7 +29,10 @@ def save_pictures(
     best_seed: int,
     baselines: Sequence[Baseline],
 ) -> None:
-    """Writes curves.png, embedding.png and attention.png."""
+    """Writes curves.png, embedding.png and attention.png; of many graphs, the first test graph."""
+    score = score_name(data)
+    data = graphs_of(split_views(data)["test"])[0]
+    labels = None if is_multi_label(data) else data.y
     with torch.no_grad():
         model.eval()
         graph = data.x, data.edge_index, data.get("edge_attr")
@@ -38,12 +42,12 @@ def save_pictures(
     edge_index, weights = attention[max(len(attention) - 2, 0)]
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    draw_curves(figure, results, best_seed, baselines)
+    draw_curves(figure, results, best_seed, baselines, score)
     _save(folder / "curves.png", figure)
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     draw_embedding(
-        hidden, labels=data.y, edge_index=edge_index, weights=weights,
+        hidden, labels=labels, edge_index=edge_index, weights=weights,
         class_names=data.class_names, ax=figure.add_subplot(),
     )  # fmt: skip
     _save(folder / "embedding.png", figure)
@@ -52,7 +56,7 @@ def save_pictures(
     node = None if small else most_selective_node(edge_index, weights, data.num_nodes)
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     draw_attention(
-        edge_index, weights, labels=data.y, node=node, class_names=data.class_names,
+        edge_index, weights, labels=labels, node=node, class_names=data.class_names,
         ax=figure.add_subplot(),
     )  # fmt: skip
     _save(folder / "attention.png", figure)
@@ -63,8 +67,9 @@ def draw_curves(
     results: Sequence[dict[str, Any]],
     best_seed: int,
     baselines: Sequence[Baseline],
+    score: str = "accuracy",
 ) -> None:
-    """Loss and accuracy over the epochs: the best run bold, the others faint."""
+    """Loss and accuracy (or another score) over the epochs: the best run bold, the others faint."""
     loss, accuracy = figure.subplots(1, 2)
     colours = {"train": "#e76300", "val": "#3f90da"}
     names = {"train": "training nodes", "val": "validation nodes"}
@@ -86,7 +91,7 @@ def draw_curves(
         accuracy.axhline(baseline.val_accuracy, color="#94a4a2", linewidth=1.2, linestyle=style,
                          label=f"{baseline.name} (validation)")  # fmt: skip
     loss.set(xlabel="epoch", ylabel="cross-entropy, without dropout", ylim=(0, None))
-    accuracy.set(xlabel="epoch", ylabel="accuracy, without dropout", ylim=(0, 1.02))
+    accuracy.set(xlabel="epoch", ylabel=f"{score}, without dropout", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (loss, accuracy):
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,6 +3,7 @@
     python -m examples.node_classification                        # handwritten digits, offline
     python -m examples.node_classification --dataset cora --runs 10
     python -m examples.node_classification --dataset cora --model gatv2
+    python -m examples.node_classification --dataset ppi          # graphs never trained on
     python -m examples.node_classification --edges edges.csv --features x.csv --labels labels.csv
     python -m examples.node_classification predict --model runs/digits --output predictions.csv
 
@@ -49,8 +50,10 @@ from examples._graphs import (
     check_splits,
     describe,
     fingerprint,
+    is_multi_label,
     load_graph,
     number,
+    score_name,
 )
 from examples._pictures import save_pictures
 from examples._program import Parser, check_device, mean_and_deviation
@@ -72,6 +75,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "cora": PAPER,
     "citeseer": PAPER,
     "pubmed": {**PAPER, "out_heads": 8, "lr": 0.01, "weight_decay": 1e-3},
+    "ppi": {
+        **PAPER, "layers": 3, "hidden": 256, "heads": 4, "out_heads": 6, "dropout": 0.0,
+        "residual": True, "weight_decay": 0.0,
+    },
     "files": PAPER,
 }  # fmt: skip
 # What other models differ in: AGNN's from its paper (Thekumparampil et al., 2018), as for Cora.
@@ -250,7 +257,8 @@ def train_runs(task: Task) -> None:
         task.save()
         print(
             f"{name}: {result['epochs']} epochs in {result['seconds']:.1f} s; best epoch"
-            f" {result['best_epoch']}: validation accuracy {result['val_accuracy']:.1%},"
+            f" {result['best_epoch']}: validation {score_name(data)}"
+            f" {result['val_accuracy']:.1%},"
             f" test {result['test_accuracy']:.1%}"
         )
 
@@ -271,7 +279,7 @@ def latest(run: Run) -> str:
     """Losses and accuracies of the last epoch, for the progress bar."""
     now = {measure: values[-1] for measure, values in run.history.items()}
     return (
-        f"loss {now['train_loss']:.3f}, accuracy {now['train_accuracy']:.1%};"
+        f"loss {now['train_loss']:.3f}, {score_name(run.data)} {now['train_accuracy']:.1%};"
         f" validation {now['val_loss']:.3f}, {now['val_accuracy']:.1%}"
     )
 
@@ -302,6 +310,7 @@ def write_results(task: Task) -> None:
             **{split: int(data[f"{split}_mask"].sum()) for split in ("train", "val", "test")},
         },
         "config": task.config,
+        "score": score_name(data),
         "runs": [without_history(result) for result in task.progress.results],
         "unfinished_run": partial and without_history(partial),
         "best_seed": best["seed"],
@@ -319,6 +328,7 @@ def write_results(task: Task) -> None:
         "kind": task.settings.kind,
         "model": build(task.settings.kind, task.settings.model).config,
         "class_names": data.class_names,
+        "multi_label": is_multi_label(data),
         "node_ids": own_nodes,
     }
     save_model(task.folder, best["weights"], model)
@@ -338,7 +348,7 @@ def table(task: Task) -> str:
         deviation = "" if found["std"] is None else f" ± {found['std']:.1f}"
         return f"{found['mean']:.1f}{deviation}"
 
-    rows = [("accuracy in %", "setting", "validation", "test")]
+    rows = [(f"{score_name(task.data)} in %", "setting", "validation", "test")]
     rows += [
         (name, setting, f"{100 * val:.1f}", f"{100 * test:.1f}")
         for name, setting, val, test in task.rivals
@@ -367,7 +377,7 @@ def draw(task: Task) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Writes the class of each node of a graph, and its probability, to a csv file."""
+    """Writes the class of each node and its probability, or its labels, to a csv file."""
     check_device(args.device)
     output = Path(args.output)
     if not output.name:
@@ -397,12 +407,26 @@ def predict(args: argparse.Namespace) -> int:
     data, model = data.to(args.device), model.to(args.device)
     with torch.no_grad():
         logits = model(data.x, data.edge_index, data.get("edge_attr"))
-    probability, chosen = logits.softmax(dim=1).max(dim=1)
-    names = [config["class_names"][c] for c in chosen.tolist()]
-    rows = zip(nodes, names, (f"{p:.6f}" for p in probability.tolist()), strict=True)
-    write_csv(output, [("node", "prediction", "probability"), *rows])
+    write_csv(output, predictions(logits, nodes, config))
     print(f"predictions for {data.num_nodes:,} nodes are in {output}")
     return 0
+
+
+def predictions(
+    logits: torch.Tensor, nodes: Sequence[str], config: dict[str, Any]
+) -> list[tuple[str, ...]]:
+    """A table with the class of each node and its probability, or the labels that it has."""
+    classes = config["class_names"]
+    if config["multi_label"]:
+        found = ([classes[c] for c in row.nonzero().flatten()] for row in logits.cpu() > 0)
+        labelled = [(node, " ".join(names)) for node, names in zip(nodes, found, strict=True)]
+        return [("node", "prediction"), *labelled]
+    probability, chosen = logits.softmax(dim=1).max(dim=1)
+    likely = zip(nodes, chosen.tolist(), probability.tolist(), strict=True)
+    return [
+        ("node", "prediction", "probability"),
+        *((node, classes[c], f"{p:.6f}") for node, c, p in likely),
+    ]
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

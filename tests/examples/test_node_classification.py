@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import re
 import shlex
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch_geometric.data import Data
 
-from examples import _files, _training, node_classification
+from datasets import PPIGraphs
+from examples import _files, _graphs, _training, node_classification
 from examples._files import load_checkpoint, save_checkpoint
-from examples._graph_models import load_model
+from examples._graph_models import MODELS, NAMES, load_model
 from examples.node_classification import PROGRAM, main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -184,6 +187,141 @@ class TestTraining:
             assert tuple(defaults[key] for key in ("out_heads", "lr", "weight_decay")) == rest
             assert (defaults["layers"], defaults["heads"], defaults["hidden"]) == (2, 8, 8)
             assert defaults["dropout"] == 0.6 and defaults["patience"] == 100
+
+
+class TestModels:
+    @pytest.mark.parametrize("kind", ["gatv2", "transformer", "agnn"])
+    def test_trains_saves_draws_and_predicts(self, tmp_path, capsys, kind):
+        out = tmp_path / "out"
+        words = [*FAST, "--model", kind, "--epochs", "40", "--out", str(out)]
+        assert main(words) == 0
+        assert names(out) == RESULTS | PICTURES
+        assert f"{NAMES[kind]} " in capsys.readouterr().out
+        assert all(run["train_accuracy"] == 1 for run in read(out)["runs"])
+        model, config = load_model(out)
+        assert config["kind"] == kind and type(model) is MODELS[kind]
+        predict = ["predict", "--dataset", "karate", "--model", str(out)]
+        assert main([*predict, "--output", str(tmp_path / "p.csv")]) == 0
+
+    def test_options_reach_the_model(self, tmp_path, no_pictures):
+        words = ["--value-dropout", "0.5", "--norm", "--feed-forward", "3", "--jumping", "cat"]
+        main([*FAST, "--epochs", "2", *words, "--residual", "--out", str(tmp_path)])
+        config = load_model(tmp_path)[0].config
+        expected = {"value_dropout": 0.5, "norm": True, "feed_forward": 3, "jumping": "cat",
+                    "residual": True, "dropout": 0.6}  # fmt: skip
+        assert {name: config[name] for name in expected} == expected
+
+    def test_features_that_are_mostly_zero_are_sparse(self, graph):
+        def features(words):
+            args = node_classification.training_parser().parse_args(words)
+            return node_classification.load_graph(args).x
+
+        assert features(["--dataset", "karate"]).layout == torch.sparse_csr
+        assert features(graph).layout == torch.strided
+
+    def test_another_model_cannot_resume(self, tmp_path, no_pictures, capsys, monkeypatch):
+        interrupt_at(monkeypatch, 5)
+        main([*FAST, "--out", str(tmp_path)])
+        error = self.last(capsys, [*FAST, "--model", "gatv2", "--out", str(tmp_path), "--resume"])
+        assert "--model was gat, is now gatv2" in error
+
+    def test_what_agnn_does_not_have(self, graph, tmp_path, capsys):
+        for words in (["--heads", "2"], ["--norm"], ["--jumping", "max"]):
+            error = self.last(capsys, [*FAST, "--model", "agnn", *words])
+            assert f"{words[0]} has no meaning for --model agnn" in error
+        plain = (tmp_path / "edges.csv").read_text().splitlines()
+        heavy = [f"{line},{'weight' if n == 0 else n}" for n, line in enumerate(plain)]
+        (tmp_path / "edges.csv").write_text("\n".join(heavy))
+        error = self.last(capsys, [*graph, "--model", "agnn"])
+        assert "edges have 1 numbers each, of which --model agnn makes no use" in error
+
+    def last(self, capsys, words):
+        capsys.readouterr()
+        return failure(capsys, words)
+
+
+class TestManyGraphs:
+    """Nodes with several labels, on graphs of which some are never trained on."""
+
+    @pytest.fixture
+    def graphs(self, monkeypatch):
+        """Rings; labels 0 and 1 are the signs of a node's own features, 2 is its neighbour's."""
+
+        def ring(size):
+            x = torch.randn(size, 3)
+            node = torch.arange(size)
+            edge_index = torch.stack([(node + 1) % size, node])
+            y = torch.cat([x[:, :2], x[:, 2:].roll(-1, 0)], dim=1) > 0
+            return Data(x=x, edge_index=edge_index, y=y.float())
+
+        def several():
+            torch.manual_seed(5)
+            sizes = (30, 40, 50), (60,), (20, 70)
+            return PPIGraphs(*([ring(size) for size in of_split] for of_split in sizes))
+
+        monkeypatch.setattr(_graphs, "ppi", several)
+        return several()
+
+    SMALL = ("--dataset", "ppi", "--hidden", "8", "--epochs", "60", "--runs", "1", "--lr", "0.02")
+
+    def test_learns_predicts_and_draws(self, graphs, tmp_path, capsys):
+        out = tmp_path / "out"
+        assert main([*self.SMALL, "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert "3 labels; 120 / 60 / 90 nodes" in said and "micro-F1 in %" in said
+        metrics = read(out)
+        assert metrics["score"] == "micro-F1"
+        assert metrics["runs"][0]["test_accuracy"] > 0.9 > metrics["baselines"][1]["test_accuracy"]
+        assert [rival["name"] for rival in metrics["baselines"]] == [
+            "frequent labels", "logistic regression, features only",
+        ]  # fmt: skip
+        assert names(out) == RESULTS | PICTURES
+        words = ["predict", "--dataset", "ppi", "--model", str(out)]
+        assert main([*words, "--output", str(tmp_path / "p.csv")]) == 0
+        with open(tmp_path / "p.csv", newline="") as file:
+            said = [row["prediction"].split() for row in csv.DictReader(file)]
+        truth = torch.cat([graph.y for split in graphs for graph in split])
+        found = torch.tensor([[str(label) in labels for label in range(3)] for labels in said])
+        assert found.shape == truth.shape and (found == truth.bool()).float().mean() > 0.9
+
+    def test_resumed_is_bitwise_what_it_would_have_been(self, graphs, tmp_path, no_pictures):
+        words = [*self.SMALL, "--epochs", "6"]
+        main([*words, "--out", str(tmp_path / "whole")])
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, 4, halfway=True)
+            assert main([*words, "--out", str(tmp_path / "broken")]) == 130
+        assert main([*words, "--out", str(tmp_path / "broken"), "--resume"]) == 0
+        assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+
+    def test_graphs_of_other_splits_are_neither_seen_nor_trained_on(self, graphs):
+        run = _training.Run(_graphs.joined(graphs), SETTINGS, seed=0)
+        assert [graph.num_nodes for graph in run.graphs] == [30, 40, 50]
+        for part, graph in zip(run.graphs, graphs.train, strict=True):
+            assert torch.equal(part.x, graph.x) and torch.equal(part.y, graph.y)
+            assert torch.equal(part.edge_index, graph.edge_index)
+        assert sorted(len(batch.x) for batch in run._batches()) in ([30, 90], [40, 80], [50, 70])
+        assert {split: len(view.x) for split, view in run.views.items()} == {
+            "train": 120, "val": 60, "test": 90,
+        }  # fmt: skip
+
+    def test_the_papers_configuration(self):
+        ours = node_classification.DEFAULTS["ppi"]
+        assert (ours["layers"], ours["heads"], ours["hidden"], ours["out_heads"]) == (3, 4, 256, 6)
+        assert (ours["dropout"], ours["lr"], ours["residual"]) == (0, 0.005, True)
+        assert SETTINGS.batch_graphs == 2
+
+    def test_scores_by_hand(self):
+        logits = torch.tensor([[1.0, -1.0], [2.0, 3.0]])
+        loss, f1 = _training.score(logits, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+        assert f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))  # 2 hits, 1 false alarm, 1 miss
+        terms = [math.log1p(math.exp(v)) for v in (-1.0, 1.0, -2.0, 3.0)]
+        assert loss == pytest.approx(sum(terms) / 4)
+
+
+SETTINGS = _training.Settings(
+    model={"in_channels": 3, "hidden_channels": 4, "out_channels": 3},
+    lr=0.01, weight_decay=0, epochs=5, patience=5,
+)  # fmt: skip
 
 
 class TestInterruption:
