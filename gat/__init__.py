@@ -1,7 +1,14 @@
 """Graph attention layers and models that drop into torch_geometric code."""
 
 from gat.attention import LayerAttention, attention_weights
-from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
+from gat.conv import (
+    AGNNConv,
+    EdgeAttention,
+    GATConv,
+    GATv2Conv,
+    GraphAttentionConv,
+    TransformerConv,
+)
 from gat.models import AGNN, GAT, GATv2, GraphTransformer
 from gat.replace import Replacement, replace
 from gat.sparse import SparseDropout
@@ -14,6 +21,7 @@ __all__ = [
     "GATConv",
     "GATv2",
     "GATv2Conv",
+    "GraphAttentionConv",
     "GraphTransformer",
     "LayerAttention",
     "Replacement",
