@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from examples._files import UserError
-from gat import AGNN, GAT, GATv2, GraphTransformer
+from gat import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
 
-Model = GAT | GATv2 | GraphTransformer | AGNN
+Model = GAT | GATv2 | GraphTransformer | GraphAttention | AGNN
 MODELS: dict[str, type[Model]] = {
     "gat": GAT, "gatv2": GATv2, "transformer": GraphTransformer, "agnn": AGNN,
+    "attention": GraphAttention,
 }  # fmt: skip
 NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
 # Options of the command line that are arguments of each model, and what they are called there.
@@ -27,6 +28,29 @@ ATTENTION = {
         "heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping",
     )
 }  # fmt: skip
+
+
+PARTS = ("score", "normalizer")
+CHOICES = ("gat", "gatv2", "transformer", "agnn")
+SCORES = ("additive", "concat", "cosine", "dot", "general", "scaled_dot", "separable")
+NORMALIZERS = ("softmax", "sparsemax", "entmax", "hard", "identity")
+# A model as a GraphAttention, in which its score and its normaliser can be replaced.
+AS_ATTENTION: dict[str, dict[str, Any]] = {
+    "gat": {"score": "separable", "share_weights": True, "value_projection": False},
+    "gatv2": {"score": "additive", "activation": "leaky_relu", "value_projection": False},
+    "transformer": {"score": "scaled_dot", "add_self_loops": False},
+}
+
+
+def kind_of(args: argparse.Namespace) -> str:
+    """The model that the options name: one with another score or normaliser is an "attention"."""
+    return "attention" if args.score or args.normalizer else str(args.model)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """What to call it in a table."""
+    changed = [part for part in (args.score, args.normalizer) if part]
+    return NAMES[args.model] + (f" with {', '.join(changed)}" if changed else "")
 
 
 def build(kind: str, arguments: dict[str, Any]) -> Model:
@@ -49,6 +73,11 @@ def arguments_of(
     names = COMMON if args.model == "agnn" else COMMON | ATTENTION
     arguments = {argument: getattr(args, option) for option, argument in names.items()}
     arguments |= {"in_channels": in_channels, "out_channels": out_channels}
+    if kind_of(args) == "attention":
+        arguments |= AS_ATTENTION[args.model]
+        arguments |= {part: getattr(args, part) for part in PARTS if getattr(args, part)}
+        if arguments["score"] not in ("additive", "concat", "separable"):
+            arguments.pop("activation", None)
     if args.model != "agnn":
         return arguments | {"edge_dim": edge_dim}
     if edge_dim is not None:
@@ -62,7 +91,7 @@ def arguments_of(
 def check_options(args: argparse.Namespace) -> None:
     """Raises UserError if an option is given that the model does not have."""
     if args.model == "agnn":
-        for option in ATTENTION:
+        for option in (*ATTENTION, *PARTS):
             if getattr(args, option) is not None:
                 raise UserError(
                     f"--{option.replace('_', '-')} has no meaning for --model agnn; leave it out"

@@ -18,7 +18,7 @@ from typing import Any
 
 from examples import node_classification
 from examples._files import UserError
-from examples._graph_models import MODELS, NAMES
+from examples._graph_models import CHOICES, NAMES
 from examples._graphs import number
 from examples._program import Parser
 
@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     models = ("gat", "gatv2", "transformer")
-    result.add_argument("--models", nargs="+", choices=MODELS, default=models, metavar="MODEL",
-                        help=f"of {', '.join(MODELS)}; default: {' '.join(models)}")  # fmt: skip
+    result.add_argument("--models", nargs="+", choices=CHOICES, default=models, metavar="MODEL",
+                        help=f"of {', '.join(CHOICES)}; default: {' '.join(models)}")  # fmt: skip
     result.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS,
                         metavar="DATASET", help=f"default: {' '.join(DATASETS)}")  # fmt: skip
     result.add_argument("--runs", type=number(int, 1), default=20, help="seeds each; default: 20")

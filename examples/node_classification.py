@@ -43,7 +43,17 @@ from examples._files import (
     write_atomically,
     write_json,
 )
-from examples._graph_models import MODELS, NAMES, arguments_of, build, check_options, load_model
+from examples._graph_models import (
+    CHOICES,
+    NORMALIZERS,
+    SCORES,
+    arguments_of,
+    build,
+    check_options,
+    kind_of,
+    load_model,
+    name_of,
+)
 from examples._graphs import (
     SEED,
     add_graph_options,
@@ -62,7 +72,8 @@ from examples._training import Progress, Run, Settings
 # The hyper-parameters of "Graph Attention Networks" (Veličković et al., 2018).
 PAPER: dict[str, Any] = {
     "layers": 2, "hidden": 8, "heads": 8, "out_heads": 1, "dropout": 0.6, "value_dropout": 0.0,
-    "residual": False, "norm": False, "feed_forward": 0, "jumping": None,
+    "residual": False, "norm": False, "feed_forward": 0, "jumping": None, "score": None,
+    "normalizer": None,
     "lr": 0.005, "weight_decay": 5e-4, "epochs": 1000, "patience": 100,
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -189,14 +200,15 @@ def prepare(args: argparse.Namespace) -> Task:
             setattr(args, option, value)
     settings = Settings(
         model=arguments_of(args, data.num_features, len(data.class_names), edge_width(data)),
-        kind=args.model,
+        kind=kind_of(args),
         lr=args.lr,
         weight_decay=args.weight_decay,
         epochs=args.epochs,
         patience=args.patience,
     )
     config = {name: getattr(args, name) for name in BINDING} | {"graph": fingerprint(data)}
-    name = data.name if args.model == "gat" else f"{data.name}-{args.model}"
+    parts = data.name, args.model if args.model != "gat" else None, args.score, args.normalizer
+    name = "-".join(part for part in parts if part)
     task = Task(args, data, settings, config, Path(args.out or Path("runs", name)))
     prepare_folder(task.folder)
     if args.resume:
@@ -354,7 +366,7 @@ def table(task: Task) -> str:
         for name, setting, val, test in task.rivals
     ]
     rows += [
-        (NAMES[task.settings.kind], f"{len(results)} run{'s' * (len(results) > 1)}",
+        (name_of(task.args), f"{len(results)} run{'s' * (len(results) > 1)}",
          percent("val_accuracy"), percent("test_accuracy"))
     ]  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -448,7 +460,9 @@ def training_parser() -> argparse.ArgumentParser:
     add_graph_options(parser)
     count, factor, share = number(int, 1), number(float, 0), number(float, 0, below=1)
     group = parser.add_argument_group("model (defaults: the paper's; --dataset digits has its own)")
-    group.add_argument("--model", choices=MODELS, default="gat", help="default: gat")
+    group.add_argument("--model", choices=CHOICES, default="gat", help="default: gat")
+    group.add_argument("--score", choices=SCORES, help="instead of the model's own")
+    group.add_argument("--normalizer", choices=NORMALIZERS, help="instead of softmax")
     group.add_argument("--layers", type=count)
     group.add_argument("--hidden", type=count, help="channels per head of the hidden layers")
     group.add_argument("--heads", type=count, help="of the hidden layers")

@@ -9,7 +9,7 @@ from gat.conv import (
     GraphAttentionConv,
     TransformerConv,
 )
-from gat.models import AGNN, GAT, GATv2, GraphTransformer
+from gat.models import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
 from gat.replace import Replacement, replace
 from gat.sparse import SparseDropout
 
@@ -21,6 +21,7 @@ __all__ = [
     "GATConv",
     "GATv2",
     "GATv2Conv",
+    "GraphAttention",
     "GraphAttentionConv",
     "GraphTransformer",
     "LayerAttention",

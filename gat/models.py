@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from torch_geometric.nn import JumpingKnowledge
 from torch_geometric.utils import scatter
 
+from attn_core import Normalizer
 from gat.checks import check_probability
-from gat.conv import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv
+from gat.conv import (
+    AGNNConv,
+    EdgeAttention,
+    GATConv,
+    GATv2Conv,
+    GraphAttentionConv,
+    TransformerConv,
+)
 from gat.conv.base import AttentionConv
 from gat.sparse import Linear, SparseDropout
 
@@ -425,6 +433,59 @@ class GraphTransformer(AttentionNetwork):
         chosen: NetworkOptions = {**defaults, **options}
         super().__init__(make_conv, in_channels, hidden_channels, out_channels, **chosen)
         self.config |= {"residual": residual, "beta": beta}
+
+
+class GraphAttention(AttentionNetwork):
+    """A graph attention network with a score and a normaliser of your choice.
+
+    `GAT` with GraphAttentionConv as its layers; what they compute is told there.
+
+    Args:
+        in_channels, hidden_channels, out_channels, residual, add_self_loops: as in `GAT`.
+        score: the name of a score. Default "additive". A score of `attn_core`, which every layer
+            would share, is better given to the layers of a model of your own.
+        normalizer: the name of a normaliser, or one of `attn_core`. Default "softmax".
+        activation: in the score, where it has one. Default: the score's own.
+        share_weights: one projection for sources and targets. Default False.
+        value_projection: give the values a projection of their own. Default True.
+        **options: of `gat.models.AttentionNetwork`, with its defaults.
+
+    Raises:
+        ValueError: see `gat.models.AttentionNetwork` and `gat.GraphAttentionConv`.
+
+    >>> import torch
+    >>> model = GraphAttention(4, 8, 3, score="cosine", normalizer="sparsemax")
+    >>> model(torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        *,
+        score: str = "additive",
+        normalizer: str | Normalizer = "softmax",
+        activation: str | None = None,
+        share_weights: bool = False,
+        value_projection: bool = True,
+        residual: bool = False,
+        add_self_loops: bool = True,
+        **options: Unpack[NetworkOptions],
+    ) -> None:
+        own: dict[str, Any] = {
+            "score": score,
+            "normalizer": normalizer,
+            "activation": activation,
+            "share_weights": share_weights,
+            "value_projection": value_projection,
+            "residual": residual,
+            "add_self_loops": add_self_loops,
+        }
+        make_conv = partial(GraphAttentionConv, **own)
+        super().__init__(make_conv, in_channels, hidden_channels, out_channels, **options)
+        self.config |= own
 
 
 class AGNN(nn.Module):

@@ -20,7 +20,7 @@ from PIL import Image
 from torch_geometric.data import Data
 
 from datasets import PPIGraphs
-from examples import _files, _graphs, _training, node_classification
+from examples import _files, _graph_models, _graphs, _training, node_classification
 from examples._files import load_checkpoint, save_checkpoint
 from examples._graph_models import MODELS, NAMES, load_model
 from examples.node_classification import PROGRAM, main
@@ -211,6 +211,35 @@ class TestModels:
                     "residual": True, "dropout": 0.6}  # fmt: skip
         assert {name: config[name] for name in expected} == expected
 
+    @pytest.mark.parametrize("kind", ["gat", "gatv2", "transformer"])
+    @pytest.mark.parametrize("part", [["--score", "cosine"], ["--normalizer", "sparsemax"]])
+    def test_other_scores_and_normalisers(self, tmp_path, no_pictures, capsys, kind, part):
+        out = tmp_path / "out"
+        words = ["--model", kind, *part, "--epochs", "40", "--dropout", "0.2"]
+        assert main([*FAST, *words, "--out", str(out)]) == 0
+        assert f"{NAMES[kind]} with {part[1]}  " in capsys.readouterr().out
+        assert all(run["train_accuracy"] == 1 for run in read(out)["runs"])
+        config = load_model(out)[0].config
+        scores = {"gat": "separable", "gatv2": "additive", "transformer": "scaled_dot"}
+        expected = (part[1], "softmax") if part[0] == "--score" else (scores[kind], part[1])
+        assert (config["score"], config["normalizer"]) == expected
+
+    @pytest.mark.parametrize("kind", ["gat", "gatv2"])
+    def test_a_model_as_an_attention_of_parts_is_that_model(self, kind):
+        x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 0, 0]])
+        plain = MODELS[kind](4, 8, 3).eval()
+        parts = MODELS["attention"](4, 8, 3, **_graph_models.AS_ATTENTION[kind]).eval()
+        for ours, theirs in zip(parts.convs, plain.convs, strict=True):
+            if kind == "gat":
+                torch.nn.init.zeros_(ours.lin_key.bias)
+                ours.lin_key.weight = theirs.lin.weight
+                ours.score_query_vector.data = theirs.att_dst.data[0]
+                ours.score_key_vector.data = theirs.att_src.data[0]
+            else:
+                ours.lin_key, ours.lin_query = theirs.lin_l, theirs.lin_r
+                ours.score_vector.data = theirs.att.data[0]
+        torch.testing.assert_close(parts(x, edge_index), plain(x, edge_index))
+
     def test_features_that_are_mostly_zero_are_sparse(self, graph):
         def features(words):
             args = node_classification.training_parser().parse_args(words)
@@ -226,7 +255,7 @@ class TestModels:
         assert "--model was gat, is now gatv2" in error
 
     def test_what_agnn_does_not_have(self, graph, tmp_path, capsys):
-        for words in (["--heads", "2"], ["--norm"], ["--jumping", "max"]):
+        for words in (["--heads", "2"], ["--norm"], ["--normalizer", "hard"]):
             error = self.last(capsys, [*FAST, "--model", "agnn", *words])
             assert f"{words[0]} has no meaning for --model agnn" in error
         plain = (tmp_path / "edges.csv").read_text().splitlines()

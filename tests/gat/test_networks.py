@@ -1,4 +1,4 @@
-"""What GAT, GATv2 and GraphTransformer share: the body, its options, its levels; and AGNN."""
+"""What GAT, GATv2 and their like share: the body, its options, its levels; and AGNN."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch_geometric.nn
 from torch import Tensor
 
 import gat
-from gat import AGNN, GAT, GATv2, GraphTransformer
+from gat import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
 EDGE_ATTR = torch.randn(7, 2, generator=torch.Generator().manual_seed(2))
-BODIES = (GAT, GATv2, GraphTransformer)
+BODIES = (GAT, GATv2, GraphTransformer, GraphAttention)
 EVERYTHING: dict[str, Any] = {
     "num_layers": 3, "heads": 2, "norm": True, "feed_forward": 2, "jumping": "cat",
     "residual": True, "edge_dim": 2, "dropout": 0.3, "attention_dropout": 0.2, "value_dropout": 0.1,
@@ -61,6 +61,14 @@ def test_graph_transformer_by_hand() -> None:
     h = norm(h, "network_norms")
     torch.testing.assert_close(model.embed(X, EDGES, EDGE_ATTR), h)
     torch.testing.assert_close(model(X, EDGES, EDGE_ATTR), last(h, EDGES, EDGE_ATTR))
+
+
+def test_graph_attention_hands_its_score_and_normaliser_to_every_layer() -> None:
+    model = GraphAttention(4, 5, 3, score="general", normalizer="sparsemax", share_weights=True)
+    for conv in model.convs:
+        assert repr(conv.normalizer) == "Sparsemax()" and type(conv.score).__name__ == "General"
+        assert conv.lin_query is conv.lin_key
+    assert (model.config["score"], model.config["normalizer"]) == ("general", "sparsemax")
 
 
 @pytest.mark.parametrize("jumping", ["cat", "max", "lstm"])
