@@ -20,7 +20,7 @@ from examples import node_classification
 from examples._files import UserError
 from examples._graph_models import CHOICES, NAMES
 from examples._graphs import number
-from examples._program import Parser
+from examples._program import Parser, mean_and_deviation
 
 DATASETS = ("cora", "citeseer", "pubmed")
 # Test accuracy in % of "Graph Attention Networks" (Veličković et al., 2018), table 2.
@@ -88,9 +88,10 @@ def table(args: argparse.Namespace) -> str:
     rows += [["---", *("---" for _ in args.datasets)]]
     rows += [["GAT, as published", *(f"{PAPER[name]:.1f}" for name in args.datasets)]]
     for model in args.models:
-        rows.append([f"{NAMES[model]}, {args.runs} seeds"])
+        rows.append([f"{NAMES[model]}, {args.runs} seed{'s' * (args.runs > 1)}"])
         for dataset in args.datasets:
-            found = metrics(Path(args.out, f"{dataset}-{model}"))["summary"]["test_accuracy"]
+            runs = metrics(Path(args.out, f"{dataset}-{model}"))["runs"][: args.runs]
+            found = mean_and_deviation([run["test_accuracy"] for run in runs])
             deviation = "" if found["std"] is None else f" ± {100 * found['std']:.1f}"
             rows[-1].append(f"{100 * found['mean']:.1f}{deviation}")
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -212,9 +212,11 @@ class AttentionNetwork(nn.Module):
             per layer, the first layer first.
 
         Raises:
-            ValueError: batch or edge_label_index at another level, or none at the edge level.
+            ValueError: batch or edge_label_index at another level, or none at the edge level; one
+                of another shape.
+            IndexError: edge_label_index names a node that x does not have.
         """
-        self._check_level(batch, batch_size, edge_label_index)
+        self._check_level(x.shape[0], batch, batch_size, edge_label_index)
         attention: list[EdgeAttention] | None = [] if return_attention_weights else None
         out = self._hidden(x, edge_index, edge_attr, attention)
         if self.head is None:
@@ -270,7 +272,11 @@ class AttentionNetwork(nn.Module):
         return x
 
     def _check_level(
-        self, batch: Tensor | None, batch_size: int | None, edge_label_index: Tensor | None
+        self,
+        num_nodes: int,
+        batch: Tensor | None,
+        batch_size: int | None,
+        edge_label_index: Tensor | None,
     ) -> None:
         level = self.config["level"]
         for name, given, wanted in (
@@ -283,16 +289,13 @@ class AttentionNetwork(nn.Module):
                     f"{name} is given to a model of level={level!r}: leave it out, or build the "
                     f"model with level={wanted!r}"
                 )
-        if level == "edge" and (
-            edge_label_index is None
-            or edge_label_index.dim() != 2
-            or edge_label_index.shape[0] != 2
-        ):
-            found = "None" if edge_label_index is None else f"of shape {[*edge_label_index.shape]}"
+        if batch is not None and batch.shape != (num_nodes,):
             raise ValueError(
-                f"edge_label_index is {found}; a model of level='edge' needs the pairs of nodes to "
-                "judge, [2, pairs]"
+                f"batch has shape {[*batch.shape]}, but there are {num_nodes} nodes: give each the "
+                "number of its graph"
             )
+        if level == "edge":
+            _check_pairs(edge_label_index, num_nodes)
 
 
 class GAT(AttentionNetwork):
@@ -585,6 +588,22 @@ class AGNN(nn.Module):
         for conv in self.convs:
             x = conv(x, edge_index)
         return x
+
+
+def _check_pairs(pairs: Tensor | None, num_nodes: int) -> None:
+    if pairs is None or pairs.dim() != 2 or pairs.shape[0] != 2 or pairs.dtype != torch.long:
+        found = "None" if pairs is None else f"of shape {[*pairs.shape]} and {pairs.dtype}"
+        raise ValueError(
+            f"edge_label_index is {found}; a model of level='edge' needs the pairs of nodes to "
+            "judge, int64 [2, pairs]"
+        )
+    if not torch.compiler.is_compiling() and pairs.numel() > 0:  # indexing would take -1 for last
+        low, high = (int(end) for end in pairs.aminmax())
+        if low < 0 or high >= num_nodes:
+            raise IndexError(
+                f"edge_label_index names node {low if low < 0 else high}, but x has {num_nodes} "
+                "nodes, numbered from 0"
+            )
 
 
 def _reset(module: nn.Module) -> None:

@@ -254,10 +254,18 @@ def test_an_unknown_option_is_refused() -> None:
         ("graph", {"edge_label_index": EDGES}, r"leave it out, or build .* with level='edge'"),
         ("edge", {}, "edge_label_index is None; a model of level='edge' needs"),
         ("edge", {"edge_label_index": EDGES[0]}, r"edge_label_index is of shape \[7\]"),
+        ("edge", {"edge_label_index": EDGES.int()}, r"of shape \[2, 7\] and torch\.int32; a model"),
+        ("edge", {"edge_label_index": EDGES - 1}, "edge_label_index names node -1, but x has 6"),
+        ("edge", {"edge_label_index": EDGES + 2}, "edge_label_index names node 6, but x has 6"),
+        (
+            "graph",
+            {"batch": torch.zeros(5).long()},
+            r"batch has shape \[5\], but there are 6 nodes",
+        ),
     ],
 )
 def test_arguments_of_another_level(level: Any, given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, IndexError), match=message):
         GAT(4, 5, 3, level=level)(X, EDGES, **given)
 
 
