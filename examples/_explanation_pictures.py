@@ -37,9 +37,9 @@ def draw(
     """
     predicted = model(data.x, data.edge_index).argmax(dim=1)
     methods = [reason.method for reason in next(iter(explained.values()))[:-1]]
-    *rows, below = figure.subfigures(
-        len(explained) + 1, 1, height_ratios=[5] * len(explained) + [0.5]
-    )
+    heights = [5.0] * len(explained) + [0.5]
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
+    *rows, below = parts[:, 0]
     shown: set[int] = set()
     for row, (node, reasons) in zip(rows, explained.items(), strict=True):
         panels = row.subplots(1, len(methods))
@@ -48,12 +48,13 @@ def draw(
         for ax, reason in zip(panels, reasons, strict=False):
             _draw_edges(ax, reason, place)
             _draw_nodes(ax, data, node, place)
-            ax.set_title(
+            ax.text(
+                0.5, 0.0,
                 f"{reason.method}\np = {reason.alone:.2f} with these edges alone,"
                 f" {reason.without:.2f} without",
-                fontsize=10,
-            )
-            ax.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
+                transform=ax.transAxes, ha="center", va="bottom", fontsize=10,
+            )  # fmt: skip
+            ax.set(xlim=(-1.4, 1.4), ylim=(-1.6, 1.25), aspect="equal")
             ax.set_axis_off()
         names, truth, said = data.class_names, int(data.y[node]), int(predicted[node])
         verdict = "rightly" if said == truth else f"wrongly: it is {names[truth]}"
