@@ -91,9 +91,9 @@ def table(args: argparse.Namespace) -> str:
         rows.append([f"{NAMES[model]}, {args.runs} seed{'s' * (args.runs > 1)}"])
         for dataset in args.datasets:
             runs = metrics(Path(args.out, f"{dataset}-{model}"))["runs"][: args.runs]
-            found = mean_and_deviation([run["test_accuracy"] for run in runs])
-            deviation = "" if found["std"] is None else f" ± {100 * found['std']:.1f}"
-            rows[-1].append(f"{100 * found['mean']:.1f}{deviation}")
+            found = mean_and_deviation([100 * run["test_accuracy"] for run in runs])
+            deviation = "" if found["std"] is None else f" ± {found['std']:.1f}"
+            rows[-1].append(f"{found['mean']:.1f}{deviation}")
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
