@@ -46,6 +46,16 @@ class AttentionConv(MessagePassing):
     """The probability with which a number that a node hands on is dropped in training; to be set
     on a layer, since torch_geometric's have no such argument. Scores see all numbers."""
 
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        """Generate `propagate` for the class, as torch_geometric does."""
+        super()._set_jittable_templates(raise_on_error)
+        cls: Any = type(self)
+        parent: Any = next((c for c in cls.__mro__[1:] if "_orig_propagate" in c.__dict__), None)
+        # What explainers go back to: not the code that was generated for a parent, as it knows of
+        # no edge masks
+        if parent is not None and cls._orig_propagate is parent._jinja_propagate:
+            cls._orig_propagate = parent._orig_propagate
+
     def returns_weights(self, asked: bool | None) -> bool:
         """Whether forward returns a tuple for this `return_attention_weights`."""
         return bool(asked)
@@ -59,12 +69,20 @@ class AttentionConv(MessagePassing):
             and self.decomposed_layers == 1
             and not any(getattr(self, hooks) for hooks in _HOOKS)
             and all(self._has_own(step) for step in _STEPS)
+            and type(self)._has_own_propagate()
         )
 
     def _has_own(self, step: str) -> bool:
         """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
         owner = next(cls for cls in type(self).__mro__ if step in cls.__dict__)
         return owner in _TRUSTED and step not in self.__dict__
+
+    @classmethod
+    def _has_own_propagate(cls) -> bool:
+        """Whether no subclass has a `propagate` but the one that is generated for it."""
+        first = next(c for c in cls.__mro__ if "propagate" in c.__dict__)
+        made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
+        return first is MessagePassing or made is not before
 
     def _drop_values(self, value: Tensor) -> Tensor:
         """What the nodes hand on, after value_dropout."""

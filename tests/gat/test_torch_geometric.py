@@ -114,6 +114,43 @@ def test_edge_masks_act_until_they_are_cleared(nets: Any) -> None:
     assert torch.equal(nets[0](X, EDGES), before[0])
 
 
+@pytest.mark.parametrize("name", [*ALL, "GraphAttentionConv"])
+def test_edge_masks_act_on_subclasses_of_layers_that_were_built_before(name: str) -> None:
+    """In torch_geometric they have no effect: it takes code made for the parent for its own."""
+    parent: Any = getattr(gat, name)
+    sub = type(f"Sub{name}", (parent,), {})
+    subsub = type(f"Another{name}", (sub,), {})
+    arguments = () if name == "AGNNConv" else (4, 3)
+    layers = [cls(*arguments).double() for cls in (parent, sub, subsub)]
+    outputs = []
+    for layer in layers:
+        layer.load_state_dict(layers[0].state_dict())
+        before = layer(X, EDGES)
+        set_masks(layer, torch.linspace(-2, 2, 7, dtype=torch.float64), EDGES)
+        outputs.append(layer(X, EDGES))
+        assert not torch.allclose(outputs[-1], before)
+        clear_masks(layer)
+        assert torch.equal(layer(X, EDGES), before)
+    assert_same(outputs[1], outputs[0])
+    assert_same(outputs[2], outputs[0])
+
+
+def test_a_propagate_of_a_subclass_is_what_explainers_go_back_to() -> None:
+    class Counting(GATConv):
+        calls = 0
+
+        def propagate(self, *args: Any, **kwargs: Any) -> Tensor:
+            self.calls += 1
+            return torch_geometric.nn.MessagePassing.propagate(self, *args, **kwargs)
+
+    GATConv(4, 3)
+    layer = Counting(4, 3).double()
+    layer(X, EDGES)
+    set_masks(layer, torch.zeros(7, dtype=torch.float64), EDGES)
+    layer(X, EDGES)
+    assert layer.calls == 2
+
+
 def seen_by_hooks(layer: Any) -> dict[str, Any]:
     """What every hook of message passing is handed, in one call."""
     seen: dict[str, Any] = {}
