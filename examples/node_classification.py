@@ -76,6 +76,9 @@ PAPER: dict[str, Any] = {
     "normalizer": None,
     "lr": 0.005, "weight_decay": 5e-4, "epochs": 1000, "patience": 100,
 }  # fmt: skip
+# On these graphs the authors' code also drops what nodes hand on, which the paper does not say. (On
+# Citeseer it is worth a point, in validation too.)
+CITATIONS = {**PAPER, "value_dropout": 0.6}
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Chosen on the validation nodes. Labels are few, so it pays to hear from four hops away.
     "digits": {
@@ -83,9 +86,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "patience": 50,
     },
     "karate": PAPER,
-    "cora": PAPER,
-    "citeseer": PAPER,
-    "pubmed": {**PAPER, "out_heads": 8, "lr": 0.01, "weight_decay": 1e-3},
+    "cora": CITATIONS,
+    "citeseer": CITATIONS,
+    "pubmed": {**CITATIONS, "out_heads": 8, "lr": 0.01, "weight_decay": 1e-3},
     "ppi": {
         **PAPER, "layers": 3, "hidden": 256, "heads": 4, "out_heads": 6, "dropout": 0.0,
         "residual": True, "weight_decay": 0.0,

@@ -49,12 +49,15 @@ class SparseDropout(nn.Module):
         Returns:
             `[N, F]`, a `torch.sparse_csr` matrix that stores zeros where values were dropped;
             dense where x is. Outside training, x itself.
+
+        Raises:
+            TypeError: x has blocks.
         """
         if not self.training or self.p == 0:
             return x
         if x.layout == torch.strided:
             return F.dropout(x, self.p)
-        return _drop_stored(x.to_sparse_csr(), self.p)
+        return _drop_stored(_as_csr(x), self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -89,6 +92,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         `[N, O]`, dense; of half types computed in float32.
 
+    Raises:
+        TypeError: x has blocks.
+
     >>> x = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse_csr()
     >>> linear(x, torch.tensor([[1.0, 10.0]]))
     tensor([[20.],
@@ -108,7 +114,7 @@ def _sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # CPUs multiply no sparse matrices of half types
     exact = torch.promote_types(dtype, torch.float32)
     with torch.autocast(device, enabled=False):
-        x, dense = x.to_sparse_csr().to(exact), weight.t().to(exact)
+        x, dense = _as_csr(x).to(exact), weight.t().to(exact)
         out = x @ dense if x.requires_grad else _Product.apply(x, dense)
         out = out.to(dtype)
         return out if bias is None else out + bias.to(dtype)
@@ -120,12 +126,18 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, dense: Tensor) -> Tensor:
         ctx.save_for_backward(matrix)
+        ctx.save_for_forward(matrix)
         return matrix @ dense
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (matrix,) = ctx.saved_tensors
         return None, _Product.apply(_transposed(matrix), grads[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        (matrix,) = ctx.saved_tensors
+        return matrix @ tangents[1]
 
 
 class _Transpose(NamedTuple):
@@ -164,6 +176,13 @@ def _transpose_of(x: Tensor) -> _Transpose:
     found = _Transpose(crow.clone(), col.clone(), transposed_crow, row[order], order)
     _TRANSPOSES[x] = found
     return found
+
+
+def _as_csr(x: Tensor) -> Tensor:
+    """x with its rows compressed; the very same where they are."""
+    if x.layout not in (torch.sparse_csr, torch.sparse_csc, torch.sparse_coo):
+        raise TypeError(f"x has layout {x.layout}; give it as torch.sparse_csr, or dense")
+    return x.to_sparse_csr()
 
 
 def _csr(crow: Tensor, col: Tensor, values: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -186,7 +186,10 @@ class TestTraining:
             defaults = node_classification.DEFAULTS[name]
             assert tuple(defaults[key] for key in ("out_heads", "lr", "weight_decay")) == rest
             assert (defaults["layers"], defaults["heads"], defaults["hidden"]) == (2, 8, 8)
-            assert defaults["dropout"] == 0.6 and defaults["patience"] == 100
+            assert (
+                defaults["dropout"] == defaults["value_dropout"] == 0.6
+                and defaults["patience"] == 100
+            )
 
 
 class TestModels:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 import gat
 from gat.sparse import _TRANSPOSES, Linear, SparseDropout, linear
@@ -111,6 +112,20 @@ def test_second_derivatives() -> None:
     weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(energy, weight)
     assert torch.autograd.gradgradcheck(energy, weight)
+
+
+def test_forward_mode_differentiation() -> None:
+    x, weight, tangent = DENSE.to_sparse_csr(), torch.randn(3, 5), torch.randn(3, 5)
+    with dual_level():
+        out = unpack_dual(linear(x, make_dual(weight, tangent)))
+        torch.testing.assert_close(out.primal, DENSE @ weight.T)
+        torch.testing.assert_close(out.tangent, DENSE @ tangent.T)
+
+
+@pytest.mark.parametrize("call", [Linear(4, 2), SparseDropout()])
+def test_blocks_are_refused(call: Any) -> None:
+    with pytest.raises(TypeError, match=r"x has layout torch\.sparse_bsr; give it as"):
+        call(torch.eye(4).to_sparse_bsr((2, 2)))
 
 
 def test_features_that_want_a_gradient_get_it() -> None:
