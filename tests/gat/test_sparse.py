@@ -23,7 +23,7 @@ DENSE = torch.tensor(
     ]
 )
 EDGES = torch.tensor([[0, 1, 2, 0, 3], [1, 0, 3, 3, 3]])
-LAYERS = ("GATConv", "GATv2Conv", "TransformerConv")
+LAYERS = ("GATConv", "GATv2Conv", "TransformerConv", "GraphAttentionConv")
 
 
 def gradients(module: torch.nn.Module, out: Tensor) -> dict[str, Tensor]:
