@@ -1,0 +1,415 @@
+"""Why GAT's attention is static and GATv2's is not: both look up values in dictionaries.
+
+    python -m examples.dictionary_lookup
+    python -m examples.dictionary_lookup --k 6 --heads 4 --self-loops
+
+Each of k queries hears from all of k keys, and must tell the value of the key that has its own name
+(`datasets.dictionary_lookup`). How a query q scores a key k:
+
+    GAT      LeakyReLU(aᵀWq + bᵀWk)
+    GATv2    aᵀ LeakyReLU(Wq + Wk)
+
+LeakyReLU never turns the order of two numbers round. In GAT, the key with the largest bᵀWk
+therefore has the largest score for every query: a query decides how much more it listens to that
+key, but not to which key. That is static attention. If all listen to one key, one of them is right,
+and the others know which value is not theirs: 1/k + (k-1)/k · 1/(k-1) = 2/k of the answers are
+right. In GATv2 the vector a comes after LeakyReLU, and every query has a ranking of its own.
+
+The program trains both from several seeds, each with dictionaries of its own, and tests them on
+dictionaries with pairs of a key and a value that were never seen together. It prints how many
+answers are right, and how many pairs of queries disagree in their ranking, and draws the attention
+of one graph (attention.png in --out). (S. Brody, U. Alon, E. Yahav, How Attentive are Graph
+Attention Networks?, ICLR 2022.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+from torch_geometric.data import Data
+
+from datasets import LookupGraphs, dictionary_lookup
+from examples._comparison import Job, aligned, percent, run_jobs, summary
+from examples._files import UserError, prepare_folder, write_atomically, write_json
+from examples._graphs import SEED, number
+from examples._program import Parser
+from gat import GATConv, GATv2Conv
+from sequence_attn.plot import heatmap
+
+PROGRAM = "python -m examples.dictionary_lookup"
+MODELS = {"gat": "GAT", "gatv2": "GATv2"}
+MEASURES = ("train_accuracy", "test_accuracy", "disagreement", "seconds")
+RATES = {"gat": 1e-2, "gatv2": 3e-3}
+TRIAL = 25  # steps in which first weights show what they are worth
+_LEGIBLE = 12  # keys, more of which leave no room for a number in each cell
+
+
+class Settings(NamedTuple):
+    """What is trained, and how.
+
+    Attributes:
+        k: keys of each dictionary.
+        graphs: dictionaries in all, to train and to test on, at most.
+        size: channels of the embeddings and of all heads together.
+        heads: of the one attention layer.
+        self_loops: let each query listen to itself too.
+        epochs: how often each dictionary is seen.
+        starts: how many first weights are tried for GATv2; see `begin`.
+        batch_size: dictionaries in a batch.
+        lr: the learning rate of Adam; None for the one that suits each model.
+    """
+
+    k: int
+    graphs: int
+    size: int
+    heads: int
+    self_loops: bool
+    epochs: int
+    starts: int
+    batch_size: int
+    lr: float | None
+
+
+class Lookup(nn.Module):
+    """One attention layer between embeddings of attributes and values and a linear readout.
+
+    Args:
+        name: "gat" or "gatv2", which attention.
+        settings: k, size, heads and self_loops of them.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        super().__init__()
+        k, size, heads = settings.k, settings.size, settings.heads
+        self.attribute = nn.Embedding(k, size)
+        self.value = nn.Embedding(k + 1, size)  # the last one is "unknown"
+        shared: dict[str, Any] = {"bias": False, "add_self_loops": settings.self_loops}
+        self.conv: nn.Module
+        if name == "gat":
+            self.conv = GATConv(size, size // heads, heads, **shared)
+        else:
+            self.conv = GATv2Conv(size, size // heads, heads, share_weights=True, **shared)
+        self.readout = nn.Linear(size, k, bias=False)
+
+    def embed(self, graph: Data) -> Tensor:
+        """What enters the attention layer, `[N, size]`."""
+        attribute, value = graph.x.unbind(dim=1)
+        return relu(self.attribute(attribute) + self.value(value))
+
+    def forward(self, graph: Data) -> Tensor:
+        """How much each query of a graph believes in each value, `[queries, k]`."""
+        return self.readout(self.conv(self.embed(graph), graph.edge_index)[graph.query_mask])
+
+    def attention(self, graphs: LookupGraphs, index: int) -> Tensor:
+        """What each query of a graph pays to each key, the mean over heads, `[k, k]`.
+
+        With self-loops there is one more column, what the query pays to itself.
+        """
+        graph, k = graphs[index], graphs.k
+        _, (edge_index, weights) = self.conv(
+            self.embed(graph), graph.edge_index, return_attention_weights=True
+        )
+        paid = weights.new_zeros(2 * k, 2 * k)
+        paid[edge_index[1], edge_index[0]] = weights.mean(dim=1)
+        loops = [paid.diagonal()[:k, None]] if len(weights) > k**2 else []
+        return torch.cat([paid[:k, k:], *loops], dim=1)
+
+
+@torch.no_grad()
+def accuracy(model: Lookup, graphs: LookupGraphs) -> float:
+    """The share of queries that tell the right value."""
+    model.eval()
+    right = 0
+    for start in range(0, len(graphs), 500):
+        graph = graphs.batch(slice(start, start + 500))
+        right += int((model(graph).argmax(dim=1) == graph.y).sum())
+    return right / graphs.values.numel()
+
+
+@torch.no_grad()
+def disagreement(model: Lookup, graphs: LookupGraphs) -> float:
+    """The share of pairs of queries that rank some two keys the other way round.
+
+    The mean over at most a hundred graphs; 0 says that all rank the keys alike.
+    """
+    model.eval()
+    found = []
+    for index in range(min(len(graphs), 100)):
+        paid = model.attention(graphs, index)[:, : graphs.k]
+        margin = paid[:, :, None] - paid[:, None, :]  # [query, key, other key]
+        rounding = 1e-6 * (paid[:, :, None] + paid[:, None, :])
+        above = (margin > rounding).float().flatten(1)
+        opposed = above @ (margin < -rounding).float().flatten(1).t() > 0
+        pairs = opposed.triu(diagonal=1)
+        found.append(float(pairs.sum()) / (graphs.k * (graphs.k - 1) / 2))
+    return sum(found) / len(found)
+
+
+class Learner:
+    """A model while it is trained."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.model = Lookup(name, settings)
+        lr = RATES[name] if settings.lr is None else settings.lr
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
+
+    def step(self, graph: Data) -> float:
+        """Learns from a batch, and returns its mean loss."""
+        self.model.train()
+        loss = cross_entropy(self.model(graph), graph.y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+
+def begin(name: str, settings: Settings, graphs: LookupGraphs) -> Learner:
+    """Tries several first weights for a few steps, and returns the learner of the lowest loss.
+
+    GATv2 can look up in two ways. About half of all first weights lead it, in these few steps, to
+    attend to the key that a query asks for. The others lead to attention to all keys but this one,
+    whose value is then the one that is missing: slow to learn, and not as good on unseen pairs.
+    GAT has no such choice, and its loss says nothing so early: its first weights are the first.
+    """
+    size = settings.batch_size
+    batches = [graphs.batch(torch.randint(len(graphs), (size,))) for _ in range(TRIAL)]
+    tried = []
+    for _ in range(settings.starts if name == "gatv2" else 1):
+        learner = Learner(name, settings)
+        losses = [learner.step(batch) for batch in batches]
+        tried.append((sum(losses[-5:]), learner))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def train(
+    name: str,
+    settings: Settings,
+    seed: int,
+    progress: Callable[[float], object] = lambda loss: None,
+) -> tuple[Lookup, dict[str, Any]]:
+    """Trains a model from one seed, and measures it.
+
+    Args:
+        name: which of `MODELS`.
+        settings: what, and how.
+        seed: of the dictionaries, the first weights and the order of the batches.
+        progress: called after each epoch with the mean loss of a query.
+
+    Returns:
+        The model, and seed, loss, train_accuracy, test_accuracy, disagreement and seconds.
+    """
+    data = dictionary_lookup(settings.k, seed=seed, max_graphs=settings.graphs)
+    torch.manual_seed(seed)
+    started, loss = time.perf_counter(), float("nan")
+    learner = begin(name, settings, data.train)
+    for _ in range(settings.epochs):
+        total = 0.0
+        for indices in torch.randperm(len(data.train)).split(settings.batch_size):
+            total += learner.step(data.train.batch(indices)) * len(indices)
+        loss = total / len(data.train)
+        progress(loss)
+    model = learner.model
+    return model, {
+        "seed": seed,
+        "loss": loss,
+        "train_accuracy": accuracy(model, data.train),
+        "test_accuracy": accuracy(model, data.test),
+        "disagreement": disagreement(model, data.test),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains both models from all seeds; writes what there is at the end, or when interrupted."""
+    settings = Settings(*(getattr(args, name) for name in Settings._fields))
+    if settings.size % settings.heads:
+        raise UserError(
+            f"--size {settings.size} is no multiple of --heads {settings.heads}, which share it:"
+            " change one of them"
+        )
+    try:
+        data = dictionary_lookup(settings.k, seed=args.seed, max_graphs=settings.graphs)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    folder = Path(args.out)
+    prepare_folder(folder)
+    print(
+        f"{len(data.train):,} dictionaries of {settings.k} keys to train on, {len(data.test):,} to"
+        f" test on, with {int((~data.seen).sum())} of {data.seen.numel()} pairs unseen (seed"
+        f" {args.seed})"
+    )
+    models: dict[str, Lookup] = {}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in MODELS}
+    complete = run_jobs(_jobs(args, settings, models, results), 2 * args.runs * args.epochs)
+    write_json(
+        folder / "metrics.json",
+        {
+            "complete": complete,
+            "settings": settings._asdict(),
+            "models": results,
+            "summary": {name: summary(found, MEASURES) for name, found in results.items()},
+        },
+    )
+    print(f"\n{table(settings, results)}\n")
+    if len(models) < len(MODELS):
+        print(f"interrupted; metrics.json so far is in {folder}", file=sys.stderr)
+        return 130
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    draw(figure, models, results, data.test)
+    write_atomically(folder / "attention.png", lambda temporary: figure.savefig(temporary, dpi=150))
+    if not complete:
+        print(f"interrupted; what there is so far is in {folder}", file=sys.stderr)
+        return 130
+    print(f"metrics.json and attention.png are in {folder}")
+    return 0
+
+
+def _jobs(
+    args: argparse.Namespace,
+    settings: Settings,
+    models: dict[str, Lookup],
+    results: dict[str, list[dict[str, Any]]],
+) -> dict[str, Job]:
+    """A training for each seed and model, which keeps its result, and the model of the first."""
+
+    def job(name: str, seed: int) -> Job:
+        def work(step: Callable[[float], None]) -> None:
+            model, result = train(name, settings, seed, step)
+            models.setdefault(name, model)
+            results[name].append(result)
+
+        return work
+
+    seeds = range(args.seed, args.seed + args.runs)
+    return {f"{MODELS[name]} (seed {seed})": job(name, seed) for seed in seeds for name in MODELS}
+
+
+def table(settings: Settings, results: dict[str, list[dict[str, Any]]]) -> str:
+    """Right answers in %, and how many keys are preferred."""
+    k = settings.k
+    rows = [["in %", "right in training", "right in test", "queries that disagree"]]
+    rows.append(["guessing", f"{100 / k:.1f}", f"{100 / k:.1f}", ""])
+    rows.append(["all listen to one key", f"{200 / k:.1f}", f"{200 / k:.1f}", "0"])
+    for name, found in results.items():
+        if found:
+            measures = ([result[measure] for result in found] for measure in MEASURES[:3])
+            rows.append([MODELS[name], *map(percent, measures)])
+    lines = [aligned(rows)]
+    lines.append("queries that disagree: pairs of them that rank two keys the other way round")
+    if max(map(len, results.values())) > 1:
+        lines.append("±: standard deviation over seeds, each with dictionaries of its own")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def draw(
+    figure: Figure,
+    models: dict[str, Lookup],
+    results: dict[str, list[dict[str, Any]]],
+    graphs: LookupGraphs,
+) -> None:
+    """The attention of the first graph: matrices on top, and below a line for each query."""
+    panels = figure.subplots(2, 2, height_ratios=(1.6, 1))
+    for column, (name, model) in enumerate(models.items()):
+        model.eval()
+        paid = model.attention(graphs, 0)
+        right = (model(graphs[0]).argmax(dim=1) == graphs[0].y).tolist()
+        _draw_matrix(panels[0, column], paid, graphs, right)
+        _draw_lines(panels[1, column], paid)
+        share = results[name][0]["test_accuracy"]
+        panels[0, column].set_title(
+            f"{MODELS[name]}: {share:.0%} of all test queries are right", fontsize=13, pad=12
+        )
+    panels[1, 0].set_ylabel("attention weight")
+
+
+def _draw_matrix(ax: Axes, paid: Tensor, graphs: LookupGraphs, right: Sequence[bool]) -> None:
+    keys = [f"key {i} = {value}" for i, value in enumerate(graphs.values[0].tolist())]
+    keys += ["itself"] * (paid.shape[1] - graphs.k)
+    queries = [f"query {i} {'✓' if good else '✗'}" for i, good in enumerate(right)]
+    heatmap(paid, keys, queries, vmax=1.0, colorbar=False, ax=ax)
+    ax.set(xlabel="", ylabel="")
+    if graphs.k <= _LEGIBLE:
+        for row, weights in enumerate(paid.tolist()):
+            for column, weight in enumerate(weights):
+                ax.text(
+                    column, row, f"{weight:.2f}", fontsize=7, ha="center", va="center",
+                    color="white" if weight > 0.6 else "#555555",
+                )  # fmt: skip
+
+
+def _draw_lines(ax: Axes, paid: Tensor) -> None:
+    """A line for each query: where all have their peak at one key, attention is static."""
+    for query, weights in enumerate(paid.tolist()):
+        ax.plot(weights, marker="o", markersize=4, linewidth=1.5, alpha=0.8, label=f"query {query}")
+    names = [f"key {i}" for i in range(len(paid))] + ["itself"] * (paid.shape[1] - len(paid))
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    ax.set_ylim(-0.03, 1.03)
+    peaks = len(paid[:, : len(paid)].argmax(dim=1).unique())
+    which = "the same key" if peaks == 1 else f"{peaks} different keys"
+    ax.set_title(f"a line for each query: they listen most to {which}", fontsize=10)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the program."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Train GAT and GATv2 to look up values in dictionaries.",
+        allow_abbrev=False,
+    )
+    count = number(int, 1)
+    group = parser.add_argument_group("dictionaries")
+    group.add_argument("--k", type=number(int, 2), default=10, help="keys of each; default: 10")
+    group.add_argument(
+        "--graphs", type=number(int, 2), default=32_000, help="in all, at most; default: 32000"
+    )
+    group = parser.add_argument_group("models")
+    group.add_argument("--size", type=count, default=256, help="channels; default: 256")
+    group.add_argument("--heads", type=count, default=1, help="which share them; default: 1")
+    group.add_argument(
+        "--self-loops", action="store_true", help="let each query listen to itself too"
+    )
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=count, default=2, help="default: 2")
+    group.add_argument(
+        "--starts",
+        type=count,
+        default=10,
+        help="first weights of GATv2 to choose from; default: 10",
+    )
+    group.add_argument("--batch-size", type=count, default=128, help="default: 128")
+    group.add_argument(
+        "--lr", type=number(float, 0, below=1000), help="default: gat 0.01, gatv2 0.003"
+    )
+    group.add_argument("--runs", type=count, default=3, help="each from another seed; default: 3")
+    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
+    group.add_argument("--out", metavar="DIR", default=str(Path("runs", "dictionary_lookup")))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    try:
+        return run(parser().parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
