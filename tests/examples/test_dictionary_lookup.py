@@ -174,7 +174,7 @@ def test_an_interruption_keeps_what_there_is(tmp_path, capsys, monkeypatch):
     [
         (["--heads", "3"], "--size 256 is no multiple of --heads 3"),
         (["--k", "1"], "at least 2"),
-        (["--k", "8", "--graphs", "2"], "to train and 1 to test on"),
+        (["--k", "8", "--graphs", "2", "--seed", "3"], "2 graphs to train and 0 to test on"),
         (["--lr", "x"], "must be a number"),
         (["--out", "{tmp}/file"], "choose another folder"),
     ],
