@@ -49,7 +49,6 @@ from sequence_attn.plot import heatmap
 PROGRAM = "python -m examples.dictionary_lookup"
 MODELS = {"gat": "GAT", "gatv2": "GATv2"}
 MEASURES = ("train_accuracy", "test_accuracy", "disagreement", "seconds")
-RATES = {"gat": 1e-2, "gatv2": 3e-3}
 TRIAL = 25  # steps in which first weights show what they are worth
 _LEGIBLE = 12  # keys, more of which leave no room for a number in each cell
 
@@ -64,9 +63,9 @@ class Settings(NamedTuple):
         heads: of the one attention layer.
         self_loops: let each query listen to itself too.
         epochs: how often each dictionary is seen.
-        starts: how many first weights are tried for GATv2; see `begin`.
+        starts: how many first weights are tried; see `begin`.
         batch_size: dictionaries in a batch.
-        lr: the learning rate of Adam; None for the one that suits each model.
+        lr: the learning rate of Adam.
     """
 
     k: int
@@ -77,7 +76,7 @@ class Settings(NamedTuple):
     epochs: int
     starts: int
     batch_size: int
-    lr: float | None
+    lr: float
 
 
 class Lookup(nn.Module):
@@ -160,8 +159,7 @@ class Learner:
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.model = Lookup(name, settings)
-        lr = RATES[name] if settings.lr is None else settings.lr
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
 
     def step(self, graph: Data) -> float:
         """Learns from a batch, and returns its mean loss."""
@@ -180,12 +178,11 @@ def begin(name: str, settings: Settings, graphs: LookupGraphs) -> Learner:
     GATv2 can look up in two ways. About half of all first weights lead it, in these few steps, to
     attend to the key that a query asks for. The others lead to attention to all keys but this one,
     whose value is then the one that is missing: slow to learn, and not as good on unseen pairs.
-    GAT has no such choice, and its loss says nothing so early: its first weights are the first.
     """
     size = settings.batch_size
     batches = [graphs.batch(torch.randint(len(graphs), (size,))) for _ in range(TRIAL)]
     tried = []
-    for _ in range(settings.starts if name == "gatv2" else 1):
+    for _ in range(settings.starts):
         learner = Learner(name, settings)
         losses = [learner.step(batch) for batch in batches]
         tried.append((sum(losses[-5:]), learner))
@@ -387,11 +384,11 @@ def parser() -> argparse.ArgumentParser:
         "--starts",
         type=count,
         default=10,
-        help="first weights of GATv2 to choose from; default: 10",
+        help="first weights to choose from; default: 10",
     )
     group.add_argument("--batch-size", type=count, default=128, help="default: 128")
     group.add_argument(
-        "--lr", type=number(float, 0, below=1000), help="default: gat 0.01, gatv2 0.003"
+        "--lr", type=number(float, 0, below=1000), default=3e-3, help="default: 0.003"
     )
     group.add_argument("--runs", type=count, default=3, help="each from another seed; default: 3")
     group.add_argument("--seed", type=SEED, default=0, help="of the first run")
