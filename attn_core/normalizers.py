@@ -144,7 +144,9 @@ class EdgeRows:
         by_row = self.index[by_value].argsort(dim=0, stable=True)
         order = by_value.gather(0, by_row)
         rows = EdgeRows(self.index.sort().values, self.num)
-        rank = torch.arange(1, len(self.index) + 1, device=x.device) - rows.spread(rows.starts())
+        # Of the shape: len() would ask torch.compile for a number that depends on the data
+        rank = torch.arange(1, self.index.shape[0] + 1, device=x.device)
+        rank = rank - rows.spread(rows.starts())
         return x.gather(0, order), rank.view(-1, *[1] * (x.dim() - 1)), rows
 
     def running_sum(self, x: Tensor) -> Tensor:

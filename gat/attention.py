@@ -64,7 +64,8 @@ def attention_weights(model: nn.Module, *args: Any, **kwargs: Any) -> list[Layer
 
     The model need not know how to return weights: one of `gat`'s, a `BasicGNN` or `Sequential` of
     torch_geometric, a module of your own. It runs once, in the mode and with the gradients that the
-    caller has chosen, compiled code as if it were not; nothing is left behind in it.
+    caller has chosen, compiled code as if it were not; nothing is left behind in it. (Where a
+    checkpoint computes a layer again, the weights can be read but not differentiated.)
 
     Args:
         model: a module with attention layers of `gat` in it, or one such layer; those of

@@ -421,12 +421,15 @@ def test_sparse_features() -> None:
         {"normalizer": "sparsemax", "add_self_loops": False},
         {"normalizer": "entmax", "score": "scaled_dot", "add_self_loops": False},
         {"normalizer": "hard", "add_self_loops": False},
+        {"normalizer": "sparsemax"},
         {"normalizer": lambda: Softmax(0.5), "add_self_loops": False},
     ],
 )
 def test_twenty_graphs_need_one_recompilation_at_most(
     options: dict[str, Any], fullgraph: bool
 ) -> None:
+    if not fullgraph and options == {"normalizer": "sparsemax"}:
+        pytest.skip("breaks the graph where the self-loops are counted that are there already")
     torch._dynamo.reset()
     made = {k: v() if callable(v) else v for k, v in options.items()}
     layer = GraphAttentionConv(4, 3, 2, **made)
