@@ -5,6 +5,14 @@
 
 namespace attn::VARIANT {
 
+// Zeros behind the last pair, up to whole vectors.
+template <class T>
+INLINE void clear_rest(const Problem<T>& p, int n, T* x) {
+  for (int e = n; e % WIDEST<T>; e++) {
+    for (int h = 0; h < p.heads; h++) x[h * BLOCK + e] = 0;
+  }
+}
+
 template <class T>
 void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                     int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
@@ -18,6 +26,12 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     prefetch(p.value, p.by_query, at + n, n, value_size);
     if (!same && size > 64) prefetch(p.key, p.by_query, at + n, n, size);
+    if (p.coefficients) {
+      for (int e = 0; e < n; e++) {
+        const T* next = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
+        for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(next + c, 1);
+      }
+    }
     find_rows(p.key, p.pair_key, p, p.by_query, at, n, size, s.made_key, keys);
     find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
     f.score(p, keys, n, query, p.width, s.weights);
@@ -40,23 +54,22 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
         store<T, W>(weights + e, dropped);
       }
     }
+    T* out[BLOCK];
     if (p.grad_bias) {
-      for (int e = 0; e < n; e++) {
-        T* out = p.grad_bias[p.row(p.by_query.place[at + e])];
-        for (int h = 0; h < p.heads; h++) out[h] = s.grads[h * BLOCK + e];
-      }
+      for (int e = 0; e < n; e++) out[e] = p.grad_bias[p.row(p.by_query.place[at + e])];
+      collect(s.grads, n, p.heads, out);
     }
     if (p.kind == DOT) {
       for (int i = 0; i < p.heads * BLOCK; i++) s.grads[i] *= p.scale;
     }
+    if (p.width == 1) clear_rest(p, n, s.grads);
     if (p.coefficients) {
       for (int e = 0; e < n; e++) {
-        T* out = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
-        for (int h = 0; h < p.heads; h++) {
-          out[h] = s.grads[h * BLOCK + e];
-          out[p.heads + h] = s.weights[h * BLOCK + e];
-        }
+        out[e] = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
       }
+      collect(s.grads, n, p.heads, out);
+      for (int e = 0; e < n; e++) out[e] += p.heads;
+      collect(s.weights, n, p.heads, out);
     }
     if (p.grad_pair_key) {
       for (int e = 0; e < n; e++) {
@@ -128,15 +141,18 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
   for (int h = 0; h < p.heads; h++) s.scale[h] = 1;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
+    for (int64_t e = at + n; e < at + 2 * n && e < p.by_key.pointer[p.by_key.num]; e++) {
+      const T* next = p.coefficients + 2 * p.heads * p.by_key.place[e];
+      for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(next + c);
+    }
     if (grad_value) prefetch(p.grad_output, p.by_key, at + n, n, value_size);
     if (grad_key && (p.kind == DOT || size > 64)) prefetch(p.query, p.by_key, at + n, n, size);
-    for (int e = 0; e < n; e++) {
-      const T* in = p.coefficients + 2 * p.heads * p.by_key.place[at + e];
-      for (int h = 0; h < p.heads; h++) {
-        s.grads[h * BLOCK + e] = in[h];
-        s.weights[h * BLOCK + e] = in[p.heads + h];
-      }
-    }
+    const T* in[BLOCK];
+    for (int e = 0; e < n; e++) in[e] = p.coefficients + 2 * p.heads * p.by_key.place[at + e];
+    for (int e = n; e % 4; e++) in[e] = in[0];
+    if (grad_key) spread(in, n, p.heads, s.grads);
+    for (int e = 0; e < (n + 3) / 4 * 4; e++) in[e] += p.heads;
+    if (grad_value) spread(in, n, p.heads, s.weights);
     if (grad_value) {
       find_rows(p.grad_output, Rows<const T>(), p, p.by_key, at, n, value_size, s.made_value,
                 grads);
@@ -153,6 +169,7 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       if (at == begin) {
         for (int64_t c = 0; c < size; c++) grad_key[c] = 0;
       }
+      if (p.width == 1) clear_rest(p, n, s.grads);
       f.score_gradient(p, queries, n, p.key[row], s.grads, grad_key, nullptr);
     }
   }

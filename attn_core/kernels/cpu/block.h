@@ -88,7 +88,7 @@ struct Scratch {
   T *row_key, *row_value, *pair;
 
   Scratch(const Problem<T>& p, T* at) {
-    const int64_t h = p.heads, block = h * BLOCK;
+    const int64_t h = (p.heads + 3) / 4 * 4, block = h * BLOCK;
     auto take = [&at](int64_t size) {
       T* start = at;
       at += size;

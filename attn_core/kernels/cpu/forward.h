@@ -4,41 +4,51 @@
 
 namespace attn::VARIANT {
 
-// Turns logits into e^(logit - largest so far), and what was summed before by `scale`.
+// Turns logits into e^(logit - largest so far), and what was summed before by `scale`; four heads
+// at once. Memory for them is there up to the next multiple of 4.
 template <class T>
 INLINE void normalise(int heads, int n, Scratch<T>& s, bool first) {
   constexpr int W = WIDEST<T>;
   using V = Vec<T, W>;
-  const T lowest = -infinity(T());
-  for (int h = 0; h < heads; h++) {
-    T* at = s.logits + h * BLOCK;
-    int end = n;
-    for (; end % W; end++) at[end] = lowest;
-    V top = load<T, W>(at);
-    for (int e = W; e < end; e += W) {
-      const V x = load<T, W>(at + e);
-      top = x > top ? x : top;
+  using F = Vec<T, 4>;
+  const F lowest = all<T, 4>(-infinity(T()));
+  int end = n;
+  for (; end % W; end++) {
+    for (int h = 0; h < heads; h++) s.logits[h * BLOCK + end] = -infinity(T());
+  }
+  for (int h = 0; h < heads; h += 4) {
+    F x[4];
+    for (int u = 0; u < 4; u++) {
+      const T* at = s.logits + (h + u) * BLOCK;
+      V top = load<T, W>(at);
+      for (int e = W; e < end; e += W) {
+        const V next = load<T, W>(at + e);
+        top = next > top ? next : top;
+      }
+      x[u] = largest<T, W>(top);
     }
-    T most = first ? lowest : s.largest[h];
-    alignas(64) T lanes[W];
-    store<T, W>(lanes, top);
-    for (int i = 0; i < W; i++) most = lanes[i] > most ? lanes[i] : most;
-    const T shift = most == lowest ? T(0) : most;
-    V sums = {};
-    for (int e = 0; e < end; e += W) {
-      const V x = exp<T, W>(load<T, W>(at + e) - shift);
-      store<T, W>(at + e, x);
-      sums += x;
+    transpose<T>(x[0], x[1], x[2], x[3]);
+    F most = first ? lowest : load<T, 4>(s.largest + h);
+    for (int u = 0; u < 4; u++) most = x[u] > most ? x[u] : most;
+    const F shift = most == lowest ? F{} : most;
+    for (int u = 0; u < 4; u++) {
+      T* at = s.logits + (h + u) * BLOCK;
+      V total = {};
+      for (int e = 0; e < end; e += W) {
+        const V weight = exp<T, W>(load<T, W>(at + e) - shift[u]);
+        store<T, W>(at + e, weight);
+        total += weight;
+      }
+      x[u] = fold<T, W>(total);
     }
-    const T sum_here = sum<T, W>(sums);
-    if (first) {
-      s.total[h] = sum_here;
-    } else {
-      const T scale = exp<T, 4>(all<T, 4>(s.largest[h] - shift))[0];
-      s.scale[h] = scale;
-      s.total[h] = s.total[h] * scale + sum_here;
+    F total = sums<T>(x[0], x[1], x[2], x[3]);
+    if (!first) {
+      const F scale = exp<T, 4>(load<T, 4>(s.largest + h) - shift);
+      total += load<T, 4>(s.total + h) * scale;
+      store<T, 4>(s.scale + h, scale);
     }
-    s.largest[h] = most;
+    store<T, 4>(s.total + h, total);
+    store<T, 4>(s.largest + h, most);
   }
 }
 
@@ -73,13 +83,19 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
 
 // Divide by the sum of the weights.
 template <class T>
-INLINE void finish(const Problem<T>& p, int64_t row, const T* largest, const T* total, T* output) {
+INLINE void finish(const Problem<T>& p, int64_t row, Scratch<T>& s, T* output) {
+  for (int h = 0; h < p.heads; h += 4) {
+    const Vec<T, 4> total = load<T, 4>(s.total + h);
+    store<T, 4>(s.largest + h, load<T, 4>(s.largest + h) + log<T>(total));
+    store<T, 4>(s.scale + h, total == T(0) ? Vec<T, 4>{} : T(1) / total);
+  }
   T* log_sum_exp = p.log_sum_exp[row];
   for (int h = 0; h < p.heads; h++) {
-    const T scale = total[h] == T(0) ? T(0) : T(1) / total[h];
-    for (int c = 0; c < p.value_width; c++) output[h * p.value_width + c] *= scale;
-    const T log = sizeof(T) == 4 ? T(__builtin_logf(float(total[h]))) : T(__builtin_log(total[h]));
-    log_sum_exp[h] = largest[h] + log;
+    log_sum_exp[h] = s.largest[h];
+    const T scale = s.scale[h];
+    for (int c = h * p.value_width; c < (h + 1) * p.value_width; c += 4) {
+      store<T, 4>(output + c, scale * load<T, 4>(output + c));
+    }
   }
 }
 
@@ -93,7 +109,7 @@ void forward_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratc
     return;
   }
   forward_pairs(p, f, row, begin, end, s, output);
-  finish(p, row, s.largest, s.total, output);
+  finish(p, row, s, output);
 }
 
 // A part is [largest, total, sum].
@@ -131,7 +147,7 @@ void forward_merge(const Problem<T>& p, int64_t row, const T* partials, int64_t 
     s.largest[h] = most;
     s.total[h] = total;
   }
-  finish(p, row, s.largest, s.total, output);
+  finish(p, row, s, output);
 }
 
 }  // namespace attn::VARIANT

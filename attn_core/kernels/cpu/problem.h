@@ -64,7 +64,7 @@ struct Problem {
     return pass == BY_QUERY ? h * width : h * (width + value_width);
   }
   ATTN_INLINE int64_t scratch_size() const {
-    int64_t h = heads;
+    int64_t h = (heads + 3) / 4 * 4;
     return h * BLOCK * (5 + width + value_width) + h * (6 + 2 * width + value_width) + 64;
   }
 };

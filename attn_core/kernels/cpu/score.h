@@ -150,20 +150,49 @@ void pair_gradient(const Problem<T>& p, const T* row, const T* fixed, const T* g
 
 // The same for rows of one number per head, as GAT has them: here the pairs lie side by side.
 
+// From rows of numbers, one per head, to [h * BLOCK + e]. Rows are there up to a multiple of 4.
 template <class T>
-INLINE void spread(const T* const* rows, int n, const T* fixed, int h, T* hidden) {
-  for (int e = 0; e < n; e++) hidden[e] = rows[e][h] + fixed[h];
-  for (int e = n; e % WIDEST<T>; e++) hidden[e] = 0;
+INLINE void spread(const T* const* rows, int n, int heads, T* out) {
+  int h = 0;
+  for (; h + 4 <= heads; h += 4) {
+    for (int e = 0; e < n; e += 4) {
+      Vec<T, 4> x[4];
+      for (int u = 0; u < 4; u++) x[u] = load<T, 4>(rows[e + u] + h);
+      transpose<T>(x[0], x[1], x[2], x[3]);
+      for (int u = 0; u < 4; u++) store<T, 4>(out + (h + u) * BLOCK + e, x[u]);
+    }
+  }
+  for (; h < heads; h++) {
+    for (int e = 0; e < n; e++) out[h * BLOCK + e] = rows[e][h];
+  }
+}
+
+// And back.
+template <class T>
+INLINE void collect(const T* in, int n, int heads, T* const* rows) {
+  int h = 0;
+  for (; h + 4 <= heads; h += 4) {
+    for (int e = 0; e < n; e += 4) {
+      Vec<T, 4> x[4];
+      for (int u = 0; u < 4; u++) x[u] = load<T, 4>(in + (h + u) * BLOCK + e);
+      transpose<T>(x[0], x[1], x[2], x[3]);
+      for (int u = 0; u < 4 && e + u < n; u++) store<T, 4>(rows[e + u] + h, x[u]);
+    }
+  }
+  for (; h < heads; h++) {
+    for (int e = 0; e < n; e++) rows[e][h] = in[h * BLOCK + e];
+  }
 }
 
 template <class T, Kind K>
 void score_numbers(const Problem<T>& p, const T* const* rows, int n, const T* fixed, int, T* out) {
   constexpr int W = WIDEST<T>;
+  spread(rows, n, p.heads, out);
   for (int h = 0; h < p.heads; h++) {
     T* at = out + h * BLOCK;
-    spread(rows, n, fixed, h, at);
-    for (int e = 0; e < n; e += W) {
-      store<T, W>(at + e, p.vector[h] * activate<T, W, K>(load<T, W>(at + e), p.slope));
+    for (int e = 0; e < n; e += W) {  // what lies behind the last pair is of no account
+      const Vec<T, W> x = load<T, W>(at + e) + fixed[h];
+      store<T, W>(at + e, p.vector[h] * activate<T, W, K>(x, p.slope));
     }
   }
 }
@@ -171,21 +200,27 @@ void score_numbers(const Problem<T>& p, const T* const* rows, int n, const T* fi
 template <class T, Kind K>
 void number_gradient(const Problem<T>& p, const T* const* rows, int n, const T* fixed,
                      const T* grad, T* acc, T* grad_vector) {
-  constexpr int W = WIDEST<T>;
+  constexpr int W = WIDEST<T>, TOGETHER = 4;
   using V = Vec<T, W>;
-  for (int h = 0; h < p.heads; h++) {
-    alignas(64) T hidden[BLOCK], share[BLOCK];
-    spread(rows, n, fixed, h, hidden);
-    for (int e = 0; e < BLOCK; e++) share[e] = e < n ? grad[h * BLOCK + e] : T(0);
-    V slopes = {}, values = {};
-    for (int e = 0; e < n; e += W) {
-      const V x = load<T, W>(hidden + e), g = load<T, W>(share + e);
-      const V active = activate<T, W, K>(x, p.slope);
-      slopes += g * derivative<T, W, K>(x, active, p.slope);
-      values += g * active;
+  alignas(64) T hidden[TOGETHER * BLOCK];
+  for (int h = 0; h < p.heads; h += TOGETHER) {
+    const int heads = p.heads - h < TOGETHER ? p.heads - h : TOGETHER;
+    const T* moved[BLOCK];
+    for (int e = 0; e < (n + 3) / 4 * 4; e++) moved[e] = rows[e] + h;
+    spread(moved, n, heads, hidden);
+    for (int u = 0; u < heads; u++) {
+      V slopes = {}, values = {};
+      for (int e = 0; e < n; e += W) {  // grad is zero behind the last pair
+        const V x = e + W <= n ? load<T, W>(hidden + u * BLOCK + e) + fixed[h + u]
+                               : first<T, W>(hidden + u * BLOCK + e, n - e) + fixed[h + u];
+        const V g = load<T, W>(grad + (h + u) * BLOCK + e);
+        const V active = activate<T, W, K>(x, p.slope);
+        slopes += g * derivative<T, W, K>(x, active, p.slope);
+        values += g * active;
+      }
+      acc[h + u] += p.vector[h + u] * sum<T, W>(slopes);
+      if (grad_vector) grad_vector[h + u] += sum<T, W>(values);
     }
-    acc[h] += p.vector[h] * sum<T, W>(slopes);
-    if (grad_vector) grad_vector[h] += sum<T, W>(values);
   }
 }
 

@@ -53,6 +53,13 @@ template <class T, int W>
 INLINE Vec<T, W> all(T x) {
   return x - Vec<T, W>{};  // not +: -0 + 0 is 0
 }
+// The first n numbers, then zeros.
+template <class T, int W>
+INLINE Vec<T, W> first(const T* p, int n) {
+  Vec<T, W> x = {};
+  for (int i = 0; i < W; i++) x[i] = i < n ? p[i] : T(0);
+  return x;
+}
 INLINE float infinity(float) { return __builtin_inff(); }
 INLINE double infinity(double) { return __builtin_inf(); }
 
@@ -97,6 +104,32 @@ INLINE Vec<T, W> exp(Vec<T, W> x) {
   V result = (V)((I)p + shift);
   result = x < low ? V{} : result;
   return x > high ? all<T, W>(infinity(T())) : result;
+}
+
+// The natural logarithm of 0, of what is at least 2^-126 and finite, and of NaN.
+template <class T>
+INLINE Vec<T, 4> log(Vec<T, 4> x) {
+  using V = Vec<T, 4>;
+  if constexpr (sizeof(T) == 8) {
+    return V{__builtin_log(x[0]), __builtin_log(x[1]), __builtin_log(x[2]), __builtin_log(x[3])};
+  } else {
+    using I = typename VecOf<T, 4>::ints;
+    // x = m · 2^n with m in [√½, √2)
+    const I n = ((I)x - 0x3f3504f3) >> 23;
+    const V r = (V)((I)x - (n << 23)) - T(1), m = __builtin_convertvector(n, V), z = r * r;
+    V p = r * T(7.0376836292e-2) + T(-1.1514610310e-1);
+    p = p * r + T(1.1676998740e-1);
+    p = p * r + T(-1.2420140846e-1);
+    p = p * r + T(1.4249322787e-1);
+    p = p * r + T(-1.6668057665e-1);
+    p = p * r + T(2.0000714765e-1);
+    p = p * r + T(-2.4999993993e-1);
+    p = p * r + T(3.3333331174e-1);
+    V y = p * r * z + m * T(-2.12194440e-4) - z * T(0.5);
+    y = r + y + m * T(0.693359375);
+    y = x == T(0) ? all<T, 4>(-infinity(T())) : y;
+    return x == x ? y : x;
+  }
 }
 
 template <class T, int W>
@@ -145,6 +178,35 @@ INLINE Vec<T, 4> sums(Vec<T, 4> a, Vec<T, 4> b, Vec<T, 4> c, Vec<T, 4> d) {
                        __builtin_shufflevector(c, d, 2, 6, 3, 7);
   return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
 }
+// The largest numbers of four vectors; NaN may be passed over.
+template <class T, int W>
+INLINE Vec<T, 4> largest(Vec<T, W> x) {
+  if constexpr (W == 16) {
+    const Vec<T, 8> a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    const Vec<T, 8> b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    return largest<T, 8>(a > b ? a : b);
+  } else if constexpr (W == 8) {
+    const Vec<T, 4> a = __builtin_shufflevector(x, x, 0, 1, 2, 3);
+    const Vec<T, 4> b = __builtin_shufflevector(x, x, 4, 5, 6, 7);
+    return a > b ? a : b;
+  } else {
+    return x;
+  }
+}
+
+// Four vectors, the first numbers of all of them first.
+template <class T>
+INLINE void transpose(Vec<T, 4>& a, Vec<T, 4>& b, Vec<T, 4>& c, Vec<T, 4>& d) {
+  const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Vec<T, 4> AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Vec<T, 4> CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  a = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  b = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  c = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+  d = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
+
 template <class T, int W>
 INLINE T sum(Vec<T, W> x) {
   const Vec<T, 4> y = fold<T, W>(x);
