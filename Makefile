@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/kernels/cpu/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,12 +27,19 @@ demo: $(INSTALLED) ## install, train a graph attention network on the digits gra
 test: lint ## lint, then every test and doctest (PYTEST_ARGS="-k name" chooses)
 # Two workers with one thread each: on small tensors more threads cost more than they give.
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+# Once more without the compiled kernels, as on a machine without a compiler.
+	GAT_KERNELS=0 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal \
+	  tests/attn_core/test_kernels.py tests/attn_core/test_edge_scores.py \
+	  tests/attn_core/test_supports.py tests/gat/test_gat_conv.py
 
 lint: $(INSTALLED) ## style, types and the rules of who may import whom
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-logo
+
+bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
+	$(PY) -m benchmarks graph
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

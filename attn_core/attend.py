@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core import compiled
 from attn_core.kernels import Call, choose, in_blocks, scores_in_blocks
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
 from attn_core.scores import Score
@@ -95,7 +96,7 @@ def attend(
     dtype = _output_dtype(value)
     with _without_autocast(key.device.type):
         call = _prepared(call)
-        kernel = choose(call, need_weights) if _backend == "auto" else None
+        kernel = choose(call, need_weights) if _backend != "reference" else None
         if kernel is None:
             output, weights, log_sum_exp = _reference(call)
         else:
@@ -110,7 +111,7 @@ def attend(
 def _prepared(call: Call) -> Call:
     """The work of each token done, and a score that suits the chosen backend."""
     call = call.prepared()
-    return in_blocks(call) if _backend == "auto" else call
+    return in_blocks(call) if _backend != "reference" else call
 
 
 def _reference(call: Call) -> Attended:
@@ -127,7 +128,7 @@ def _reference(call: Call) -> Attended:
 def _scored(call: Call) -> tuple[Call, Support, Tensor, Rows]:
     """The scores of all pairs, -inf where a pair does not exist, and the rows they form."""
     call, support = call.in_full_precision().on_resolved_support()
-    scores = (scores_in_blocks if _backend == "auto" else Call.scores)(call, support)
+    scores = (scores_in_blocks if _backend != "reference" else Call.scores)(call, support)
     rows = support.rows(scores, call.num_keys)
     return call, support, rows.allow(scores), rows
 
@@ -273,8 +274,9 @@ def backend(name: str) -> Iterator[None]:
     """Choose the implementation of `attend` inside a `with` block, for the whole process.
 
     Args:
-        name: "auto" takes the fastest one that serves the call, "reference" always takes the
-            definition in plain torch (differentiable any number of times).
+        name: "auto" takes the fastest one that serves the call, "torch" does without compiled
+            kernels, "reference" always takes the definition in plain torch (differentiable any
+            number of times).
 
     Raises:
         ValueError: another name.
@@ -283,10 +285,12 @@ def backend(name: str) -> Iterator[None]:
     ...     pass
     """
     global _backend
-    if name not in ("auto", "reference"):
-        raise ValueError(f"backend is {name!r}; expected 'auto' or 'reference'")
+    if name not in ("auto", "torch", "reference"):
+        raise ValueError(f"backend is {name!r}; expected 'auto', 'torch' or 'reference'")
     before, _backend = _backend, name
+    on = compiled.switch(name == "auto" and compiled.wanted)
     try:
         yield
     finally:
         _backend = before
+        compiled.switch(on)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from attn_core import compiled
 from attn_core.dropout import draw_seed, dropout_scale
 from attn_core.edge_index import (
     Order,
@@ -377,13 +378,35 @@ class Edges(Support):
     @torch.inference_mode(False)
     def by_query(self) -> Order:
         """The pairs sorted by query, those of one query in the caller's order (CSR)."""
-        return sort_pairs(self.query_index, self.num_queries)
+        order, keys = sort_pairs(self.query_index, self.num_queries, self.key_index)
+        if keys is not None:
+            self.__dict__["keys_by_query"] = keys
+        return order
 
     @cached_property
     @torch.inference_mode(False)
     def by_key(self) -> Order:
         """The pairs sorted by key (the transpose)."""
-        return sort_pairs(self.key_index, self.num_keys)
+        order, queries = sort_pairs(self.key_index, self.num_keys, self.query_index)
+        if queries is not None:
+            self.__dict__["queries_by_key"] = queries
+        return order
+
+    @cached_property
+    @torch.inference_mode(False)
+    def keys_by_query(self) -> Tensor:
+        """The key of each pair, int32, in the order of `by_query`."""
+        order = self.by_query.permutation  # which may bring them along
+        known = self.__dict__.get("keys_by_query")
+        return self.key_index[order].int() if known is None else known
+
+    @cached_property
+    @torch.inference_mode(False)
+    def queries_by_key(self) -> Tensor:
+        """The query of each pair, int32, in the order of `by_key`."""
+        order = self.by_key.permutation
+        known = self.__dict__.get("queries_by_key")
+        return self.query_index[order].int() if known is None else known
 
     @cached_property
     @torch.inference_mode(False)
@@ -533,12 +556,19 @@ def clear_cache() -> None:
         _CACHE.clear()
 
 
-def sort_pairs(nodes: Tensor, num: int) -> Order:
-    """Sort pairs by one of their ends, stably; pairs that are sorted already are left alone."""
+def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor | None]:
+    """Sort pairs by one of their ends, stably, and their other ends too if that costs nothing."""
+    if compiled.is_on() and nodes.device.type == "cpu" and max(num, len(nodes)) > 0:
+        pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
+        sorted_others = torch.empty(len(nodes), dtype=torch.int32)
+        if compiled.module.sort(
+            nodes.contiguous(), others.contiguous(), pointer, order, sorted_others
+        ):
+            return Order(pointer, order), sorted_others
     pointer = row_pointer(nodes, num)
-    if bool((nodes[1:] >= nodes[:-1]).all()):
-        return Order(pointer, torch.arange(len(nodes), device=nodes.device))
-    return Order(pointer, torch.argsort(nodes, stable=True))
+    if bool((nodes[1:] >= nodes[:-1]).all()):  # sorted already
+        return Order(pointer, torch.arange(len(nodes), device=nodes.device)), None
+    return Order(pointer, torch.argsort(nodes, stable=True)), None
 
 
 def _insert_loops(order: Order, pairs: Tensor, loops: int, to: int) -> Order:

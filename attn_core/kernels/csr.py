@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.dropout import dropout_scale
-from attn_core.kernels.call import compute_dtype
+from attn_core.kernels.request import Request
 from attn_core.normalizers import finite
 from attn_core.scores import activate
 from attn_core.supports import Edges
@@ -48,46 +48,29 @@ class Problem:
     keep: Tensor | None  # [E, H], what dropout multiplies the weight of a sorted pair with
 
     @classmethod
-    def of(
-        cls,
-        edges: Edges,
-        pair_row: Tensor | None,
-        num_rows: int,
-        query: Tensor | None,
-        key: Tensor,
-        value: Tensor,
-        vector: Tensor | None,
-        bias: Tensor | None,
-        pair_key: Tensor | None,
-        pair_value: Tensor | None,
-        kind: str,
-        constant: float,
-        dropout: float,
-        seed: Tensor | None,
-        pair_id: Tensor | None,
-    ) -> Problem:
-        """Sort, cast and draw the dropout mask; `pair_row` says which row a pair's numbers are."""
-        dtype = compute_dtype(query, key, value, vector, bias, pair_key, pair_value)
+    def of(cls, request: Request) -> Problem:
+        """Sort, cast and draw the dropout mask."""
+        r, edges, dtype = request, request.edges, request.dtype
         order = edges.by_query.permutation
         keep = None
-        if seed is not None:
-            ids = (edges.source_id if pair_id is None else pair_id).index_select(0, order)
-            keep = dropout_scale(seed, ids, value.shape[1], dropout).to(dtype)
+        if r.seed is not None:
+            ids = (edges.source_id if r.pair_id is None else r.pair_id).index_select(0, order)
+            keep = dropout_scale(r.seed, ids, r.value.shape[1], r.dropout).to(dtype)
         return cls(
-            _cast(query, dtype),
-            _cast(key, dtype),
-            _cast(value, dtype),
-            _cast(vector, dtype),
-            _cast(bias, dtype),
-            _cast(pair_key, dtype),
-            _cast(pair_value, dtype),
-            kind,
-            constant,
+            _cast(r.query, dtype),
+            _cast(r.key, dtype),
+            _cast(r.value, dtype),
+            _cast(r.vector, dtype),
+            _cast(r.bias, dtype),
+            _cast(r.pair_key, dtype),
+            _cast(r.pair_value, dtype),
+            r.kind,
+            r.constant,
             edges,
             edges.query_index.index_select(0, order),
             edges.key_index.index_select(0, order),
-            order if pair_row is None else pair_row.index_select(0, order),
-            num_rows,
+            order if r.pair_row is None else r.pair_row.index_select(0, order),
+            r.num_rows,
             keep,
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attn_core.kernels import csr
 from attn_core.kernels.call import Call
+from attn_core.kernels.request import Request
 from attn_core.scores import ACTIVATIONS, Additive, Dot
 from attn_core.supports import Edges, Support, cached_edges, handled_edges
 from attn_core.transforms import is_transformed
@@ -123,7 +124,7 @@ def _problem(
 ) -> csr.Problem:
     # By the pairs that Edges own, unless these Edges are gone by the time of the backward pass
     edges = handled_edges(edge_index) or cached_edges(edge_index, num_keys, num_queries, False)
-    return csr.Problem.of(
+    request = Request(
         edges,
         None,
         edges.num_edges,
@@ -140,6 +141,7 @@ def _problem(
         seed=None,
         pair_id=None,
     )
+    return csr.Problem.of(request)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from attn_core.dropout import draw_seed
-from attn_core.kernels import csr
+from attn_core.kernels import cpu, csr
 from attn_core.kernels.call import Call, compute_dtype
+from attn_core.kernels.request import Request
 from attn_core.normalizers import Softmax
 from attn_core.scores import ACTIVATIONS, Additive, Dot
 from attn_core.supports import Edges, PendingEdges, as_plain, cached_edges, handled_edges
@@ -115,11 +116,14 @@ def edge_attention(
         pair_id: int64 `[E]`, by which the mask knows the columns of edge_index. None: by their
             numbers, and an added self-loop by E + node.
     """
-    problem = _problem(
+    request = _request(
         query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
         self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
-    output, log_sum_exp = csr.forward(problem)
+    if cpu.serves(request):
+        output, log_sum_exp = cpu.forward(request)
+    else:
+        output, log_sum_exp = csr.forward(csr.Problem.of(request))
     return output.to(value.dtype), log_sum_exp
 
 
@@ -159,12 +163,16 @@ def edge_attention_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value; those that are not
     `needed` are empty."""
-    problem = _problem(
+    request = _request(
         query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
         self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
     given = (query, key, value, vector, bias, pair_key, pair_value)
-    gradients = csr.backward(problem, grad_output, grad_log_sum_exp, output, log_sum_exp, needed)
+    results = grad_output, grad_log_sum_exp, output, log_sum_exp
+    if cpu.serves(request):
+        gradients = cpu.backward(request, *results, needed)
+    else:
+        gradients = csr.backward(csr.Problem.of(request), *results, needed)
     return [
         grad_output.new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, given, strict=True)
@@ -180,7 +188,7 @@ def _(*inputs: Any) -> list[Tensor]:
     ]
 
 
-def _problem(*arguments: Any) -> csr.Problem:
+def _request(*arguments: Any) -> Request:
     """Find the Edges, and what else the kernels need to know."""
     given, (edge_index, num_keys, num_queries, self_loops), rest = (
         arguments[:7], arguments[7:11], arguments[11:],
@@ -200,7 +208,7 @@ def _problem(*arguments: Any) -> csr.Problem:
             raise ValueError(
                 f"{name} has {tensor.shape[0]} rows; expected {rows}, one for each edge"
             )
-    return csr.Problem.of(edges, pair_row, rows, *given, *rest)
+    return Request(edges, pair_row, rows, *given, *rest)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -1228,6 +1228,6 @@ class TestBackend:
         assert is_fused()
 
     def test_only_known_names(self) -> None:
-        message = "backend is 'fast'; expected 'auto' or 'reference'"
+        message = "backend is 'fast'; expected 'auto', 'torch' or 'reference'"
         with pytest.raises(ValueError, match=message), backend("fast"):
             pass

@@ -45,9 +45,9 @@ def sorts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     sort_pairs = supports.sort_pairs
 
-    def counted(nodes: Tensor, num: int) -> Any:
+    def counted(nodes: Tensor, num: int, others: Tensor) -> Any:
         seen.append(num)
-        return sort_pairs(nodes, num)
+        return sort_pairs(nodes, num, others)
 
     monkeypatch.setattr(supports, "sort_pairs", counted)
     return seen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -92,7 +92,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 each_option = pytest.mark.parametrize("option", OPTIONS)
 
 
+each_backend = pytest.mark.parametrize("name", ["auto", "torch"])
+
+
+@pytest.fixture
+def chosen_backend(name: str) -> Iterator[None]:
+    with backend(name):
+        yield
+
+
 @each_option
+@each_backend
+@pytest.mark.usefixtures("chosen_backend")
 def test_the_op_keeps_its_contract_with_torch(option: str) -> None:
     torch.library.opcheck(
         OP, op_inputs(**OPTIONS[option]), rtol=1e-2 if "bfloat16" in option else None,
@@ -111,6 +122,8 @@ def permuted(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @each_option
+@each_backend
+@pytest.mark.usefixtures("chosen_backend")
 @pytest.mark.parametrize("layout", [lambda x: x, permuted])
 def test_the_backward_op_keeps_its_contract_with_torch(
     option: str, layout: Callable[[tuple[Any, ...]], tuple[Any, ...]]
@@ -177,6 +190,13 @@ def everything(arguments: dict[str, Any]) -> list[Tensor]:
     return [result.output, result.log_sum_exp, *torch.autograd.grad(loss, leaves)]
 
 
+@pytest.fixture
+def without_compiled_kernels() -> Iterator[None]:
+    with backend("torch"):
+        yield
+
+
+@pytest.mark.usefixtures("without_compiled_kernels")
 @pytest.mark.parametrize("name", CALLS)
 def test_blocks_and_chunks_make_no_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = arguments_of(name)
@@ -189,6 +209,7 @@ def test_blocks_and_chunks_make_no_difference(name: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(everything(arguments), whole)
 
 
+@pytest.mark.usefixtures("without_compiled_kernels")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_same_bits_again_and_for_any_number_of_threads(name: str) -> None:
     arguments = arguments_of(name, nodes=3000, num_edges=12_000, width=16, dtype=torch.float32)
@@ -217,6 +238,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.usefixtures("without_compiled_kernels")
 @pytest.mark.parametrize("kind", ["dot", "tanh", "leaky_relu"])
 def test_no_tensor_of_pairs_times_heads_times_channels(
     kind: str, monkeypatch: pytest.MonkeyPatch

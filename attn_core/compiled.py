@@ -1,0 +1,40 @@
+"""The compiled part of the library, if it was built: its module, and a switch.
+
+The environment variable `GAT_KERNELS=0` switches it off from the start; with
+`GAT_REQUIRE_KERNELS=1` its absence is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch  # noqa: F401  # first: the module borrows the threads of torch's OpenMP
+
+module: Any = None
+reason = ""
+wanted = os.environ.get("GAT_KERNELS", "1") != "0"
+_on = wanted
+
+try:
+    module = importlib.import_module("attn_core._cpu")
+except ImportError as error:
+    reason = str(error)
+    if os.environ.get("GAT_REQUIRE_KERNELS", "0") not in ("", "0"):
+        raise ImportError(
+            f"GAT_REQUIRE_KERNELS is set, but the compiled kernels cannot be loaded ({error}): "
+            "install the package where a C++17 compiler is, or unset the variable"
+        ) from error
+
+
+def is_on() -> bool:
+    """Whether the compiled part is there and switched on."""
+    return _on and module is not None
+
+
+def switch(on: bool) -> bool:
+    """Switch it on or off, for the whole process; returns how it was."""
+    global _on
+    before, _on = _on, on
+    return before

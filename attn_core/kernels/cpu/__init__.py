@@ -1,0 +1,165 @@
+"""Softmax attention over edges in C++: what prepares its arguments, and whether it is there.
+
+The kernels take float32 or float64 on CPUs, channels in multiples of 4 (others are padded with
+zeros, which change nothing) and the scores "dot", "leaky_relu", "identity" and "tanh". Whatever
+else there is, `csr` computes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attn_core import compiled
+from attn_core.kernels.request import Request
+
+KINDS = {"dot": 0, "leaky_relu": 1, "identity": 1, "tanh": 2}
+_LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
+
+_cpu: Any = compiled.module
+
+
+def available() -> bool:
+    """Whether the compiled kernels are there and not switched off."""
+    return compiled.is_on()
+
+
+def description() -> str:
+    """What is live on this machine, in words for a bug report."""
+    if _cpu is None:
+        return f"not there ({compiled.reason}); plain torch serves"
+    live = f"{_cpu.instruction_set()}, threads of {_cpu.threading()}"
+    return live if available() else f"there ({live}), but switched off; plain torch serves"
+
+
+def serves(request: Request) -> bool:
+    """Whether the kernels compute this call."""
+    return (
+        available()
+        and request.key.device.type == "cpu"
+        and request.kind in KINDS
+        and math.prod(request.key.shape[1:]) > 0
+        and request.value.shape[2] > 0
+        and max(request.edges.num_keys, request.edges.num_queries) < _LARGEST
+        and request.dtype in (torch.float32, torch.float64)
+    )
+
+
+def forward(request: Request) -> tuple[Tensor, Tensor]:
+    """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
+    arguments, dtype = _arguments(request)
+    heads, width = request.value.shape[1:]
+    output = torch.empty(request.edges.num_queries, heads, _up(width), dtype=dtype)
+    log_sum_exp = output.new_empty(output.shape[:2])
+    _cpu.forward(*arguments, output, log_sum_exp)
+    return _cut(output, width), log_sum_exp
+
+
+def backward(
+    request: Request,
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    needed: list[bool],
+) -> list[Tensor | None]:
+    """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
+    arguments, dtype = _arguments(request)
+    padded: tuple[Any, ...] = arguments[:7]
+    edges, pairs = request.edges, request.edges.num_edges
+    gradients: list[Tensor | None] = []
+    for i, (need, like) in enumerate(zip(needed, padded, strict=True)):
+        if not need or like is None:
+            gradients.append(None)
+        elif i < 4 or request.num_rows == pairs:
+            gradients.append(torch.empty(like.shape, dtype=dtype))
+        else:  # rows of self-loops that were replaced
+            gradients.append(torch.zeros(like.shape, dtype=dtype))
+    of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
+    by_key = edges.by_key if of_key is not None or of_value is not None else edges.by_query
+    columns = edges.queries_by_key if by_key is edges.by_key else edges.keys_by_query
+    coefficients = None
+    if of_key is not None or of_value is not None:
+        coefficients = torch.empty(pairs, 2, request.key.shape[1], dtype=dtype)
+    _cpu.backward(
+        *arguments,
+        _plain(_wide(output, 4), dtype),
+        _plain(log_sum_exp, dtype),
+        by_key.pointer,
+        columns,
+        by_key.permutation,
+        _plain(_wide(grad_output, 4), dtype),
+        _plain(grad_log_sum_exp, dtype),
+        coefficients,
+        of_query,
+        of_key,
+        of_value,
+        of_vector,
+        of_bias,
+        of_pair_key,
+        of_pair_value,
+    )
+    return [
+        None if grad is None or given is None else _cut(grad, given.shape[-1])
+        for grad, given in zip(gradients, request.tensors, strict=True)
+    ]
+
+
+def _arguments(request: Request) -> tuple[tuple[Any, ...], torch.dtype]:
+    """What both kernels are told, and the dtype they compute in."""
+    edges, dtype, kind = request.edges, request.dtype, request.kind
+    step = 1 if kind != "dot" and request.key.shape[-1] == 1 else 4
+    query, vector = request.query, request.vector
+    if query is None:
+        query = request.key.new_zeros(1, *request.key.shape[1:]).expand(edges.num_queries, -1, -1)
+    if vector is None and kind != "dot":
+        vector = request.key.new_ones(request.key.shape[1:])
+    steps = step, step, 4, step, None, step, 4
+    given = (query, *request.tensors[1:3], vector, *request.tensors[4:])
+    tensors = [
+        None if x is None else _plain(x if step is None else _wide(x, step), dtype)
+        for x, step in zip(given, steps, strict=True)
+    ]
+    seed = request.seed
+    return (
+        *tensors,
+        edges.by_query.pointer,
+        edges.keys_by_query,
+        edges.by_query.permutation,
+        request.pair_row,
+        request.pair_id if seed is not None else None,
+        KINDS[kind],
+        1.0 if kind == "identity" else float(request.constant),
+        0.0 if seed is None else request.dropout,
+        0 if seed is None else int(seed),
+        request.num_rows,
+        torch.get_num_threads(),
+    ), dtype
+
+
+def _up(width: int) -> int:
+    return (width + 3) // 4 * 4
+
+
+def _wide(x: Tensor, step: int) -> Tensor:
+    """With zeros behind the channels, up to a multiple of `step`."""
+    missing = -x.shape[-1] % step
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the kernels take it: in their dtype, each row packed, without a graph."""
+    x = x.detach().to(dtype)
+    packed = x.stride(-1) == 1 and (x.dim() < 3 or x.stride(1) == x.shape[2])
+    return x if packed else x.contiguous()
+
+
+def _cut(x: Tensor, width: int) -> Tensor:
+    return x if x.shape[-1] == width else x[..., :width].contiguous()
+
+
+__all__ = ["available", "backward", "description", "forward", "serves"]

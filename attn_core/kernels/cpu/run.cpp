@@ -1,0 +1,81 @@
+// Cuts a pass into tasks that do not depend on the number of threads, and runs them.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace attn {
+namespace {
+
+constexpr int64_t TASK = 4 * CHUNK;  // pairs and rows in a task
+
+struct Task {
+  int64_t row, end;             // whole rows [row, end) …
+  int64_t begin, stop, part;    // … or the pairs [begin, stop) of one row, as part number `part`
+};
+struct Long {
+  int64_t row, part, count;
+};
+
+}  // namespace
+
+template <class T>
+void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
+  const Graph& graph = p.graph(pass);
+  std::vector<Task> tasks;
+  std::vector<Long> longs;
+  int64_t parts = 0, first = 0, load = 0;
+  for (int64_t row = 0; row < graph.num; row++) {
+    const int64_t begin = graph.pointer[row], end = graph.pointer[row + 1];
+    if (end - begin <= CHUNK) {
+      load += end - begin + 1;
+      if (load < TASK) continue;
+      tasks.push_back({first, row + 1, 0, 0, -1});
+    } else {
+      if (first < row) tasks.push_back({first, row, 0, 0, -1});
+      longs.push_back({row, parts, (end - begin + CHUNK - 1) / CHUNK});
+      for (int64_t at = begin; at < end; at += CHUNK) {
+        tasks.push_back({row, row, at, std::min(at + CHUNK, end), parts++});
+      }
+    }
+    first = row + 1;
+    load = 0;
+  }
+  if (first < graph.num) tasks.push_back({first, graph.num, 0, 0, -1});
+
+  const int64_t partial = p.partial_size(pass), size = int64_t(p.heads) * p.width;
+  const int64_t scratch = (p.scratch_size() + 31) / 32 * 32;
+  const bool vector = pass == BY_QUERY && p.need_vector;
+  threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, int64_t(tasks.size()))));
+  std::unique_ptr<T[]> memory(new T[scratch * threads]), partials(new T[parts * partial]);
+  std::unique_ptr<T[]> vectors(vector ? new T[int64_t(tasks.size()) * size]() : nullptr);
+  const Kernels<T>& kernels = chosen<T>();
+  share(int64_t(tasks.size()), threads, [&](int64_t i, int worker) {
+    const Task& task = tasks[i];
+    T* own = memory.get() + worker * scratch;
+    T* of_vector = vector ? vectors.get() + i * size : nullptr;
+    if (task.part < 0) {
+      kernels.rows(p, pass, task.row, task.end, own, of_vector);
+    } else {
+      kernels.part(p, pass, task.row, task.begin, task.stop, own,
+                   partials.get() + task.part * partial, of_vector);
+    }
+  });
+  for (const Long& row : longs) {
+    kernels.merge(p, pass, row.row, partials.get() + row.part * partial, row.count, memory.get());
+  }
+  if (vector) {
+    std::vector<double> sums(size);
+    for (size_t i = 0; i < tasks.size(); i++) {
+      for (int64_t c = 0; c < size; c++) sums[c] += double(vectors[int64_t(i) * size + c]);
+    }
+    std::copy(sums.begin(), sums.end(), grad_vector);
+  }
+}
+
+template void run<float>(const Problem<float>&, Pass, int, float*);
+template void run<double>(const Problem<double>&, Pass, int, double*);
+
+}  // namespace attn

@@ -1,0 +1,228 @@
+// Vectors of W numbers, in the vector types of GCC and Clang, which lower them to what there is.
+// This header is compiled once for each instruction set, each time in a namespace of its own, and
+// uses no function of the standard library that the linker could share between them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace attn::VARIANT {
+
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64;
+#elif defined(__AVX2__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
+
+template <class T>
+struct IntOf;
+template <>
+struct IntOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IntOf<double> {
+  using type = int64_t;
+};
+
+template <class T, int W>
+struct VecOf {
+  typedef T type __attribute__((vector_size(W * sizeof(T))));
+  typedef T loose __attribute__((vector_size(W * sizeof(T)), aligned(sizeof(T)), may_alias));
+  typedef typename IntOf<T>::type ints __attribute__((vector_size(W * sizeof(T))));
+};
+template <class T, int W>
+using Vec = typename VecOf<T, W>::type;
+
+// The most numbers that one register holds, 4 at least: the compiler splits what is too long.
+template <class T>
+constexpr int WIDEST = REGISTER / sizeof(T) < 4 ? 4 : REGISTER / sizeof(T);
+
+template <class T, int W>
+INLINE Vec<T, W> load(const T* p) {
+  return *reinterpret_cast<const typename VecOf<T, W>::loose*>(p);
+}
+template <class T, int W>
+INLINE void store(T* p, Vec<T, W> x) {
+  *reinterpret_cast<typename VecOf<T, W>::loose*>(p) = x;
+}
+template <class T, int W>
+INLINE Vec<T, W> all(T x) {
+  return x - Vec<T, W>{};  // not +: -0 + 0 is 0
+}
+// The first n numbers, then zeros.
+template <class T, int W>
+INLINE Vec<T, W> first(const T* p, int n) {
+  Vec<T, W> x = {};
+  for (int i = 0; i < W; i++) x[i] = i < n ? p[i] : T(0);
+  return x;
+}
+INLINE float infinity(float) { return __builtin_inff(); }
+INLINE double infinity(double) { return __builtin_inf(); }
+
+// e^x to the last digits; NaN stays NaN.
+template <class T, int W>
+INLINE Vec<T, W> exp(Vec<T, W> x) {
+  using V = Vec<T, W>;
+  using I = typename VecOf<T, W>::ints;
+  constexpr bool single = sizeof(T) == 4;
+  const T low = single ? T(-86) : T(-700), high = single ? T(88) : T(709);
+  const T round = single ? T(12582912) : T(6755399441055744);  // 1.5 · 2^(digits - 1)
+  V y = x < low ? all<T, W>(low) : x;
+  y = y > high ? all<T, W>(high) : y;
+  V n = y * T(1.4426950408889634) + round;
+  const I shift = (I)n << (single ? 23 : 52);
+  n -= round;
+  V r, p;
+  if constexpr (single) {
+    r = y - n * T(0.693359375);
+    r = r - n * T(-2.12194440e-4);
+    p = r * T(1.9875691500e-4) + T(1.3981999507e-3);
+    p = p * r + T(8.3334519073e-3);
+    p = p * r + T(4.1665795894e-2);
+    p = p * r + T(1.6666665459e-1);
+    p = p * r + T(5.0000001201e-1);
+  } else {
+    r = y - n * T(0.693145751953125);
+    r = r - n * T(1.42860682030941723212e-6);
+    p = r * T(1.0 / 6227020800.0) + T(1.0 / 479001600.0);
+    p = p * r + T(1.0 / 39916800.0);
+    p = p * r + T(1.0 / 3628800.0);
+    p = p * r + T(1.0 / 362880.0);
+    p = p * r + T(1.0 / 40320.0);
+    p = p * r + T(1.0 / 5040.0);
+    p = p * r + T(1.0 / 720.0);
+    p = p * r + T(1.0 / 120.0);
+    p = p * r + T(1.0 / 24.0);
+    p = p * r + T(1.0 / 6.0);
+    p = p * r + T(0.5);
+  }
+  p = p * r * r + r + T(1);
+  V result = (V)((I)p + shift);
+  result = x < low ? V{} : result;
+  return x > high ? all<T, W>(infinity(T())) : result;
+}
+
+// The natural logarithm of 0, of what is at least 2^-126 and finite, and of NaN.
+template <class T>
+INLINE Vec<T, 4> log(Vec<T, 4> x) {
+  using V = Vec<T, 4>;
+  if constexpr (sizeof(T) == 8) {
+    return V{__builtin_log(x[0]), __builtin_log(x[1]), __builtin_log(x[2]), __builtin_log(x[3])};
+  } else {
+    using I = typename VecOf<T, 4>::ints;
+    // x = m · 2^n with m in [√½, √2)
+    const I n = ((I)x - 0x3f3504f3) >> 23;
+    const V r = (V)((I)x - (n << 23)) - T(1), m = __builtin_convertvector(n, V), z = r * r;
+    V p = r * T(7.0376836292e-2) + T(-1.1514610310e-1);
+    p = p * r + T(1.1676998740e-1);
+    p = p * r + T(-1.2420140846e-1);
+    p = p * r + T(1.4249322787e-1);
+    p = p * r + T(-1.6668057665e-1);
+    p = p * r + T(2.0000714765e-1);
+    p = p * r + T(-2.4999993993e-1);
+    p = p * r + T(3.3333331174e-1);
+    V y = p * r * z + m * T(-2.12194440e-4) - z * T(0.5);
+    y = r + y + m * T(0.693359375);
+    y = x == T(0) ? all<T, 4>(-infinity(T())) : y;
+    return x == x ? y : x;
+  }
+}
+
+template <class T, int W>
+INLINE Vec<T, W> tanh(Vec<T, W> x) {
+  using V = Vec<T, W>;
+  const V size = x < T(0) ? -x : x;
+  const V large = T(1) - T(2) / (exp<T, W>(size + size) + T(1));
+  const V z = x * x;
+  V p;
+  if constexpr (sizeof(T) == 4) {
+    p = z * T(-5.70498872745e-3) + T(2.06390887954e-2);
+    p = p * z + T(-5.37397155531e-2);
+    p = p * z + T(1.33314422036e-1);
+    p = p * z + T(-3.33332819422e-1);
+  } else {
+    p = z * T(-9.64399179425052238628e-1) + T(-9.92877231001918586564e1);
+    p = p * z + T(-1.61468768441708447952e3);
+    V q = z + T(1.12811678491632931402e2);
+    q = q * z + T(2.23548839060100448583e3);
+    q = q * z + T(4.84406305325125486048e3);
+    p = p / q;
+  }
+  const V small = x + x * z * p;
+  return size < T(0.625) ? small : (x < T(0) ? -large : large);
+}
+
+// The W lanes summed to 4, each half added to the other.
+template <class T, int W>
+INLINE Vec<T, 4> fold(Vec<T, W> x) {
+  if constexpr (W == 16) {
+    return fold<T, 8>(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else if constexpr (W == 8) {
+    return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+  } else {
+    return x;
+  }
+}
+
+// The sums of four vectors.
+template <class T>
+INLINE Vec<T, 4> sums(Vec<T, 4> a, Vec<T, 4> b, Vec<T, 4> c, Vec<T, 4> d) {
+  const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) +
+                       __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) +
+                       __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+}
+// The largest numbers of four vectors; NaN may be passed over.
+template <class T, int W>
+INLINE Vec<T, 4> largest(Vec<T, W> x) {
+  if constexpr (W == 16) {
+    const Vec<T, 8> a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    const Vec<T, 8> b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    return largest<T, 8>(a > b ? a : b);
+  } else if constexpr (W == 8) {
+    const Vec<T, 4> a = __builtin_shufflevector(x, x, 0, 1, 2, 3);
+    const Vec<T, 4> b = __builtin_shufflevector(x, x, 4, 5, 6, 7);
+    return a > b ? a : b;
+  } else {
+    return x;
+  }
+}
+
+// Four vectors, the first numbers of all of them first.
+template <class T>
+INLINE void transpose(Vec<T, 4>& a, Vec<T, 4>& b, Vec<T, 4>& c, Vec<T, 4>& d) {
+  const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Vec<T, 4> AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Vec<T, 4> CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  a = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+  b = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+  c = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
+  d = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
+}
+
+template <class T, int W>
+INLINE T sum(Vec<T, W> x) {
+  const Vec<T, 4> y = fold<T, W>(x);
+  return (y[0] + y[2]) + (y[1] + y[3]);
+}
+
+// The hash of attn_core/dropout.py.
+INLINE uint32_t mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7FEB352Du;
+  x ^= x >> 15;
+  x *= 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+INLINE uint32_t absorb(uint32_t state, uint32_t word) {
+  return mix((state + word * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
+}
+
+}  // namespace attn::VARIANT
