@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attn_core.dropout import draw_seed
-from attn_core.kernels import csr
+from attn_core.kernels import csr, triton
 from attn_core.kernels.call import Call, compute_dtype
 from attn_core.normalizers import Softmax
 from attn_core.scores import ACTIVATIONS, Additive, Dot
@@ -115,11 +115,12 @@ def edge_attention(
         pair_id: int64 `[E]`, by which the mask knows the columns of edge_index. None: by their
             numbers, and an added self-loop by E + node.
     """
+    kernels = _kernels(key, value)
     problem = _problem(
-        query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
-        self_loops, kind, constant, dropout, seed, pair_id,
+        kernels, query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys,
+        num_queries, self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
-    output, log_sum_exp = csr.forward(problem)
+    output, log_sum_exp = kernels.forward(problem)
     return output.to(value.dtype), log_sum_exp
 
 
@@ -159,12 +160,15 @@ def edge_attention_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value; those that are not
     `needed` are empty."""
+    kernels = _kernels(key, value)
     problem = _problem(
-        query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
-        self_loops, kind, constant, dropout, seed, pair_id,
+        kernels, query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys,
+        num_queries, self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
     given = (query, key, value, vector, bias, pair_key, pair_value)
-    gradients = csr.backward(problem, grad_output, grad_log_sum_exp, output, log_sum_exp, needed)
+    gradients = kernels.backward(
+        problem, grad_output, grad_log_sum_exp, output, log_sum_exp, needed
+    )
     return [
         grad_output.new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, given, strict=True)
@@ -180,7 +184,16 @@ def _(*inputs: Any) -> list[Tensor]:
     ]
 
 
-def _problem(*arguments: Any) -> csr.Problem:
+def _kernels(key: Tensor, value: Tensor) -> Any:
+    """The module whose `forward` and `backward` serve these tensors."""
+    if triton.serves(key, value):
+        from attn_core.kernels.triton import run  # which imports Triton
+
+        return run
+    return csr
+
+
+def _problem(kernels: Any, *arguments: Any) -> Any:
     """Find the Edges, and what else the kernels need to know."""
     given, (edge_index, num_keys, num_queries, self_loops), rest = (
         arguments[:7], arguments[7:11], arguments[11:],
@@ -200,7 +213,7 @@ def _problem(*arguments: Any) -> csr.Problem:
             raise ValueError(
                 f"{name} has {tensor.shape[0]} rows; expected {rows}, one for each edge"
             )
-    return csr.Problem.of(edges, pair_row, rows, *given, *rest)
+    return kernels.Problem.of(edges, pair_row, rows, *given, *rest)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
