@@ -41,7 +41,8 @@ def mean_rows(
 def weights_and_grads(logit, lse, mean, grad, x, scale, ok, head_ok):
     """The weights after dropout and the gradients of the logits, `[R, H]` each."""
     shift = tl.where(lse == float("-inf"), 0.0, lse)
-    weight = tl.where(ok[:, None] & head_ok[None, :], tl.exp(logit - shift), 0.0)
+    logit = tl.where(ok[:, None] & head_ok[None, :], logit - shift, float("-inf"))
+    weight = tl.exp(logit)
     grad_logit = weight * (tl.sum(grad * x, 2) * scale - mean)
     return weight * scale, grad_logit
 
@@ -214,8 +215,8 @@ def by_key(
                 k = row_key + vectors(pair_key, pair, pair_key_row, pair_key_head, ok, head,
                                       head_ok, channel, channel_ok, ACC)  # fmt: skip
             if pair_value is not None:
-                x = row_value + vectors(pair_value, pair, pair_value_row, pair_value_head, ok,
-                                        head, head_ok, value_channel, value_channel_ok, ACC)  # fmt: skip
+                x = row_value + vectors(pair_value, pair, pair_value_row, pair_value_head, ok, head,
+                                        head_ok, value_channel, value_channel_ok, ACC)  # fmt: skip
         logit = logits(q, k, v, KIND, CONSTANT, ACC)
         if bias is not None:
             logit += numbers(bias, pair, bias_row, bias_head, ok, head, head_ok, ACC)

@@ -55,7 +55,7 @@ def tanh(x, ACC: tl.constexpr):
     small = tl.exp(-2 * tl.abs(x))
     size = (1 - small) / (1 + small)
     y = tl.where(x < 0, -size, size)
-    if ACC == tl.float32:  # near 0 the difference from 1 loses digits, and a polynomial does not
+    if tl.float32 == ACC:  # near 0 the difference from 1 loses digits, and a polynomial does not
         square = x * x
         near = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
         y = tl.where(tl.abs(x) < 0.2, near, y)

@@ -1,9 +1,9 @@
-"""The host side of the kernels: which tensors they get, how they are cut, in what order they run."""
+"""The host side of the kernels: the tensors they get, the tiles they are cut in, their order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -16,6 +16,7 @@ from attn_core.kernels.triton.forward import attend_rows, combine_rows
 from attn_core.kernels.triton.plan import Side, side_of
 from attn_core.supports import Edges
 
+_Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 TILE = 1024  # numbers in a tile of rows × heads × channels: 8 for each of 128 threads
 _MOST_ROWS = 16
 _MOST_PARTS = 16
@@ -43,9 +44,7 @@ class Problem:
     pair_id: Tensor | None
 
     @classmethod
-    def of(
-        cls, edges: Edges, pair_row: Tensor | None, num_rows: int, *arguments: Any
-    ) -> Problem:
+    def of(cls, edges: Edges, pair_row: Tensor | None, num_rows: int, *arguments: Any) -> Problem:
         """The arguments are those of `csr.Problem.of`."""
         *tensors, kind, constant, dropout, seed, pair_id = arguments
         query, key, value, vector, bias, pair_key, pair_value = tensors
@@ -214,7 +213,7 @@ def _padded(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def _packed(x: Tensor | None) -> Tensor | None:
+def _packed(x: _Maybe) -> _Maybe:
     """With the channels of a head side by side; heads that are expanded stay so."""
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
