@@ -28,7 +28,7 @@ def test_writes_every_table(results: Path) -> None:
     found = json.loads((results / "gpu.json").read_text(encoding="utf-8"))
     assert found["header"]["command"].startswith("python -m benchmarks gpu --tiny")
     errors, steps, layers = found["tables"]
-    assert len(errors["rows"]) == 12 and all(x <= 5e-2 for row in errors["rows"] for x in row[1:])
+    assert len(errors["rows"]) == 6 and all(x <= 5e-2 for row in errors["rows"] for x in row[1:])
     assert steps["rows"][0][1] > 0
     assert len(layers["rows"]) == 2 * len(gpu.tiny_cases())
     for row in layers["rows"]:
@@ -44,6 +44,15 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert program.main(["gpu", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "no CUDA device" in error and "--tiny" in error
+
+
+@no_gpu
+def test_without_the_interpreter_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert program.main(["gpu", "--tiny", "--out", str(tmp_path)]) == 2
+    assert "set TRITON_INTERPRET=1" in capsys.readouterr().err
 
 
 def test_without_triton_it_says_so(

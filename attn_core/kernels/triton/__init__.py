@@ -33,7 +33,7 @@ def serves(key: Tensor, value: Tensor) -> bool:
 def on_cpu() -> Iterator[None]:
     """Inside, the kernels serve CPU tensors as well, interpreted: slow, and for tests alone.
 
-    Triton decides when its kernels are imported: `TRITON_INTERPRET=1` must be set before.
+    `TRITON_INTERPRET=1` must be set before anything imports Triton, as torch.compile does.
     """
     _devices.add("cpu")
     try:
