@@ -99,6 +99,11 @@ class Problem:
 
 def forward(p: Problem) -> tuple[Tensor, Tensor]:
     """The output `[Nq, H, Dv]` in the dtype of the values, and the log-sum-exp `[Nq, H]`."""
+    with torch.cuda.device_of(p.value):  # Triton launches on the current device
+        return _forward(p)
+
+
+def _forward(p: Problem) -> tuple[Tensor, Tensor]:
     nodes, width = p.edges.num_queries, p.value.shape[2]
     output = p.value.new_empty(nodes, p.heads, width)
     log_sum_exp = p.value.new_empty(nodes, p.heads, dtype=p.dtype)
@@ -123,6 +128,18 @@ def backward(
     needed: list[bool],
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
+    with torch.cuda.device_of(p.value):
+        return _backward(p, grad_output, grad_log_sum_exp, output, log_sum_exp, needed)
+
+
+def _backward(
+    p: Problem,
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    needed: list[bool],
+) -> list[Tensor | None]:
     given = (p.query, p.key, p.value, p.vector, p.bias, p.pair_key, p.pair_value)
     grads: list[Tensor | None] = [None] * 7
     for i, (x, need) in enumerate(zip(given, needed, strict=True)):

@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from attn_core import (
     Additive,
@@ -300,6 +302,42 @@ def test_the_same_bits_again(device: str) -> None:
     )
     first, second = everything(given), everything(given)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Floats(TorchDispatchMode):
+    """The most numbers in a floating tensor that any operator makes."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for x in tree_leaves(made):
+            if isinstance(x, Tensor) and x.is_floating_point() and not func.is_view:
+                self.most = max(self.most, x.numel())
+        return made
+
+
+@pytest.mark.parametrize("score", ["dot", "leaky_relu"])
+def test_nothing_is_made_for_each_pair(
+    score: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_edges, spy = 100, Floats()
+    pairs = torch.stack([torch.randint(KEYS, (num_edges,)), torch.randint(QUERIES, (num_edges,))])
+    monkeypatch.setattr(plan, "CHUNK", 16)
+    given = arguments(score, device, pairs=pairs, p=0.4)
+
+    def spied(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with spy:
+                return function(*args)
+
+        return run
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(run, name, spied(getattr(run, name)))
+    everything(given)
+    parts = QUERIES * (-(-num_edges // QUERIES) // 16 + 2)
+    assert 0 < spy.most <= parts * HEADS * VALUE_WIDTH < num_edges * HEADS
 
 
 def test_the_op_keeps_its_contract_with_torch(device: str) -> None:
