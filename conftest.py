@@ -6,6 +6,8 @@ import pytest
 import torch
 
 os.environ["MPLBACKEND"] = "Agg"  # no window, also in the programs that tests start
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 
 @pytest.fixture(autouse=True)

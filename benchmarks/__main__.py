@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import graph, seq2seq, sequence
+from benchmarks import gpu, graph, seq2seq, sequence
 from benchmarks._report import Report, write
 from examples._files import UserError, prepare_folder
 from examples._graphs import number
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> Report`
-BENCHMARKS = {"graph": graph, "sequence": sequence, "seq2seq": seq2seq}
+BENCHMARKS = {"sequence": sequence, "seq2seq": seq2seq, "graph": graph, "gpu": gpu}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -46,8 +46,29 @@ class Timings:
         return statistics.median(a / b for a, b in pairs)
 
 
+def stopwatch(run: Callable[[], Any]) -> float:
+    """Run something and return how many seconds it took."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def cuda_events(run: Callable[[], Any]) -> float:
+    """The same on a GPU, by its own clock: the work that was queued, not the queueing."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
 def take_turns(
-    contenders: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = 2,
+    timer: Callable[[Callable[[], Any]], float] = stopwatch,
 ) -> Timings:
     """Run all contenders one after the other, round after round.
 
@@ -55,6 +76,7 @@ def take_turns(
         contenders: what to run, by name.
         rounds: how often each is timed.
         warm_up: how often each runs before.
+        timer: runs one and returns its seconds.
 
     >>> timings = take_turns({"a": lambda: sum(range(9)), "b": lambda: None}, rounds=3)
     >>> len(timings.seconds["a"]), timings.ratio("b", to="b")
@@ -63,10 +85,10 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(-warm_up, rounds):
         for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+            if turn < 0:
+                run()
+            else:
+                seconds[name].append(timer(run))
     return Timings(seconds)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attn_core.dropout import draw_seed
-from attn_core.kernels import cpu, csr
+from attn_core.kernels import cpu, csr, triton
 from attn_core.kernels.call import Call, compute_dtype
 from attn_core.kernels.request import Request
 from attn_core.normalizers import Softmax
@@ -120,8 +120,8 @@ def edge_attention(
         query, key, value, vector, bias, pair_key, pair_value, edge_index, num_keys, num_queries,
         self_loops, kind, constant, dropout, seed, pair_id,
     )  # fmt: skip
-    if cpu.serves(request):
-        output, log_sum_exp = cpu.forward(request)
+    if (compiled := _compiled(request)) is not None:
+        output, log_sum_exp = compiled.forward(request)
     else:
         output, log_sum_exp = csr.forward(csr.Problem.of(request))
     return output.to(value.dtype), log_sum_exp
@@ -169,8 +169,8 @@ def edge_attention_backward(
     )  # fmt: skip
     given = (query, key, value, vector, bias, pair_key, pair_value)
     results = grad_output, grad_log_sum_exp, output, log_sum_exp
-    if cpu.serves(request):
-        gradients = cpu.backward(request, *results, needed)
+    if (compiled := _compiled(request)) is not None:
+        gradients = compiled.backward(request, *results, needed)
     else:
         gradients = csr.backward(csr.Problem.of(request), *results, needed)
     return [
@@ -186,6 +186,15 @@ def _(*inputs: Any) -> list[Tensor]:
         x.new_empty(x.shape) if x is not None and need else inputs[0].new_empty(0)
         for x, need in zip(given, needed, strict=True)
     ]
+
+
+def _compiled(request: Request) -> Any:
+    """The module whose compiled kernels serve this call; None: plain torch does."""
+    if triton.serves(request.key, request.value):
+        from attn_core.kernels.triton import run  # which imports Triton
+
+        return run
+    return cpu if cpu.serves(request) else None
 
 
 def _request(*arguments: Any) -> Request:

@@ -1,0 +1,221 @@
+"""The host side of the kernels: the tensors they get, the tiles they are cut in, their order."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from attn_core.kernels.request import Request
+from attn_core.kernels.triton.backward import by_key, by_query, mean_rows
+from attn_core.kernels.triton.forward import attend_rows, combine_rows
+from attn_core.kernels.triton.plan import Side, side_of
+
+_Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
+TILE = 1024  # numbers in a tile of rows × heads × channels: 8 for each of 128 threads
+_MOST_ROWS = 16
+_MOST_PARTS = 16
+_ACC = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+class Problem(Request):
+    """One attention over edges; each tensor keeps its dtype, and its strides but the last."""
+
+    @classmethod
+    def of(cls, request: Request) -> Problem:
+        """The same request with the tensors as the kernels want them."""
+        r = request
+        vector = None if r.vector is None else r.vector.contiguous()
+        pair_id = None if r.pair_id is r.edges.source_id else r.pair_id
+        return cls(
+            r.edges, r.pair_row, r.num_rows, _packed(r.query), _packed(r.key), _packed(r.value),
+            vector, r.bias, _packed(r.pair_key), _packed(r.pair_value), r.kind, r.constant,
+            r.dropout, r.seed, pair_id,
+        )  # fmt: skip
+
+    @property
+    def heads(self) -> int:
+        return self.value.shape[1]
+
+    def arguments(self, side: Side, by: str) -> tuple[Any, ...]:
+        """What the kernels that walk through pairs have in common."""
+        per_pair = self.bias, self.pair_key, self.pair_value
+        place = None
+        if any(x is not None for x in per_pair):
+            place = side.place if self.pair_row is None else side.source
+        edge_id, threshold, keep_scale = None, 0, 1.0
+        if self.seed is not None:
+            edge_id, (threshold, keep_scale) = side.source, _dropout(self.dropout)
+            if self.pair_id is not None:
+                order = self.edges.by_query if by == "query" else self.edges.by_key
+                edge_id = self.pair_id.index_select(0, order.permutation)
+        return (
+            side.row, side.start, side.length, side.part, len(side.row), side.other, place, edge_id,
+            self.seed, threshold, keep_scale, *_strided(self.query), *_strided(self.key),
+            *_strided(self.value), self.vector, *_strided(self.bias), *_strided(self.pair_key),
+            *_strided(self.pair_value),
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """The constants that a kernel is compiled for."""
+        widths = self.key.shape[2], self.value.shape[2]
+        heads, rows = _tile(self.heads, max(widths), _MOST_ROWS)
+        return {
+            "heads": self.heads, "width": widths[0], "value_width": widths[1], "KIND": self.kind,
+            "CONSTANT": float(self.constant), "ACC": _ACC[self.dtype], "ROWS": rows, "HEADS": heads,
+            "WIDTH": _padded(widths[0]), "VALUE_WIDTH": _padded(widths[1]),
+        }  # fmt: skip
+
+
+def forward(request: Request) -> tuple[Tensor, Tensor]:
+    """The output `[Nq, H, Dv]` in the dtype of the values, and the log-sum-exp `[Nq, H]`."""
+    with torch.cuda.device_of(request.value):  # Triton launches on the current device
+        return _forward(Problem.of(request))
+
+
+def _forward(p: Problem) -> tuple[Tensor, Tensor]:
+    nodes, width = p.edges.num_queries, p.value.shape[2]
+    output = p.value.new_empty(nodes, p.heads, width)
+    log_sum_exp = p.value.new_empty(nodes, p.heads, dtype=p.dtype)
+    if not log_sum_exp.numel():
+        return output, log_sum_exp
+    side = side_of(p.edges, "query")
+    part_output, part_log_sum_exp = _parts(p, side, width), _parts(p, side)
+    settings = p.settings()
+    attend_rows[_grid(len(side.row), settings)](
+        *p.arguments(side, "query"), output, log_sum_exp, part_output, part_log_sum_exp, **settings
+    )
+    _combine(side, part_output, output, part_log_sum_exp, log_sum_exp)
+    return output, log_sum_exp
+
+
+def backward(
+    request: Request,
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    needed: list[bool],
+) -> list[Tensor | None]:
+    """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
+    with torch.cuda.device_of(request.value):
+        p = Problem.of(request)
+        return _backward(p, grad_output, grad_log_sum_exp, output, log_sum_exp, needed)
+
+
+def _backward(
+    p: Problem,
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    needed: list[bool],
+) -> list[Tensor | None]:
+    given = (p.query, p.key, p.value, p.vector, p.bias, p.pair_key, p.pair_value)
+    grads: list[Tensor | None] = [None] * 7
+    for i, (x, need) in enumerate(zip(given, needed, strict=True)):
+        if need and x is not None:
+            # The rows of self-loops that were replaced are not written to, and without queries none
+            make = torch.zeros if i > 3 or not log_sum_exp.numel() else torch.empty
+            grads[i] = make(x.shape, dtype=x.dtype, device=x.device)
+    if not log_sum_exp.numel():
+        return grads
+    grad_output, grad_log_sum_exp, output, log_sum_exp = (
+        x.contiguous() for x in (grad_output, grad_log_sum_exp, output, log_sum_exp)
+    )
+    settings = p.settings()
+    mean = torch.empty_like(log_sum_exp)
+    heads, rows = _tile(p.heads, p.value.shape[2], _MOST_ROWS)
+    mean_rows[triton.cdiv(len(mean), rows), triton.cdiv(p.heads, heads)](
+        grad_output, output, grad_log_sum_exp, mean, len(mean), p.heads, p.value.shape[2],
+        ACC=settings["ACC"], ROWS=rows, HEADS=heads, WIDTH=_padded(p.value.shape[2]),
+    )  # fmt: skip
+    of_rows = grad_output, log_sum_exp, mean
+    grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
+    if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
+        side = side_of(p.edges, "query")
+        grid = _grid(len(side.row), settings)
+        part_query = None if grad_query is None else _parts(p, side, p.key.shape[2])
+        part_vector = None
+        if grad_vector is not None:
+            part_vector = mean.new_empty(grid[0], p.heads, p.key.shape[2])
+        by_query[grid](
+            *p.arguments(side, "query"), *of_rows, grad_query, part_query, part_vector, *grad_pairs,
+            **settings,
+        )  # fmt: skip
+        _combine(side, part_query, grad_query)
+        if part_vector is not None:
+            grads[3] = part_vector.sum(0)
+    if grad_key is not None or grad_value is not None:
+        side = side_of(p.edges, "key")
+        part_key = None if grad_key is None else _parts(p, side, p.key.shape[2])
+        part_value = None if grad_value is None else _parts(p, side, p.value.shape[2])
+        if len(side.row):
+            by_key[_grid(len(side.row), settings)](
+                *p.arguments(side, "key"), *of_rows, grad_key, part_key, grad_value, part_value,
+                **settings,
+            )  # fmt: skip
+        _combine(side, part_key, grad_key)
+        _combine(side, part_value, grad_value)
+    return grads
+
+
+def _combine(
+    side: Side,
+    parts: Tensor | None,
+    x: Tensor | None,
+    part_log_sum_exp: Tensor | None = None,
+    log_sum_exp: Tensor | None = None,
+) -> None:
+    """Merge the partial results of rows that were cut."""
+    if parts is None or x is None:
+        return
+    _, heads, width = parts.shape
+    block, together = _tile(heads, width, _MOST_PARTS)
+    combine_rows[len(side.split_row), triton.cdiv(heads, block)](
+        side.split_row, side.split_pointer, parts, part_log_sum_exp, x, log_sum_exp, heads, width,
+        ACC=_ACC[parts.dtype], PARTS=together, HEADS=block, WIDTH=_padded(width),
+    )  # fmt: skip
+
+
+def _parts(p: Problem, side: Side, *width: int) -> Tensor | None:
+    """Room for partial results `[parts, H, *width]`; None if no row was cut."""
+    if not side.num_parts:
+        return None
+    return p.value.new_empty(side.num_parts, p.heads, *width, dtype=p.dtype)
+
+
+def _grid(items: int, settings: dict[str, Any]) -> tuple[int, int]:
+    return triton.cdiv(items, settings["ROWS"]), triton.cdiv(settings["heads"], settings["HEADS"])
+
+
+def _tile(heads: int, width: int, most: int) -> tuple[int, int]:
+    """How many heads, and how many rows of them, make a tile of about TILE numbers."""
+    room = max(1, TILE // _padded(width))
+    block = min(_padded(heads), room)
+    return block, min(most, max(1, room // block))
+
+
+def _padded(number: int) -> int:
+    """The next power of two."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def _packed(x: _Maybe) -> _Maybe:
+    """With the channels of a head side by side; heads that are expanded stay so."""
+    return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _strided(x: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """A tensor with the strides of its rows and heads."""
+    return (None, 0, 0) if x is None else (x, x.stride(0), x.stride(1))
+
+
+def _dropout(p: float) -> tuple[int, float]:
+    """What random bits must reach to be kept, and what the kept weights are multiplied with."""
+    if p >= 1:
+        return 2**32, 0.0
+    return int(p * 2**32), float(torch.tensor(1 / (1 - p), dtype=torch.float32))

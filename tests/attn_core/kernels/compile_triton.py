@@ -1,0 +1,99 @@
+"""Compile every Triton kernel for a GPU that need not be there: `compile_triton.py 90`.
+
+The host side runs on tensors of the CPU, and where it would launch a kernel, the kernel is compiled
+for the types of its arguments. `test_triton.py` starts this in a process of its own, in which
+Triton does not interpret. Prints the name of each kernel, and the lines of its assembly.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TYPES = {
+    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
+    torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
+
+
+class Compiling:
+    """Stands for a kernel; a launch compiles it, with the hints that a launch would give."""
+
+    def __init__(self, kernel: Any, capability: int) -> None:
+        self.kernel, self.capability = kernel, capability
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.launch
+
+    def launch(self, *arguments: Any, **named: Any) -> None:
+        from triton import compile as compile_kernel
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | named
+        signature, constants, hints = {}, {}, {}
+        for at, parameter in enumerate(self.kernel.params):
+            value = given[parameter.name]
+            if parameter.is_constexpr or value is None:
+                constants[parameter.name] = value
+                signature[parameter.name] = "constexpr"
+            elif isinstance(value, Tensor):
+                signature[parameter.name] = "*" + TYPES[value.dtype]
+                hints[at,] = [["tt.divisibility", 16]]
+            elif isinstance(value, int):
+                signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0:
+                    hints[at,] = [["tt.divisibility", 16]]
+            else:
+                signature[parameter.name] = "fp32"
+        source = ASTSource(self.kernel, signature, constants, hints)
+        target = GPUTarget("cuda", self.capability, 32)
+        compiled = compile_kernel(source, target=target)
+        print(self.kernel.__name__, compiled.asm["ptx"].count("\n"))
+
+
+def compile_all(capability: int) -> None:
+    """One forward and backward pass of each score, with everything and with nothing per pair."""
+    from attn_core import Additive, Dot, Edges, attend
+    from attn_core.kernels import triton as kernels
+    from attn_core.kernels.triton import plan, run
+
+    for name in ("attend_rows", "combine_rows", "mean_rows", "by_query", "by_key"):
+        setattr(run, name, Compiling(getattr(run, name), capability))
+    plan.CHUNK = 4
+    hub = torch.tensor([[0, 1, 2, 1, 0, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    support = Edges.from_edge_index(torch.cat([hub, hub.flip(0)], 1), 4)
+
+    def leaf(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+    for score, heads, width, dtype, per_pair in (
+        ("dot", 8, 16, torch.bfloat16, True),
+        ("dot", 4, 32, torch.float16, False),
+        ("tanh", 3, 5, torch.float32, True),
+        ("leaky_relu", 8, 64, torch.float32, False),
+        ("leaky_relu", 8, 1, torch.float64, True),
+    ):
+        shape, rows = (4, heads, width), (support.num_edges, heads)
+        vector = leaf(heads, width, dtype=dtype)
+        with kernels.on_cpu():
+            result = attend(
+                leaf(*shape, dtype=dtype),
+                leaf(*shape, dtype=dtype),
+                leaf(*shape, dtype=dtype),
+                score=Dot() if score == "dot" else Additive(vector, score),
+                support=support,
+                bias=leaf(*rows, dtype=dtype) if per_pair else None,
+                pair_key=leaf(*rows, width, dtype=dtype) if per_pair else None,
+                pair_value=leaf(*rows, width, dtype=dtype) if per_pair else None,
+                dropout=0.5 if per_pair else 0.0,
+            )
+            result.output.sum().backward()
+
+
+if __name__ == "__main__":
+    compile_all(int(sys.argv[1]))
