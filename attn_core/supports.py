@@ -30,7 +30,7 @@ from attn_core.edge_index import (
 )
 from attn_core.normalizers import DenseRows, EdgeRows, Rows
 from attn_core.scores import Score
-from attn_core.transforms import values_are_visible
+from attn_core.transforms import is_transformed, values_are_visible
 
 
 class Support(Protocol):
@@ -558,7 +558,7 @@ def clear_cache() -> None:
 
 def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor | None]:
     """Sort pairs by one of their ends, stably, and their other ends too if that costs nothing."""
-    if compiled.is_on() and nodes.device.type == "cpu" and max(num, len(nodes)) > 0:
+    if compiled.is_on() and nodes.device.type == "cpu" and not is_transformed():
         pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
         sorted_others = torch.empty(len(nodes), dtype=torch.int32)
         if compiled.module.sort(

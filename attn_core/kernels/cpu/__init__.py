@@ -89,9 +89,9 @@ def backward(
         *arguments,
         _plain(_wide(output, 4), dtype),
         _plain(log_sum_exp, dtype),
-        by_key.pointer,
-        columns,
-        by_key.permutation,
+        _bare(by_key.pointer),
+        _bare(columns),
+        _bare(by_key.permutation),
         _plain(_wide(grad_output, 4), dtype),
         _plain(grad_log_sum_exp, dtype),
         coefficients,
@@ -127,11 +127,11 @@ def _arguments(request: Request) -> tuple[tuple[Any, ...], torch.dtype]:
     seed = request.seed
     return (
         *tensors,
-        edges.by_query.pointer,
-        edges.keys_by_query,
-        edges.by_query.permutation,
-        request.pair_row,
-        request.pair_id if seed is not None else None,
+        _bare(edges.by_query.pointer),
+        _bare(edges.keys_by_query),
+        _bare(edges.by_query.permutation),
+        None if request.pair_row is None else _bare(request.pair_row),
+        None if seed is None or request.pair_id is None else _bare(request.pair_id),
         KINDS[kind],
         1.0 if kind == "identity" else float(request.constant),
         0.0 if seed is None else request.dropout,
@@ -153,9 +153,14 @@ def _wide(x: Tensor, step: int) -> Tensor:
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernels take it: in their dtype, each row packed, without a graph."""
-    x = x.detach().to(dtype)
+    x = _bare(x.detach().to(dtype))
     packed = x.stride(-1) == 1 and (x.dim() < 3 or x.stride(1) == x.shape[2])
     return x if packed else x.contiguous()
+
+
+def _bare(x: Tensor) -> Tensor:
+    """Without the wrapper that torch.func leaves around what was made, and cached, inside of it."""
+    return torch._C._functorch.unwrap_if_dead(x)
 
 
 def _cut(x: Tensor, width: int) -> Tensor:
