@@ -83,13 +83,12 @@ def layer_once(
     call = torch.compile(layer) if contender.endswith("compiled") else layer
 
     def step() -> None:
-        with torch.set_grad_enabled(backward):
-            output = call(x, edge_index)
-        if backward:
-            output.backward(output.detach())
+        with backend("torch" if contender == "ours, plain torch" else "auto"):
+            with torch.set_grad_enabled(backward):
+                output = call(x, edge_index)
+            if backward:
+                output.backward(output.detach())
 
-    if contender == "ours, plain torch":
-        backend("torch").__enter__()
     if warm:
         step()
     return step
