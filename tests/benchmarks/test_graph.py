@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attn_core import backend, kernels
+from attn_core.kernels import csr
 from benchmarks import __main__ as program
 from benchmarks.graph import GRAPHS, layer_once, random_graph, step_once
 
@@ -45,3 +46,13 @@ def test_every_step_runs() -> None:
     for score in ("bound", "gat", "gatv2", "scaled dot"):
         step_once(score, "uniform", 20, 100, 2, 4, score != "bound")()
     layer_once("GATv2Conv", "ours", 20, 100, backward=True)()
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+def test_plain_torch_is_measured_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, forward = [], csr.forward
+    monkeypatch.setattr(csr, "forward", lambda problem: calls.append(1) or forward(problem))
+    layer_once("GATConv", "ours", 20, 100, backward=True)()
+    assert not calls
+    layer_once("GATConv", "ours, plain torch", 20, 100, backward=True)()
+    assert len(calls) == 2  # warmed up, and measured
