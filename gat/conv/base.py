@@ -17,8 +17,10 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges
 from attn_core.supports import as_plain
+from attn_core.transforms import is_transformed
 from gat.checks import check_probability
 from gat.edge_attention import EdgeAttention
+from gat.sparse import Linear
 
 _HOOKS = tuple(
     f"_{step}_forward_{when}hooks"
@@ -89,6 +91,17 @@ class AttentionConv(MessagePassing):
         if not self.training or self.value_dropout == 0:
             return value
         return F.dropout(value, self.value_dropout)
+
+    def _finish(
+        self, out: Tensor, residual: Tensor | None, dtype: torch.dtype, own: bool
+    ) -> Tensor:
+        """Heads merged, plus residual and bias; `own`: nobody else holds or saves `out`."""
+        # Autocast's dtype in every case: its sums are float32, and so is the bias
+        out = self._merge_heads(out).to(dtype)
+        add = add_to if own and not torch.is_grad_enabled() else torch.add
+        if residual is not None:
+            out = add(out, residual)
+        return out if self.bias is None else add(out, self.bias.to(dtype))
 
     def _merge_heads(self, out: Tensor) -> Tensor:
         """`[N, H, C]` with the heads concatenated, or averaged."""
@@ -204,6 +217,21 @@ class AttentionConv(MessagePassing):
         if isinstance(support, PendingEdges):
             return edge_attr
         return edge_attr.index_select(0, support.source_id)
+
+
+def add_to(out: Tensor, more: Tensor) -> Tensor:
+    """out + more, in the memory of `out`, which must be nobody else's.
+
+    Memory as large as a layer's output takes longer to be handed out than to be filled.
+    """
+    if torch.compiler.is_compiling() or is_transformed() or out.dtype != more.dtype:
+        return out + more
+    return out.add_(more)
+
+
+def is_plain(linear: Any) -> bool:
+    """Whether a linear map is no more than its weight and bias: nobody watches or replaced it."""
+    return type(linear) is Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
 
 
 def pairs_of(support: Edges | PendingEdges) -> tuple[Tensor, Tensor]:

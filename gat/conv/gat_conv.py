@@ -16,6 +16,8 @@ from gat.conv.base import (
     check_arguments,
     check_features,
     check_fill_value,
+    is_autocast,
+    is_plain,
     pairs_of,
     trusted,
     weights_like_input,
@@ -160,8 +162,7 @@ class GATConv(AttentionConv):
         """
         h_src, h_dst, residual = self._project(x)
         num_targets = _num_targets(size, h_src, h_dst)
-        alpha_src = (h_src * self.att_src).sum(-1)
-        alpha_dst = None if h_dst is None else (h_dst * self.att_dst).sum(-1)
+        alpha_src, alpha_dst = self._node_scores(x, h_src, h_dst)
         support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
         edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
         edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, h_src)
@@ -170,7 +171,8 @@ class GATConv(AttentionConv):
 
         need_weights = self.returns_weights(return_attention_weights)
         # How many weights there are depends on the data: torch.compile must then see the pairs
-        if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
+        fused = self._is_fused() and not (need_weights and torch.compiler.is_compiling())
+        if fused:
             out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),
                 alpha_src.unsqueeze(-1),
@@ -190,12 +192,7 @@ class GATConv(AttentionConv):
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
 
-        # Autocast's dtype in every case: its sums are float32, and so is the bias
-        out = self._merge_heads(out).to(h_src.dtype)
-        if residual is not None:
-            out = out + residual
-        if self.bias is not None:
-            out = out + self.bias.to(h_src.dtype)
+        out = self._finish(out, residual, h_src.dtype, fused)
         if not need_weights:
             return out
         assert pairs is not None and weights is not None
@@ -224,6 +221,29 @@ class GATConv(AttentionConv):
         if x_dst is x_src and lin_dst is lin_src:
             return h_src, h_src, residual
         return h_src, None if x_dst is None else lin_dst(x_dst).view(shape), residual
+
+    def _node_scores(
+        self, x: Tensor | tuple[Tensor, Tensor | None], h_src: Tensor, h_dst: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """aᵀ W x of each node and head, of sources and of targets, `[N, H]`."""
+        if isinstance(x, Tensor) and h_dst is h_src and self._is_narrow(x):
+            # Wᵀa first: fewer numbers to read than in h, and none as large as h to write
+            assert self.lin is not None
+            weight = self.lin.weight.view(self.heads, self.out_channels, -1)
+            att = torch.cat([self.att_src, self.att_dst]).transpose(0, 1)  # [H, 2, C]
+            alpha = x @ (att @ weight).transpose(0, 1).flatten(0, 1).t()
+            return alpha[:, : self.heads], alpha[:, self.heads :]
+        alpha_src = (h_src * self.att_src).sum(-1)
+        return alpha_src, None if h_dst is None else (h_dst * self.att_dst).sum(-1)
+
+    def _is_narrow(self, x: Tensor) -> bool:
+        """Whether x has fewer numbers than Wx, and the linear map is no more than its weight."""
+        return (
+            is_plain(self.lin)
+            and x.layout == torch.strided
+            and x.shape[1] <= self.heads * self.out_channels
+            and not is_autocast(x)
+        )
 
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of each edge add to its score, `[E, H]`."""

@@ -156,7 +156,8 @@ class GATv2Conv(AttentionConv):
 
         need_weights = self.returns_weights(return_attention_weights)
         # How many weights there are depends on the data: torch.compile must then see the pairs
-        if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
+        fused = self._is_fused() and not (need_weights and torch.compiler.is_compiling())
+        if fused:
             out, weights, _ = attend(
                 h_r,
                 h_l,
@@ -174,12 +175,7 @@ class GATv2Conv(AttentionConv):
                 edge_attr = edge_attr.index_select(0, source_id)
             out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
 
-        # Autocast's dtype in every case: its messages are sums in float32, and so is the bias
-        out = self._merge_heads(out).to(h_l.dtype)
-        if residual is not None:
-            out = out + residual
-        if self.bias is not None:
-            out = out + self.bias.to(h_l.dtype)
+        out = self._finish(out, residual, h_l.dtype, fused)
         if not need_weights:
             return out
         assert pairs is not None and weights is not None

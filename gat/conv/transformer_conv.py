@@ -13,8 +13,10 @@ from torch_geometric.utils import is_torch_sparse_tensor
 from attn_core import Edges, PendingEdges, ScaledDot, attend, scatter_softmax
 from gat.conv.base import (
     AttentionConv,
+    add_to,
     both_sides,
     check_arguments,
+    is_plain,
     pairs_of,
     trusted,
     weights_like_input,
@@ -188,8 +190,8 @@ class TransformerConv(AttentionConv):
         out = self._merge_heads(out)
         if self.root_weight:
             skip = self.lin_skip(x_dst)
-            if self.lin_beta is None:
-                out = out + skip
+            if self.lin_beta is None:  # a plain linear map does not save what it gives
+                out = add_to(skip, out) if is_plain(self.lin_skip) else out + skip
             else:
                 gate = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
                 out = gate * skip + (1 - gate) * out

@@ -38,13 +38,13 @@ def test_evaluate_by_hand(data):
 
 def test_early_stopping_is_that_of_the_paper(data):
     # (loss, accuracy): patience starts anew when either is at its best, equality included; the
-    # weights are kept when both are.
+    # weights are kept when the loss is.
     course = [
         ((2.0, 0.5), 0, 1),
-        ((1.0, 0.4), 0, 1),  # loss only
-        ((1.5, 0.5), 0, 1),  # accuracy only, equal
-        ((1.5, 0.4), 1, 1),
-        ((1.5, 0.4), 2, 1),
+        ((1.0, 0.4), 0, 2),  # loss only
+        ((1.5, 0.5), 0, 2),  # accuracy only, equal
+        ((1.5, 0.4), 1, 2),
+        ((1.5, 0.4), 2, 2),
         ((1.0, 0.6), 0, 6),  # both
         ((1.1, 0.5), 1, 6),
         ((1.1, 0.5), 2, 6),

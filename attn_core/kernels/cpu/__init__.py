@@ -80,7 +80,10 @@ def backward(
         else:  # rows of self-loops that were replaced
             gradients.append(torch.zeros(like.shape, dtype=dtype))
     of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
-    by_key = edges.by_key if of_key is not None or of_value is not None else edges.by_query
+    numbers = request.kind != "dot" and request.key.shape[-1] == 1  # these need the pairs by key
+    by_key = edges.by_query
+    if numbers or of_key is not None or of_value is not None:
+        by_key = edges.by_key
     columns = edges.queries_by_key if by_key is edges.by_key else edges.keys_by_query
     _cpu.backward(
         *arguments,

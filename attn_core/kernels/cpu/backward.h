@@ -1,7 +1,7 @@
-// The backward pass: by query for the gradients of logits, queries and pairs, then by key.
-// Between the two, each pair leaves two numbers per head: the gradient of its logit and its weight.
-// Where a logit depends on single numbers of query and key, the pass by key does everything but the
-// sums by query, and each pair leaves one number per head, the gradient of the query's.
+// The backward pass: by query for the gradients of queries and pairs, by key for those of keys and
+// values, both with weights made anew from the log-sum-exp. Where a logit depends on single numbers
+// of query and key, the pass by key does everything but the sums by query, for which each pair
+// leaves one number per head.
 #pragma once
 #include "forward.h"
 
@@ -70,29 +70,37 @@ INLINE void hand_out(const Problem<T>& p, const Graph& graph, int64_t begin, int
   }
 }
 
+// Gradients of values of pairs: the weight times the query's gradient, `grads` or the one of all.
+template <class T>
+void value_gradients(const Problem<T>& p, const Graph& graph, int64_t begin, int n,
+                     const T* weights, const T* const* grads, const T* grad) {
+  for (int e = 0; e < n; e++) {
+    T* out = p.grad_pair_value[p.row(graph.place[begin + e])];
+    if (grads) grad = grads[e];
+    for (int h = 0; h < p.heads; h++) {
+      const T weight = weights[e * p.lanes + h];
+      const int64_t c = int64_t(h) * p.value_width;
+      for (int d = 0; d < p.value_width; d++) out[c + d] = weight * grad[c + d];
+    }
+  }
+}
+
 template <class T>
 void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                     int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
   const bool shared = is_shared(p);
-  const T *keys[BLOCK], *values[BLOCK], *next[BLOCK];
+  const T *keys[ROWS], *values[ROWS], *next[ROWS];
   const T *query = p.query[row], *grad = p.grad_output[row];
   T* sums = grad_query ? grad_query : s.row_key;
-  mean_gradient(p, row, s.largest);
-  repeat(p, s.largest, s.mean);
-  repeat(p, static_cast<const T*>(p.log_sum_exp[row]), s.total);
-  if (f.score_numbers) repeat(p, query, s.fixed);
+  const T* statistics = p.statistics + 2 * p.heads * row;
+  repeat(p, statistics, s.total);
+  repeat(p, statistics + p.heads, s.mean);
   if (p.kind != DOT) {
     for (int64_t c = 0; c < size; c++) sums[c] = 0;
   }
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    if (p.coefficients) {
-      for (int e = 0; e < n; e++) {
-        const T* out = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
-        for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(out + c, 1);
-      }
-    }
     score_pairs(p, f, at, n, query, s, keys, s.weights);
     const T *const *with = keys, *const *later = keys;
     if (!shared) {
@@ -110,32 +118,11 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     if (p.kind == DOT) {
       for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
     }
-    if (p.coefficients) {
-      const auto own = [&](int64_t i) { return p.coefficients + 2 * p.heads * i; };
-      hand_out(p, p.by_query, at, n, s.grads, own);
-      hand_out(p, p.by_query, at, n, s.weights, [&](int64_t i) { return own(i) + p.heads; });
-    }
-    if (p.grad_pair_value) {
-      for (int e = 0; e < n; e++) {
-        T* out = p.grad_pair_value[p.row(p.by_query.place[at + e])];
-        for (int h = 0; h < p.heads; h++) {
-          const T weight = s.weights[e * p.lanes + h];
-          const int64_t c = int64_t(h) * p.value_width;
-          for (int d = 0; d < p.value_width; d++) out[c + d] = weight * grad[c + d];
-        }
-      }
-    }
-    const auto of_pair = [&](int64_t i) { return p.grad_pair_key[p.row(i)]; };
-    if (f.score_numbers) {
-      f.number_gradient(p, n, s.x, s.vector, s.grads, grad_vector);
-      if (p.grad_pair_key) hand_out(p, p.by_query, at, n, s.grads, of_pair);
-      sum_pairs(p, n, s.grads, sums);
-      continue;
-    }
+    if (p.grad_pair_value) value_gradients<T>(p, p.by_query, at, n, s.weights, nullptr, grad);
     if (p.grad_pair_key) {
       for (int e = 0; e < n; e++) {
         f.pair_gradient(p, keys[e], query, s.grads + e * p.lanes,
-                        of_pair(p.by_query.place[at + e]));
+                        p.grad_pair_key[p.row(p.by_query.place[at + e])]);
       }
     }
     if (p.kind != DOT) {
@@ -158,65 +145,104 @@ void by_query_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scrat
   }
 }
 
+// What else there is to say where a logit depends on single numbers.
+template <class T>
+INLINE void number_gradients(const Problem<T>& p, const Functions<T>& f, int64_t begin, int n,
+                             const T* const* grads, Scratch<T>& s, T* grad_key, T* grad_vector) {
+  const Graph& graph = p.by_key;
+  if (p.grad_pair_value) {
+    value_gradients<T>(p, graph, begin, n, s.weights, grads, nullptr);
+  }
+  if (p.grad_bias) {
+    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+  }
+  f.number_gradient(p, n, s.x, s.vector, s.grads, grad_vector);
+  if (p.grad_pair_key) {
+    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_pair_key[p.row(i)]; });
+  }
+  if (grad_key) sum_pairs(p, n, s.grads, grad_key);
+  for (int e = 0; p.of_queries && e < n; e++) {
+    copy_heads(s.grads + e * p.lanes, p.heads, p.of_queries + p.heads * (begin + e));
+  }
+}
+
+// What a product of each row with `fixed` gives, to which each pair may add a vector of its own.
+template <class T>
+INLINE void multiply(const Problem<T>& p, decltype(Functions<T>::dot) dot, const T* const* rows,
+                     const T* const* next, int64_t begin, int n, const T* fixed, int width,
+                     const Rows<const T>& pair, T* made, T* out) {
+  if (!pair) return dot(p, rows, next, n, fixed, width, out);
+  for (int e = 0; e < n; e++) {
+    const T* added = pair[p.row(p.by_key.place[begin + e])];
+    for (int64_t c = 0; c < int64_t(p.heads) * width; c++) made[c] = fixed[c] + added[c];
+    dot(p, rows + e, next + e, 1, made, width, out + e * p.lanes);
+  }
+}
+
 template <class T>
 void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
-                  int64_t end, Scratch<T>& s, T* grad_key, T* grad_value) {
+                  int64_t end, Scratch<T>& s, T* grad_key, T* grad_value, T* grad_vector) {
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
-  const T *queries[BLOCK], *grads[BLOCK], *next[BLOCK];
-  if (f.score_numbers) repeat(p, p.key[row], s.fixed);
-  for (int64_t c = 0; grad_key && p.kind != DOT && c < size; c++) grad_key[c] = 0;
+  const T *queries[ROWS], *grads[ROWS], *next[ROWS];
+  const T *key = p.key[row], *value = p.value[row];
+  const Rows<const T> statistics{p.statistics, 2 * p.heads}, none;
+  const bool product = p.kind == DOT;
+  if (f.score_numbers) repeat(p, key, s.fixed);
+  for (int64_t c = 0; grad_key && !product && c < size; c++) grad_key[c] = 0;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     const T* ones = at == begin ? nullptr : s.ones;
-    const auto own = [&](int64_t e) { return p.coefficients + 2 * p.heads * p.by_key.place[e]; };
-    for (int64_t e = at + n; e < at + 2 * n && e < p.by_key.pointer[p.by_key.num]; e++) {
-      for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(own(e) + c);
-    }
-    for (int e = 0; e < n; e++) {
-      if (grad_key) copy_heads(own(at + e), p.heads, s.grads + e * p.lanes);
-      if (grad_value) copy_heads(own(at + e) + p.heads, p.heads, s.weights + e * p.lanes);
-    }
-    if (grad_value) {
-      find_rows(p.grad_output, Rows<const T>(), p, p.by_key, at, n, value_size, s.made_value,
-                grads);
-      find_next(p.grad_output, p.by_key, at, n, next);
-      f.gather_value(p, grads, next, n, s.weights, ones, p.value_width, grad_value);
-    }
-    if (!grad_key) continue;
-    find_rows(p.query, p.kind == DOT ? Rows<const T>() : p.pair_key, p, p.by_key, at, n, size,
-              s.made_key, queries);
+    prefetch_next(statistics, p.by_key, at, n, 2 * p.heads);
+    find_rows(p.query, product ? none : p.pair_key, p, p.by_key, at, n, size, s.made_key, queries);
     if (f.score_numbers) {
       prefetch_next(p.query, p.by_key, at, n, size);
-      f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.logits);
-      fill_rest(p, n, T(0), s.grads);
-      f.number_gradient(p, n, s.x, s.vector, s.grads, nullptr);
-      sum_pairs(p, n, s.grads, grad_key);
-      continue;
-    }
-    find_next(p.query, p.by_key, at, n, next);
-    if (p.kind == DOT) {
-      f.gather_key(p, queries, next, n, s.grads, ones, p.width, grad_key);
+      f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
     } else {
-      f.score_gradient(p, queries, next, n, p.key[row], s.grads, grad_key, nullptr);
+      find_next(p.query, p.by_key, at, n, next);
+      multiply(p, f.score, queries, next, at, n, key, p.width, product ? p.pair_key : none,
+               s.made_key, s.weights);
+    }
+    add_bias(p, p.by_key, at, n, s.weights);
+    find_rows(p.grad_output, none, p, p.by_key, at, n, value_size, s.made_value, grads);
+    find_next(p.grad_output, p.by_key, at, n, next);
+    multiply(p, f.dot, grads, next, at, n, value, p.value_width, p.pair_value, s.made_value,
+             s.grads);
+    for (int e = 0; e < n; e++) {
+      const T* of_query = statistics[p.by_key.other[at + e]];
+      copy_heads(of_query, p.heads, s.logits + e * p.lanes);
+      copy_heads(of_query + p.heads, p.heads, s.means + e * p.lanes);
+    }
+    fill_rest(p, n, T(0), s.logits);
+    fill_rest(p, n, T(0), s.means);
+    if (p.drops) draw(p, p.by_key, at, n, s.keep);
+    differentiate<true>(p, n, s.logits, s.means, s);
+    if (grad_value) {
+      f.gather_value(p, grads, grads, n, s.weights, ones, p.value_width, grad_value);
+    }
+    if (f.score_numbers) {
+      number_gradients(p, f, at, n, grads, s, grad_key, grad_vector);
+    } else if (grad_key && product) {
+      for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
+      f.gather_key(p, queries, queries, n, s.grads, ones, p.width, grad_key);
+    } else if (grad_key) {
+      f.score_gradient(p, queries, queries, n, key, s.grads, grad_key, nullptr);
     }
   }
 }
 
 template <class T>
 void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s,
-                decltype(&by_key_pairs<T>) pairs) {
+                T* grad_vector) {
   const int64_t begin = p.by_key.pointer[row], end = p.by_key.pointer[row + 1];
   T* grad_key = p.grad_key ? p.grad_key[row] : nullptr;
   T* grad_value = p.grad_value ? p.grad_value[row] : nullptr;
   if (begin < end) {
-    pairs(p, f, row, begin, end, s, grad_key, grad_value);
+    by_key_pairs(p, f, row, begin, end, s, grad_key, grad_value, grad_vector);
     return;
   }
   for (int64_t c = 0; grad_key && c < int64_t(p.heads) * p.width; c++) grad_key[c] = 0;
   for (int64_t c = 0; grad_value && c < int64_t(p.heads) * p.value_width; c++) grad_value[c] = 0;
 }
-
-// --- Scores of single numbers ---
 
 template <class T>
 void statistics_row(const Problem<T>& p, int64_t row) {
@@ -225,60 +251,12 @@ void statistics_row(const Problem<T>& p, int64_t row) {
   mean_gradient(p, row, out + p.heads);
 }
 
-template <class T>
-void numbers_by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
-                          int64_t end, Scratch<T>& s, T* grad_key, T* grad_value) {
-  const int64_t value_size = int64_t(p.heads) * p.value_width;
-  const T *queries[BLOCK], *grads[BLOCK], *next[BLOCK];
-  const Rows<const T> statistics{p.statistics, 2 * p.heads};
-  repeat(p, p.key[row], s.fixed);
-  for (int h = 0; grad_key && h < p.heads; h++) grad_key[h] = 0;
-  for (int64_t at = begin; at < end; at += BLOCK) {
-    const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    prefetch_next(p.query, p.by_key, at, n, p.heads);
-    prefetch_next(statistics, p.by_key, at, n, 2 * p.heads);
-    if (p.coefficients) {
-      for (int e = 0; e < n; e++) {
-        __builtin_prefetch(p.coefficients + p.heads * p.by_key.place[at + e], 1);
-      }
-    }
-    find_rows(p.query, p.pair_key, p, p.by_key, at, n, p.heads, s.made_key, queries);
-    f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
-    add_bias(p, p.by_key, at, n, s.weights);
-    for (int e = 0; e < n; e++) {
-      const T* of_query = statistics[p.by_key.other[at + e]];
-      copy_heads(of_query, p.heads, s.logits + e * p.lanes);
-      copy_heads(of_query + p.heads, p.heads, s.means + e * p.lanes);
-    }
-    fill_rest(p, n, T(0), s.logits);
-    fill_rest(p, n, T(0), s.means);
-    find_rows(p.grad_output, Rows<const T>(), p, p.by_key, at, n, value_size, s.made_value, grads);
-    find_next(p.grad_output, p.by_key, at, n, next);
-    f.dot(p, grads, next, n, p.value[row], p.value_width, s.grads);
-    if (p.drops) draw(p, p.by_key, at, n, s.keep);
-    differentiate<true>(p, n, s.logits, s.means, s);
-    if (grad_value) {
-      f.gather_value(p, grads, grads, n, s.weights, at == begin ? nullptr : s.ones, p.value_width,
-                     grad_value);
-    }
-    if (p.grad_bias) {
-      hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
-    }
-    f.number_gradient(p, n, s.x, s.vector, s.grads, nullptr);
-    if (p.grad_pair_key) {
-      hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_pair_key[p.row(i)]; });
-    }
-    if (p.coefficients) {
-      hand_out(p, p.by_key, at, n, s.grads,
-               [&](int64_t i) { return p.coefficients + p.heads * i; });
-    }
-    if (grad_key) sum_pairs(p, n, s.grads, grad_key);
-  }
-}
-
+// The gradient of a query of single numbers, from what the pass by key left of each pair.
 template <class T>
 void sum_query_pairs(const Problem<T>& p, int64_t begin, int64_t end, T* grad_query) {
-  const auto own = [&](int64_t e) { return p.coefficients + p.heads * p.by_query.place[e]; };
+  const auto own = [&](int64_t e) {
+    return p.of_queries + int64_t(p.heads) * p.position[p.by_query.place[e]];
+  };
   const int64_t last = p.by_query.pointer[p.by_query.num] - 1;
   for (int h = 0; h < p.heads; h++) grad_query[h] = 0;
   for (int64_t e = begin; e < end; e++) {

@@ -214,28 +214,28 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
   for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
     if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
   }
-  const bool by_key = p.grad_key || p.grad_value;
+  const bool by_key = p.grad_key || p.grad_value || p.numbers();
+  const bool by_query = p.grad_query || p.need_vector || p.grad_bias || p.grad_pair_key ||
+                        p.grad_pair_value;
   if (by_key) {
     p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq);
     if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
   }
-  std::unique_ptr<T[]> coefficients, statistics;
-  const auto reserve = [](std::unique_ptr<T[]>& memory, int64_t size) {
-    memory.reset(new T[size]);
-    attn::use_large_pages(memory.get(), size * int64_t(sizeof(T)));
-    return memory.get();
-  };
-  if (by_key && p.kind != attn::DOT && p.width == 1 && !p.pair_value && !p.need_vector) {
-    p.statistics = reserve(statistics, nq * 2 * p.heads);
-    if (p.grad_query) p.coefficients = reserve(coefficients, call.pairs * p.heads);
-    attn::run(p, attn::STATISTICS, threads, of_vector);
-    attn::run(p, attn::NUMBERS_BY_KEY, threads, of_vector);
-    if (p.grad_query) attn::run(p, attn::SUM_QUERY, threads, of_vector);
-    return;
+  std::unique_ptr<T[]> statistics(new T[nq * 2 * p.heads]), of_queries;
+  std::unique_ptr<uint32_t[]> position;
+  p.statistics = statistics.get();
+  attn::run(p, attn::STATISTICS, threads, of_vector);
+  if (p.numbers() && p.grad_query) {
+    const int64_t size = call.pairs * p.heads;
+    of_queries.reset(p.of_queries = new T[size]);
+    attn::use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
+    position.reset(new uint32_t[call.pairs]());
+    for (int64_t e = 0; e < call.pairs; e++) position[key_place.data()[e]] = uint32_t(e);
+    p.position = position.get();
   }
-  if (by_key) p.coefficients = reserve(coefficients, call.pairs * 2 * p.heads);
-  attn::run(p, attn::BY_QUERY, threads, of_vector);
+  if (by_query && !p.numbers()) attn::run(p, attn::BY_QUERY, threads, of_vector);
   if (by_key) attn::run(p, attn::BY_KEY, threads, of_vector);
+  if (p.of_queries) attn::run(p, attn::SUM_QUERY, threads, of_vector);
 }
 
 template <class T>

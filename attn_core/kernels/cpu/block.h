@@ -4,6 +4,7 @@
 
 namespace attn::VARIANT {
 
+constexpr int ROWS = BLOCK + 4;
 constexpr int AHEAD = 64;  // pairs between a row's use and its being asked for
 
 template <class T>
@@ -116,7 +117,8 @@ struct Scratch {
   }
 };
 
-// The rows of a block's other ends, up to the next multiple of 4; with `pair`, plus those of pairs.
+// The rows of a block's other ends, and 4 more that may be read, for those who take 4 at a time;
+// with `pair`, plus those of pairs.
 template <class T>
 INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, const Problem<T>& p,
                       const Graph& graph, int64_t begin, int n, int64_t size, T* made,
@@ -130,7 +132,7 @@ INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, co
       rows[e] = at;
     }
   }
-  for (int e = n; e % 4; e++) rows[e] = rows[0];
+  for (int e = n; e < n + 4; e++) rows[e] = rows[0];
 }
 
 // The rows of the pairs that come AHEAD later.
@@ -138,7 +140,7 @@ template <class T>
 INLINE void find_next(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int n,
                       const T** next) {
   const int64_t last = graph.pointer[graph.num] - 1;
-  for (int e = 0; e < (n + 3) / 4 * 4; e++) {
+  for (int e = 0; e < n + 4; e++) {
     const int64_t at = begin + e + AHEAD;
     next[e] = tokens[graph.other[at < last ? at : last]];
   }
@@ -147,7 +149,7 @@ INLINE void find_next(const Rows<const T>& tokens, const Graph& graph, int64_t b
 template <class T>
 INLINE void prefetch_next(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int n,
                           int64_t size) {
-  const T* next[BLOCK];
+  const T* next[ROWS];
   find_next(tokens, graph, begin, n, next);
   for (int e = 0; e < n; e++) {
     for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(next[e] + c);

@@ -66,7 +66,7 @@ INLINE void score_pairs(const Problem<T>& p, const Functions<T>& f, int64_t begi
     prefetch_next(p.key, p.by_query, begin, n, size);
     f.score_numbers(p, keys, n, s.fixed, s.vector, s.x, logits);
   } else {
-    const T* next[BLOCK];
+    const T* next[ROWS];
     find_next(p.key, p.by_query, begin, n, next);
     f.score(p, keys, next, n, query, p.width, logits);
   }
@@ -79,7 +79,7 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
   const int64_t value_size = int64_t(p.heads) * p.value_width;
   const bool shared = is_shared(p);
   if (f.score_numbers) repeat(p, p.query[row], s.fixed);
-  const T *keys[BLOCK], *values[BLOCK], *next[BLOCK];
+  const T *keys[ROWS], *values[ROWS], *next[ROWS];
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     score_pairs(p, f, at, n, p.query[row], s, keys, s.logits);

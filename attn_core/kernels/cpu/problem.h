@@ -12,12 +12,8 @@ constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed
 constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
-// What is done for each row of the pairs by query or by key. Scores of single numbers (GAT) are
-// differentiated BY_KEY at first, which takes the STATISTICS of each query, and then SUM_QUERY has
-// little to do; all others BY_QUERY, then BY_KEY.
-enum Pass { FORWARD, BY_QUERY, BY_KEY, STATISTICS, NUMBERS_BY_KEY, SUM_QUERY };
-
-ATTN_INLINE bool is_by_key(Pass pass) { return pass == BY_KEY || pass == NUMBERS_BY_KEY; }
+// What is done for each row of the pairs by query or by key.
+enum Pass { FORWARD, STATISTICS, BY_QUERY, BY_KEY, SUM_QUERY };
 // Whole vectors of numbers of all heads, whatever the instruction set.
 ATTN_INLINE int lanes_of(int64_t heads) {
   int lanes = 1;
@@ -61,21 +57,24 @@ struct Problem {
   Rows<T> output, log_sum_exp;  // the results of the forward pass, later its inputs
   // Backward
   Rows<const T> grad_output, grad_log_sum_exp;
-  T* coefficients = nullptr;  // [E, 2, H]: gradient of each logit (scaled), weight after dropout;
-                              // with statistics [E, H]: gradient of the query
-  T* statistics = nullptr;    // [Nq, 2, H]: log-sum-exp, mean gradient of the weights
+  T* statistics = nullptr;  // [Nq, 2, H]: log-sum-exp, weighted mean of the weights' gradients
+  T* of_queries = nullptr;  // [E, H] by key: gradients of queries that are single numbers
+  const uint32_t* position = nullptr;  // [E], where the pass by key has each pair of the list
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
 
+  // Whether logits depend on single numbers per head, as GAT's do.
+  ATTN_INLINE bool numbers() const { return kind != DOT && width == 1; }
+
   ATTN_INLINE int64_t row(int64_t place) const { return source ? source[place] : place; }
   ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : row(place); }
-  ATTN_INLINE const Graph& graph(Pass pass) const { return is_by_key(pass) ? by_key : by_query; }
+  ATTN_INLINE const Graph& graph(Pass pass) const { return pass == BY_KEY ? by_key : by_query; }
 
   // Numbers in what a task hands on of a row that it has seen a part of.
   ATTN_INLINE int64_t partial_size(Pass pass) const {
     int64_t h = heads;
     if (pass == FORWARD) return h * (2 + value_width);
-    return is_by_key(pass) ? h * (width + value_width) : h * width;
+    return pass == BY_KEY ? h * (width + value_width) : h * width;
   }
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;

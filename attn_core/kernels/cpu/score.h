@@ -1,7 +1,7 @@
 // Logits of a block of pairs that share one end, and the gradients of additive ones.
 // `rows` are the vectors of the other ends, `fixed` that of the shared end; what is said of pair e
 // and head h lies at [e * p.lanes + h]. `next` are rows that will be needed soon: they are asked
-// for while there is something to compute.
+// for while there is something to compute. Both go on for 4 more than there are pairs.
 #pragma once
 #include "problem.h"
 #include "simd.h"
@@ -72,7 +72,7 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
     }
   }
   for (; h < p.heads; h++) {  // one head of four pairs
-    for (int e = 0; e < n; e += 4) {  // rows are there up to the next multiple of 4
+    for (int e = 0; e < n; e += 4) {
       V part[4] = {};
       for (int c = h * width; c < (h + 1) * width; c += W) {
         const V f = load<T, W>(fixed + c), v = K == DOT ? V{} : load<T, W>(p.vector + c);

@@ -18,9 +18,8 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
     switch (pass) {
       case FORWARD: forward_row(p, f, row, s); break;
       case BY_QUERY: by_query_row(p, f, row, s, grad_vector); break;
-      case BY_KEY: by_key_row(p, f, row, s, &by_key_pairs<T>); break;
+      case BY_KEY: by_key_row(p, f, row, s, grad_vector); break;
       case STATISTICS: statistics_row(p, row); break;
-      case NUMBERS_BY_KEY: by_key_row(p, f, row, s, &numbers_by_key_pairs<T>); break;
       case SUM_QUERY:
         sum_query_pairs(p, p.by_query.pointer[row], p.by_query.pointer[row + 1],
                         p.grad_query[row]);
@@ -41,9 +40,8 @@ void part(const Problem<T>& p, Pass pass, int64_t row, int64_t begin, int64_t en
     case BY_QUERY:
       by_query_pairs(p, f, row, begin, end, s, p.grad_query ? partial : nullptr, grad_vector);
       break;
-    case BY_KEY: by_key_pairs(p, f, row, begin, end, s, of_key, of_value); break;
-    case NUMBERS_BY_KEY:
-      numbers_by_key_pairs(p, f, row, begin, end, s, of_key, of_value);
+    case BY_KEY:
+      by_key_pairs(p, f, row, begin, end, s, of_key, of_value, grad_vector);
       break;
     case SUM_QUERY: sum_query_pairs(p, begin, end, partial); break;
     case STATISTICS: break;  // has no parts
@@ -57,7 +55,7 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
   const int64_t step = p.partial_size(pass), size = int64_t(p.heads) * p.width;
   if (pass == FORWARD) {
     forward_merge(p, row, partials, count, s);
-  } else if (is_by_key(pass)) {
+  } else if (pass == BY_KEY) {
     if (p.grad_key) add_parts(p.grad_key[row], partials, count, step, size);
     if (p.grad_value) {
       add_parts(p.grad_value[row], partials + size, count, step,
