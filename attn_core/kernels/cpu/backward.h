@@ -102,7 +102,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     score_pairs(p, f, at, n, query, s, keys, s.weights);
-    const T *const *with = keys, *const *later = keys;
+    const T *const *with = keys, *const *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
       find_next(p.value, p.by_query, at, n, next);
@@ -126,9 +126,9 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
       }
     }
     if (p.kind != DOT) {
-      f.score_gradient(p, keys, keys, n, query, s.grads, sums, grad_vector);
+      f.score_gradient(p, keys, nullptr, n, query, s.grads, sums, grad_vector);
     } else if (grad_query) {
-      f.gather_key(p, keys, keys, n, s.grads, at == begin ? nullptr : s.ones, p.width, grad_query);
+      f.gather_key(p, keys, nullptr, n, s.grads, at == begin ? nullptr : s.ones, p.width, grad_query);
     }
   }
 }
@@ -175,7 +175,7 @@ INLINE void multiply(const Problem<T>& p, decltype(Functions<T>::dot) dot, const
   for (int e = 0; e < n; e++) {
     const T* added = pair[p.row(p.by_key.place[begin + e])];
     for (int64_t c = 0; c < int64_t(p.heads) * width; c++) made[c] = fixed[c] + added[c];
-    dot(p, rows + e, next + e, 1, made, width, out + e * p.lanes);
+    dot(p, rows + e, next ? next + e : nullptr, 1, made, width, out + e * p.lanes);
   }
 }
 
@@ -217,15 +217,15 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
     if (p.drops) draw(p, p.by_key, at, n, s.keep);
     differentiate<true>(p, n, s.logits, s.means, s);
     if (grad_value) {
-      f.gather_value(p, grads, grads, n, s.weights, ones, p.value_width, grad_value);
+      f.gather_value(p, grads, nullptr, n, s.weights, ones, p.value_width, grad_value);
     }
     if (f.score_numbers) {
       number_gradients(p, f, at, n, grads, s, grad_key, grad_vector);
     } else if (grad_key && product) {
       for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
-      f.gather_key(p, queries, queries, n, s.grads, ones, p.width, grad_key);
+      f.gather_key(p, queries, nullptr, n, s.grads, ones, p.width, grad_key);
     } else if (grad_key) {
-      f.score_gradient(p, queries, queries, n, key, s.grads, grad_key, nullptr);
+      f.score_gradient(p, queries, nullptr, n, key, s.grads, grad_key, nullptr);
     }
   }
 }

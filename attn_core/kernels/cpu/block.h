@@ -181,27 +181,35 @@ INLINE void add_bias(const Problem<T>& p, const Graph& graph, int64_t begin, int
 // What dropout multiplies each weight with.
 template <class T>
 INLINE void draw(const Problem<T>& p, const Graph& graph, int64_t begin, int n, T* keep) {
-  uint32_t state[BLOCK] = {}, high[BLOCK] = {};
+  alignas(32) uint32_t low[BLOCK], high[BLOCK];
   for (int e = 0; e < n; e++) {
     const uint64_t id = p.id(graph.place[begin + e]);
-    state[e] = uint32_t(id);
+    low[e] = uint32_t(id);
     high[e] = uint32_t(id >> 32);
   }
-  for (int e = 0; e < n; e++) state[e] = absorb(absorb(p.seed_state, state[e]), high[e]);
-  if (p.lanes < 8) {
+  Words states[BLOCK / WORDS];
+  for (int i = 0; i * WORDS < n; i++) {
+    const Words seed = p.seed_state - Words{};
+    states[i] = absorb(absorb(seed, *reinterpret_cast<const Words*>(low + i * WORDS)),
+                       *reinterpret_cast<const Words*>(high + i * WORDS));
+  }
+  const Words threshold = p.threshold - Words{}, count = {0, 1, 2, 3, 4, 5, 6, 7};
+  const auto kept = [&](Words hash) {  // -1 becomes 1 / (1 - p)
+    return __builtin_convertvector(hash >= threshold, Vec<T, WORDS>) * -p.keep_scale;
+  };
+  if (p.lanes < WORDS) {
     for (int h = 0; h < p.heads; h++) {
-      for (int e = 0; e < n; e++) {
-        keep[e * p.lanes + h] = absorb(state[e], uint32_t(h)) >= p.threshold ? p.keep_scale : T(0);
+      for (int e = 0; e < n; e += WORDS) {
+        const Vec<T, WORDS> x = kept(absorb(states[e / WORDS], uint32_t(h) - Words{}));
+        for (int u = 0; u < WORDS && e + u < n; u++) keep[(e + u) * p.lanes + h] = x[u];
       }
     }
     return;
   }
   for (int e = 0; e < n; e++) {
-    for (int h = 0; h < p.lanes; h += 8) {
-      T* to = keep + e * p.lanes + h;
-      for (int u = 0; u < 8; u++) {
-        to[u] = absorb(state[e], uint32_t(h + u)) >= p.threshold ? p.keep_scale : T(0);
-      }
+    const Words state = states[e / WORDS][e % WORDS] - Words{};
+    for (int h = 0; h < p.lanes; h += WORDS) {
+      store<T, WORDS>(keep + e * p.lanes + h, kept(absorb(state, count + uint32_t(h))));
     }
   }
 }

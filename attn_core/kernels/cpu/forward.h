@@ -88,7 +88,7 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
       draw(p, p.by_query, at, n, s.keep);
       for (int i = 0; i < n * p.lanes; i++) s.logits[i] *= s.keep[i];
     }
-    const T *const *summed = keys, *const *later = keys;  // what is here costs nothing to ask for
+    const T *const *summed = keys, *const *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
       find_next(p.value, p.by_query, at, n, next);

@@ -1,7 +1,7 @@
 // Logits of a block of pairs that share one end, and the gradients of additive ones.
 // `rows` are the vectors of the other ends, `fixed` that of the shared end; what is said of pair e
 // and head h lies at [e * p.lanes + h]. `next` are rows that will be needed soon: they are asked
-// for while there is something to compute. Both go on for 4 more than there are pairs.
+// for while there is something to compute (null: there are none). Both go on for 4 more than there are pairs.
 #pragma once
 #include "problem.h"
 #include "simd.h"
@@ -49,7 +49,7 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
         if constexpr (K != DOT) v[u] = load<T, W>(p.vector + at + u * W);
       }
       for (int e = 0; e < n; e++) {
-        prefetch<T, 4 * W>(next[e] + at);
+        if (next) prefetch<T, 4 * W>(next[e] + at);
         V x[4];
         for (int u = 0; u < 4; u++) {
           x[u] = term<T, W, K>(p, load<T, W>(rows[e] + at + u * W), f[u], v[u]);
@@ -62,7 +62,7 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
         for (int c = 0; c < width; c += W) {
           for (int u = 0; u < 4; u++) {
             const int i = at + u * width + c;
-            prefetch<T, W>(next[e] + i);
+            if (next) prefetch<T, W>(next[e] + i);
             const V v = K == DOT ? V{} : load<T, W>(p.vector + i);
             part[u] += term<T, W, K>(p, load<T, W>(rows[e] + i), load<T, W>(fixed + i), v);
           }
@@ -77,7 +77,7 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
       for (int c = h * width; c < (h + 1) * width; c += W) {
         const V f = load<T, W>(fixed + c), v = K == DOT ? V{} : load<T, W>(p.vector + c);
         for (int u = 0; u < 4; u++) {
-          prefetch<T, W>(next[e + u] + c);
+          if (next) prefetch<T, W>(next[e + u] + c);
           part[u] += term<T, W, K>(p, load<T, W>(rows[e + u] + c), f, v);
         }
       }
@@ -95,7 +95,7 @@ INLINE void gather_tile(const T* const* rows, const T* const* next, int n, const
   using V = Vec<T, W>;
   V sum[COUNT] = {};
   for (int e = 0; e < n; e++) {
-    prefetch<T, COUNT * W>(next[e] + at);
+    if (next) prefetch<T, COUNT * W>(next[e] + at);
     for (int t = 0; t < COUNT; t++) {
       sum[t] += weights[e * lanes + t / S] * load<T, W>(rows[e] + at + t * W);
     }
@@ -147,7 +147,7 @@ void score_gradient(const Problem<T>& p, const T* const* rows, const T* const* n
       const V f = load<T, W>(fixed + c);
       V slopes = {}, values = {};
       for (int e = 0; e < n; e++) {
-        prefetch<T, W>(next[e] + c);
+        if (next) prefetch<T, W>(next[e] + c);
         const V x = load<T, W>(rows[e] + c) + f;
         const V active = activate<T, W, K>(x, p.slope);
         slopes += grad[e * p.lanes + h] * derivative<T, W, K>(x, active, p.slope);

@@ -210,16 +210,21 @@ INLINE Vec<T, 4> sums(Vec<T, W> a, Vec<T, W> b, Vec<T, W> c, Vec<T, W> d) {
   }
 }
 
-// The hash of attn_core/dropout.py.
-INLINE uint32_t mix(uint32_t x) {
+// The hash of attn_core/dropout.py, of one number or of several at once.
+typedef uint32_t Words __attribute__((vector_size(32)));
+constexpr int WORDS = 8;
+
+template <class U>
+INLINE U mix(U x) {
   x ^= x >> 16;
   x *= 0x7FEB352Du;
   x ^= x >> 15;
   x *= 0x846CA68Bu;
   return x ^ (x >> 16);
 }
-INLINE uint32_t absorb(uint32_t state, uint32_t word) {
-  return mix((state + word * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
+template <class U>
+INLINE U absorb(U state, U word) {
+  return mix<U>((state + word * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
 }
 
 }  // namespace attn::VARIANT
