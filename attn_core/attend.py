@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.kernels import Call, choose, in_blocks, scores_in_blocks
+from attn_core.kernels import Call, aggregate, choose, in_blocks, scores_in_blocks
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
@@ -119,7 +119,10 @@ def _reference(call: Call) -> Attended:
     call, support, scores, rows = _scored(call)
     weights = call.normalizer.normalize(scores, rows)
     dropped = support.drop(weights, call.dropout) if call.dropout > 0 else weights
-    output = support.aggregate(dropped, call.value, call.pair_value)
+    if _backend != "reference":
+        output = aggregate(support, dropped, call.value, call.pair_value)
+    else:
+        output = support.aggregate(dropped, call.value, call.pair_value)
     if isinstance(call.normalizer, Softmax):
         return Attended(output, weights, call.normalizer.log_sum_exp(scores, rows))
     return Attended(output, weights, None)

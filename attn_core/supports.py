@@ -464,7 +464,7 @@ class Edges(Support):
         return self.key_index - self.query_index
 
     def rows(self, scores: Tensor, num_keys: int) -> Rows:
-        return EdgeRows(self.query_index, self.num_queries)
+        return EdgeRows(self.query_index, self.num_queries, self.pairs)
 
     def drop(self, weights: Tensor, p: float) -> Tensor:
         seed = draw_seed(weights.device)
@@ -544,8 +544,25 @@ def handled_edges(edge_index: Tensor) -> Edges | None:
     return None if reference is None else reference()
 
 
+# The order of a caller's index, with its version and the number of rows.
+_ORDERS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def cached_order(index: Tensor, num: int) -> Order:
+    """The entries of a checked index sorted by row, kept while the index lives unedited."""
+    if index.is_inference():  # has no version to go by
+        return sort_pairs(index, num, index)[0]
+    with _LOCK:
+        version, rows, order = _ORDERS.get(index, (None, None, None))
+        if order is None or (version, rows) != (index._version, num):
+            with torch.inference_mode(False):
+                order = sort_pairs(index, num, index)[0]
+            _ORDERS[index] = (index._version, num, order)
+        return order
+
+
 def clear_cache() -> None:
-    """Forget the Edges kept for edge_index tensors.
+    """Forget the Edges kept for edge_index tensors, and the order of other indices.
 
     They are dropped by themselves when the tensor dies or is edited in place. Only an edit that
     torch does not count (through `.data` or a NumPy array that shares the memory) needs this call.
@@ -554,6 +571,7 @@ def clear_cache() -> None:
     """
     with _LOCK:
         _CACHE.clear()
+        _ORDERS.clear()
 
 
 def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor | None]:

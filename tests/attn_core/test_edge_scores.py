@@ -29,7 +29,7 @@ from attn_core import (
     hard_log_prob,
     weights,
 )
-from attn_core.kernels import csr, edge_scores
+from attn_core.kernels import cpu, csr, edge_scores, edge_sums
 
 NODES, HEADS, WIDTH = 6, 2, 3
 PAIRS = torch.tensor([[0, 1, 2, 0, 2, 3, 4, 3, 0], [1, 0, 2, 1, 3, 1, 0, 0, 0]])
@@ -58,11 +58,13 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("per_pair", [False, True])
 @pytest.mark.parametrize("normalizer", [Softmax(), Softmax(0.5), Sparsemax()])
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("block", [2**18, 12])
+@pytest.mark.parametrize("block", [None, 2**18, 12])
 def test_equals_the_definition(
-    name: str, normalizer: Any, per_pair: bool, block: int, monkeypatch: pytest.MonkeyPatch
+    name: str, normalizer: Any, per_pair: bool, block: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csr, "_BLOCK", block)
+    if block is not None:
+        for module in (csr, edge_sums):
+            monkeypatch.setattr(module, "_BLOCK", block)
     query = None if "keys alone" in name else leaf(NODES, HEADS, WIDTH)
     key, value, vector = leaf(NODES, HEADS, WIDTH), leaf(NODES, HEADS, 4), leaf(HEADS, WIDTH)
     rows = PAIRS.shape[1] + NODES
@@ -88,7 +90,9 @@ def test_equals_the_definition(
 
     with backend("reference"):
         expected = outcome()
-    for ours, theirs in zip(outcome(), expected, strict=True):
+    with backend("auto" if block is None else "torch"):
+        found = outcome()
+    for ours, theirs in zip(found, expected, strict=True):
         if theirs is None:
             assert ours is None
         else:
@@ -109,17 +113,18 @@ def test_weights_have_the_dtype_of_the_values(dtype: torch.dtype) -> None:
 
 def test_the_log_probability_of_choices_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
+    score = Additive(leaf(HEADS, WIDTH))
     drawn = attend(
-        x, x, x, score=Dot(), normalizer=Hard("sample"), support=edges, need_weights=True
+        x, x, x, score=score, normalizer=Hard("sample"), support=edges, need_weights=True
     ).weights
     assert drawn is not None
     calls: list[int] = []
-    logits = csr.Problem.logits
-    monkeypatch.setattr(csr.Problem, "logits", lambda self: calls.append(1) or logits(self))
-    found = hard_log_prob(x, x, drawn, score=Dot(), support=edges)
+    problem = edge_scores._problem
+    monkeypatch.setattr(edge_scores, "_problem", lambda *a: calls.append(1) or problem(*a))
+    found = hard_log_prob(x, x, drawn, score=score, support=edges)
     assert calls
     with backend("reference"):
-        expected = hard_log_prob(x, x, drawn, score=Dot(), support=edges)
+        expected = hard_log_prob(x, x, drawn, score=score, support=edges)
     torch.testing.assert_close(found, expected)
 
 
@@ -145,28 +150,35 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
 @pytest.mark.parametrize("kind", ["dot", "tanh"])
 def test_weights_make_no_tensor_of_pairs_times_heads_times_channels(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes, pairs, heads, width = 100, 5000, 2, 64
     edges = Edges.from_edge_index(torch.randint(nodes, (2, pairs)), nodes)
     x = leaf(nodes, heads, width, dtype=torch.float32)
     score = Dot() if kind == "dot" else Additive(leaf(heads, width, dtype=torch.float32))
     spy, saved = Largest(), [0]
-    for function in ("_problem",):  # what follows in a body runs below the dispatcher otherwise
-        monkeypatch.setattr(edge_scores, function, spied(spy, getattr(edge_scores, function)))
-    for owner, function in ((csr.Problem, "logits"), (csr, "score_backward")):
+    for owner, function in (  # what follows in a body runs below the dispatcher otherwise
+        (edge_scores, "_problem"),
+        (csr.Problem, "logits"),
+        (csr, "score_backward"),
+        (csr, "weighted_sums"),
+        (cpu.pairs, "scores"),
+        (cpu.pairs, "sums"),
+    ):
         monkeypatch.setattr(owner, function, spied(spy, getattr(owner, function)))
 
     def pack(tensor: Tensor) -> Tensor:
         saved[0] = max(saved[0], tensor.numel())
         return tensor
 
-    with spy, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with backend(implementation), spy, hooks:
         found = attend(x, x, x, score=score, support=edges, need_weights=True).weights
     assert found is not None
-    with spy:
+    with backend(implementation), spy:
         found.square().sum().backward()
     whole = pairs * heads * width
     assert 0 < spy.numel <= whole / 2
@@ -184,15 +196,17 @@ def spied(spy: Largest, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@pytest.mark.parametrize("kind", ["dot", "tanh"])
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
 @pytest.mark.parametrize("query", [True, False])
-def test_the_ops_keep_their_contract_with_torch(kind: str, query: bool) -> None:
-    if kind == "dot" and not query:
-        return
+def test_the_ops_keep_their_contract_with_torch(query: bool, implementation: str) -> None:
+    with backend(implementation):
+        opcheck(query)
+
+
+def opcheck(query: bool) -> None:
     given = leaf(NODES, HEADS, WIDTH) if query else None
-    vector = None if kind == "dot" else leaf(HEADS, WIDTH)
-    tensors = given, leaf(NODES, HEADS, WIDTH), vector, leaf(9, HEADS, WIDTH)
-    settings = PAIRS, NODES, NODES, kind, 1.0
+    tensors = given, leaf(NODES, HEADS, WIDTH), leaf(HEADS, WIDTH), leaf(9, HEADS, WIDTH)
+    settings = PAIRS, NODES, NODES, "tanh", 1.0
     torch.library.opcheck(torch.ops.attn_core.edge_scores.default, (*tensors, *settings))
     plain = [None if x is None else x.detach() for x in tensors]
     torch.library.opcheck(
@@ -205,15 +219,17 @@ def test_the_ops_keep_their_contract_with_torch(kind: str, query: bool) -> None:
 def test_second_derivatives_are_refused_or_taken_by_the_reference() -> None:
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
 
-    def twice() -> None:
-        found = weights(x, x, score=Dot(), support=edges)
+    def twice(score: Score) -> Tensor:
+        found = weights(x, x, score=score, support=edges)
         (first,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
-        first.square().sum().backward()
+        return torch.autograd.grad(first.square().sum(), x)[0]
 
     with pytest.raises(RuntimeError, match=r'attn_core\.backend\("reference"\)'):
-        twice()
+        twice(Additive(leaf(HEADS, WIDTH)))
     with backend("reference"):
-        twice()
+        twice(Additive(leaf(HEADS, WIDTH)))
+        expected = twice(Dot())
+    torch.testing.assert_close(twice(Dot()), expected)  # products are no trouble
 
 
 def test_backward_without_the_edges_it_was_given() -> None:
@@ -246,9 +262,10 @@ def test_transforms_take_the_definition() -> None:
 def test_a_small_graph_takes_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it can be differentiated twice: blocks are for what would not fit the cache."""
     monkeypatch.setattr(edge_scores, "SMALL", PAIRS.shape[1] * HEADS * WIDTH)
-    monkeypatch.setattr(csr.Problem, "logits", lambda self: pytest.fail("in blocks"))
+    monkeypatch.setattr(edge_scores, "_problem", lambda *_: pytest.fail("in blocks"))
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
-    weights(x, x, score=Dot(), support=edges)
+    score = Additive(leaf(HEADS, WIDTH))
+    weights(x, x, score=score, support=edges)
     monkeypatch.setattr(edge_scores, "SMALL", PAIRS.shape[1] * HEADS * WIDTH - 1)
     with pytest.raises(pytest.fail.Exception, match="in blocks"):
-        weights(x, x, score=Dot(), support=edges)
+        weights(x, x, score=score, support=edges)

@@ -12,7 +12,19 @@ constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed
 constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
-enum Pass { FORWARD = 0, BY_QUERY = 1, BY_KEY = 2 };
+// The derivative of weights w = α-entmax(s): u g - u Σ u g / Σ u with u = w^(2 - α).
+enum Power { ONE = 0, ROOT = 1, ZERO = 2 };  // 2 - α is 1 for softmax, ½, 0 for sparsemax
+enum Pass {
+  FORWARD,  // attention
+  BY_QUERY,
+  BY_KEY,
+  SCORES,  // pairs.h
+  SUMS,
+  SOFTMAX,  // segments.h
+  SOFTMAX_PARTS,
+  GRADIENT,
+  GRADIENT_PARTS,
+};
 
 // Rows [num, heads, channels], packed but for the step from row to row.
 template <class T>
@@ -52,6 +64,11 @@ struct Problem {
   T* coefficients = nullptr;  // [E, 2, H]: gradient of each logit (scaled), weight after dropout
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
+  // The other passes: one number per pair and head, [E, H], given and made
+  Rows<const T> given, weights;
+  Rows<T> made;
+  Power power = ONE;
+  Rows<T> row_numbers;  // [Nq, 2, H], what was found of each long row
 
   ATTN_INLINE int64_t row(int64_t place) const { return source ? source[place] : place; }
   ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : row(place); }
@@ -61,7 +78,8 @@ struct Problem {
   ATTN_INLINE int64_t partial_size(Pass pass) const {
     int64_t h = heads;
     if (pass == FORWARD) return h * (2 + value_width);
-    return pass == BY_QUERY ? h * width : h * (width + value_width);
+    if (pass == BY_KEY) return h * (width + value_width);
+    return pass == BY_QUERY || pass == SUMS ? h * width : 2 * h;
   }
   ATTN_INLINE int64_t scratch_size() const {
     int64_t h = (heads + 3) / 4 * 4;

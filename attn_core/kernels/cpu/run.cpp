@@ -47,7 +47,7 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
 
   const int64_t partial = p.partial_size(pass), size = int64_t(p.heads) * p.width;
   const int64_t scratch = (p.scratch_size() + 31) / 32 * 32;
-  const bool vector = pass == BY_QUERY && p.need_vector;
+  const bool vector = (pass == BY_QUERY || pass == SUMS) && p.need_vector;
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, int64_t(tasks.size()))));
   std::unique_ptr<T[]> memory(new T[scratch * threads]), partials(new T[parts * partial]);
   std::unique_ptr<T[]> vectors(vector ? new T[int64_t(tasks.size()) * size]() : nullptr);
