@@ -82,9 +82,6 @@ def backward(
     of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
     by_key = edges.by_key if of_key is not None or of_value is not None else edges.by_query
     columns = edges.queries_by_key if by_key is edges.by_key else edges.keys_by_query
-    coefficients = None
-    if of_key is not None or of_value is not None:
-        coefficients = torch.empty(pairs, 2, request.key.shape[1], dtype=dtype)
     _cpu.backward(
         *arguments,
         _plain(_wide(output, 4), dtype),
@@ -94,7 +91,6 @@ def backward(
         _bare(by_key.permutation),
         _plain(_wide(grad_output, 4), dtype),
         _plain(grad_log_sum_exp, dtype),
-        coefficients,
         of_query,
         of_key,
         of_value,

@@ -1,124 +1,149 @@
 // The backward pass: by query for the gradients of logits, queries and pairs, then by key.
 // Between the two, each pair leaves two numbers per head: the gradient of its logit and its weight.
+// Where a logit depends on single numbers of query and key, the pass by key does everything but the
+// sums by query, and each pair leaves one number per head, the gradient of the query's.
 #pragma once
-#include "block.h"
+#include "forward.h"
 
 namespace attn::VARIANT {
 
-// Zeros behind the last pair, up to whole vectors.
+// Weights, dropped ones, from logits and log-sum-exp; gradients of logits from those of weights.
+// The log-sum-exp and the mean gradient are those of one query, repeated, or of EACH pair.
+template <bool EACH, class T>
+INLINE void differentiate(const Problem<T>& p, int n, const T* log_sum_exp, const T* mean,
+                          Scratch<T>& s) {
+  constexpr int W = WIDEST<T>;
+  using V = Vec<T, W>;
+  const V lowest = all<T, W>(-infinity(T()));
+  const int end = fill_rest(p, n, -infinity(T()), s.weights), step = period(p);
+  fill_rest(p, n, T(0), s.grads);
+  for (int at = 0; at < step; at += W) {
+    for (int i = at; i < end; i += step) {
+      const int row = EACH ? i : at;
+      const V total = load<T, W>(log_sum_exp + row);
+      const V weight = exp<T, W>(load<T, W>(s.weights + i) - (total == lowest ? V{} : total));
+      V of_weight = load<T, W>(s.grads + i), dropped = weight;
+      if (p.drops) {
+        const V kept = load<T, W>(s.keep + i);
+        of_weight *= kept;
+        dropped *= kept;
+      }
+      store<T, W>(s.grads + i, weight * (of_weight - load<T, W>(mean + row)));
+      store<T, W>(s.weights + i, dropped);
+    }
+  }
+}
+
+// acc += Σ_e numbers_e. There are whole vectors, with zeros behind the last pair.
 template <class T>
-INLINE void clear_rest(const Problem<T>& p, int n, T* x) {
-  for (int e = n; e % WIDEST<T>; e++) {
-    for (int h = 0; h < p.heads; h++) x[h * BLOCK + e] = 0;
+INLINE void sum_pairs(const Problem<T>& p, int n, const T* numbers, T* acc) {
+  constexpr int W = WIDEST<T>;
+  const int step = period(p), end = n * p.lanes;
+  for (int at = 0; at < step; at += W) {
+    Vec<T, W> sum = {};
+    for (int i = at; i < end; i += step) sum += load<T, W>(numbers + i);
+    for (int i = 0; i < W; i++) {
+      const int h = (at + i) % p.lanes;
+      if (h < p.heads) acc[h] += sum[i];
+    }
+  }
+}
+
+// The mean gradient of a query's weights, weighted by them.
+template <class T>
+INLINE void mean_gradient(const Problem<T>& p, int64_t row, T* mean) {
+  const T *grad = p.grad_output[row], *output = p.output[row];
+  for (int h = 0; h < p.heads; h++) {
+    T sum = -p.grad_log_sum_exp[row][h];
+#pragma omp simd reduction(+ : sum)
+    for (int c = h * p.value_width; c < (h + 1) * p.value_width; c++) sum += grad[c] * output[c];
+    mean[h] = sum;
+  }
+}
+
+// The numbers of each pair go to where the caller has it.
+template <class T, class Row>
+INLINE void hand_out(const Problem<T>& p, const Graph& graph, int64_t begin, int n,
+                     const T* numbers, Row row) {
+  for (int e = 0; e < n; e++) {
+    copy_heads(numbers + e * p.lanes, p.heads, row(graph.place[begin + e]));
   }
 }
 
 template <class T>
 void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                     int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
-  constexpr int W = WIDEST<T>;
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
-  const bool same = p.key.data == p.value.data && p.key.step == p.value.step && !p.pair_key &&
-                    !p.pair_value && p.width == p.value_width;
-  const T *keys[BLOCK], *values[BLOCK];
+  const bool shared = is_shared(p);
+  const T *keys[BLOCK], *values[BLOCK], *next[BLOCK];
   const T *query = p.query[row], *grad = p.grad_output[row];
+  T* sums = grad_query ? grad_query : s.row_key;
+  mean_gradient(p, row, s.largest);
+  repeat(p, s.largest, s.mean);
+  repeat(p, static_cast<const T*>(p.log_sum_exp[row]), s.total);
+  if (f.score_numbers) repeat(p, query, s.fixed);
+  if (p.kind != DOT) {
+    for (int64_t c = 0; c < size; c++) sums[c] = 0;
+  }
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    prefetch(p.value, p.by_query, at + n, n, value_size);
-    if (!same && size > 64) prefetch(p.key, p.by_query, at + n, n, size);
     if (p.coefficients) {
       for (int e = 0; e < n; e++) {
-        const T* next = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
-        for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(next + c, 1);
+        const T* out = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
+        for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(out + c, 1);
       }
     }
-    find_rows(p.key, p.pair_key, p, p.by_query, at, n, size, s.made_key, keys);
-    find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
-    f.score(p, keys, n, query, p.width, s.weights);
-    add_bias(p, at, n, s.weights);
-    f.dot(p, values, n, grad, p.value_width, s.grads);
-    if (p.drops) draw(p, at, n, s.keep);
-    for (int h = 0; h < p.heads; h++) {
-      T *weights = s.weights + h * BLOCK, *grads = s.grads + h * BLOCK;
-      const T *keep = s.keep + h * BLOCK, lse = p.log_sum_exp[row][h];
-      const T shift = lse == -infinity(T()) ? T(0) : lse, mean = s.mean[h];
-      for (int e = 0; e < n; e += W) {
-        const Vec<T, W> weight = exp<T, W>(load<T, W>(weights + e) - shift);
-        Vec<T, W> of_weight = load<T, W>(grads + e), dropped = weight;
-        if (p.drops) {
-          const Vec<T, W> kept = load<T, W>(keep + e);
-          of_weight *= kept;
-          dropped *= kept;
-        }
-        store<T, W>(grads + e, weight * (of_weight - mean));
-        store<T, W>(weights + e, dropped);
-      }
+    score_pairs(p, f, at, n, query, s, keys, s.weights);
+    const T *const *with = keys, *const *later = keys;
+    if (!shared) {
+      find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
+      find_next(p.value, p.by_query, at, n, next);
+      with = values;
+      later = next;
     }
-    T* out[BLOCK];
+    f.dot(p, with, later, n, grad, p.value_width, s.grads);
+    if (p.drops) draw(p, p.by_query, at, n, s.keep);
+    differentiate<false>(p, n, s.total, s.mean, s);
     if (p.grad_bias) {
-      for (int e = 0; e < n; e++) out[e] = p.grad_bias[p.row(p.by_query.place[at + e])];
-      collect(s.grads, n, p.heads, out);
+      hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
     }
     if (p.kind == DOT) {
-      for (int i = 0; i < p.heads * BLOCK; i++) s.grads[i] *= p.scale;
+      for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
     }
-    if (p.width == 1) clear_rest(p, n, s.grads);
     if (p.coefficients) {
-      for (int e = 0; e < n; e++) {
-        out[e] = p.coefficients + 2 * p.heads * p.by_query.place[at + e];
-      }
-      collect(s.grads, n, p.heads, out);
-      for (int e = 0; e < n; e++) out[e] += p.heads;
-      collect(s.weights, n, p.heads, out);
-    }
-    if (p.grad_pair_key) {
-      for (int e = 0; e < n; e++) {
-        f.pair_gradient(p, keys[e], query, s.grads + e,
-                        p.grad_pair_key[p.row(p.by_query.place[at + e])]);
-      }
+      const auto own = [&](int64_t i) { return p.coefficients + 2 * p.heads * i; };
+      hand_out(p, p.by_query, at, n, s.grads, own);
+      hand_out(p, p.by_query, at, n, s.weights, [&](int64_t i) { return own(i) + p.heads; });
     }
     if (p.grad_pair_value) {
       for (int e = 0; e < n; e++) {
         T* out = p.grad_pair_value[p.row(p.by_query.place[at + e])];
         for (int h = 0; h < p.heads; h++) {
-          const T weight = s.weights[h * BLOCK + e];
+          const T weight = s.weights[e * p.lanes + h];
           const int64_t c = int64_t(h) * p.value_width;
           for (int d = 0; d < p.value_width; d++) out[c + d] = weight * grad[c + d];
         }
       }
     }
-    if (p.kind == DOT) {
-      if (grad_query) {
-        f.gather_key(keys, n, s.grads, at == begin ? nullptr : s.scale, p.heads, p.width,
-                     grad_query);
+    const auto of_pair = [&](int64_t i) { return p.grad_pair_key[p.row(i)]; };
+    if (f.score_numbers) {
+      f.number_gradient(p, n, s.x, s.vector, s.grads, grad_vector);
+      if (p.grad_pair_key) hand_out(p, p.by_query, at, n, s.grads, of_pair);
+      sum_pairs(p, n, s.grads, sums);
+      continue;
+    }
+    if (p.grad_pair_key) {
+      for (int e = 0; e < n; e++) {
+        f.pair_gradient(p, keys[e], query, s.grads + e * p.lanes,
+                        of_pair(p.by_query.place[at + e]));
       }
-    } else if (grad_query || grad_vector) {
-      T* sums = grad_query ? grad_query : s.row_key;
-      if (at == begin) {
-        for (int64_t c = 0; c < size; c++) sums[c] = 0;
-      }
-      f.score_gradient(p, keys, n, query, s.grads, sums, grad_vector);
+    }
+    if (p.kind != DOT) {
+      f.score_gradient(p, keys, keys, n, query, s.grads, sums, grad_vector);
+    } else if (grad_query) {
+      f.gather_key(p, keys, keys, n, s.grads, at == begin ? nullptr : s.ones, p.width, grad_query);
     }
   }
-}
-
-template <class T>
-INLINE void begin_query(const Problem<T>& p, int64_t row, Scratch<T>& s) {
-  const T *grad = p.grad_output[row], *output = p.output[row];
-  for (int h = 0; h < p.heads; h++) {
-    T mean = -p.grad_log_sum_exp[row][h];
-#pragma omp simd reduction(+ : mean)
-    for (int c = h * p.value_width; c < (h + 1) * p.value_width; c++) mean += grad[c] * output[c];
-    s.mean[h] = mean;
-    s.scale[h] = 1;
-  }
-}
-
-template <class T>
-void by_query_part(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
-                   int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
-  begin_query(p, row, s);
-  by_query_pairs(p, f, row, begin, end, s, grad_query, grad_vector);
 }
 
 template <class T>
@@ -127,7 +152,7 @@ void by_query_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scrat
   const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
   T* grad_query = p.grad_query ? p.grad_query[row] : nullptr;
   if (begin < end) {
-    by_query_part(p, f, row, begin, end, s, grad_query, grad_vector);
+    by_query_pairs(p, f, row, begin, end, s, grad_query, grad_vector);
   } else if (grad_query) {
     for (int64_t c = 0; c < int64_t(p.heads) * p.width; c++) grad_query[c] = 0;
   }
@@ -137,55 +162,130 @@ template <class T>
 void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                   int64_t end, Scratch<T>& s, T* grad_key, T* grad_value) {
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
-  const T *queries[BLOCK], *grads[BLOCK];
-  for (int h = 0; h < p.heads; h++) s.scale[h] = 1;
+  const T *queries[BLOCK], *grads[BLOCK], *next[BLOCK];
+  if (f.score_numbers) repeat(p, p.key[row], s.fixed);
+  for (int64_t c = 0; grad_key && p.kind != DOT && c < size; c++) grad_key[c] = 0;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
+    const T* ones = at == begin ? nullptr : s.ones;
+    const auto own = [&](int64_t e) { return p.coefficients + 2 * p.heads * p.by_key.place[e]; };
     for (int64_t e = at + n; e < at + 2 * n && e < p.by_key.pointer[p.by_key.num]; e++) {
-      const T* next = p.coefficients + 2 * p.heads * p.by_key.place[e];
-      for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(next + c);
+      for (int c = 0; c < 2 * p.heads; c += 64 / int(sizeof(T))) __builtin_prefetch(own(e) + c);
     }
-    if (grad_value) prefetch(p.grad_output, p.by_key, at + n, n, value_size);
-    if (grad_key && (p.kind == DOT || size > 64)) prefetch(p.query, p.by_key, at + n, n, size);
-    const T* in[BLOCK];
-    for (int e = 0; e < n; e++) in[e] = p.coefficients + 2 * p.heads * p.by_key.place[at + e];
-    for (int e = n; e % 4; e++) in[e] = in[0];
-    if (grad_key) spread(in, n, p.heads, s.grads);
-    for (int e = 0; e < (n + 3) / 4 * 4; e++) in[e] += p.heads;
-    if (grad_value) spread(in, n, p.heads, s.weights);
+    for (int e = 0; e < n; e++) {
+      if (grad_key) copy_heads(own(at + e), p.heads, s.grads + e * p.lanes);
+      if (grad_value) copy_heads(own(at + e) + p.heads, p.heads, s.weights + e * p.lanes);
+    }
     if (grad_value) {
       find_rows(p.grad_output, Rows<const T>(), p, p.by_key, at, n, value_size, s.made_value,
                 grads);
-      f.gather_value(grads, n, s.weights, at == begin ? nullptr : s.scale, p.heads, p.value_width,
-                     grad_value);
+      find_next(p.grad_output, p.by_key, at, n, next);
+      f.gather_value(p, grads, next, n, s.weights, ones, p.value_width, grad_value);
     }
     if (!grad_key) continue;
+    find_rows(p.query, p.kind == DOT ? Rows<const T>() : p.pair_key, p, p.by_key, at, n, size,
+              s.made_key, queries);
+    if (f.score_numbers) {
+      prefetch_next(p.query, p.by_key, at, n, size);
+      f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.logits);
+      fill_rest(p, n, T(0), s.grads);
+      f.number_gradient(p, n, s.x, s.vector, s.grads, nullptr);
+      sum_pairs(p, n, s.grads, grad_key);
+      continue;
+    }
+    find_next(p.query, p.by_key, at, n, next);
     if (p.kind == DOT) {
-      find_rows(p.query, Rows<const T>(), p, p.by_key, at, n, size, s.made_key, queries);
-      f.gather_key(queries, n, s.grads, at == begin ? nullptr : s.scale, p.heads, p.width,
-                   grad_key);
+      f.gather_key(p, queries, next, n, s.grads, ones, p.width, grad_key);
     } else {
-      find_rows(p.query, p.pair_key, p, p.by_key, at, n, size, s.made_key, queries);
-      if (at == begin) {
-        for (int64_t c = 0; c < size; c++) grad_key[c] = 0;
-      }
-      if (p.width == 1) clear_rest(p, n, s.grads);
-      f.score_gradient(p, queries, n, p.key[row], s.grads, grad_key, nullptr);
+      f.score_gradient(p, queries, next, n, p.key[row], s.grads, grad_key, nullptr);
     }
   }
 }
 
 template <class T>
-void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s) {
+void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s,
+                decltype(&by_key_pairs<T>) pairs) {
   const int64_t begin = p.by_key.pointer[row], end = p.by_key.pointer[row + 1];
   T* grad_key = p.grad_key ? p.grad_key[row] : nullptr;
   T* grad_value = p.grad_value ? p.grad_value[row] : nullptr;
   if (begin < end) {
-    by_key_pairs(p, f, row, begin, end, s, grad_key, grad_value);
+    pairs(p, f, row, begin, end, s, grad_key, grad_value);
     return;
   }
   for (int64_t c = 0; grad_key && c < int64_t(p.heads) * p.width; c++) grad_key[c] = 0;
   for (int64_t c = 0; grad_value && c < int64_t(p.heads) * p.value_width; c++) grad_value[c] = 0;
+}
+
+// --- Scores of single numbers ---
+
+template <class T>
+void statistics_row(const Problem<T>& p, int64_t row) {
+  T* out = p.statistics + 2 * p.heads * row;
+  copy_heads(static_cast<const T*>(p.log_sum_exp[row]), p.heads, out);
+  mean_gradient(p, row, out + p.heads);
+}
+
+template <class T>
+void numbers_by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
+                          int64_t end, Scratch<T>& s, T* grad_key, T* grad_value) {
+  const int64_t value_size = int64_t(p.heads) * p.value_width;
+  const T *queries[BLOCK], *grads[BLOCK], *next[BLOCK];
+  const Rows<const T> statistics{p.statistics, 2 * p.heads};
+  repeat(p, p.key[row], s.fixed);
+  for (int h = 0; grad_key && h < p.heads; h++) grad_key[h] = 0;
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int n = end - at < BLOCK ? int(end - at) : BLOCK;
+    prefetch_next(p.query, p.by_key, at, n, p.heads);
+    prefetch_next(statistics, p.by_key, at, n, 2 * p.heads);
+    if (p.coefficients) {
+      for (int e = 0; e < n; e++) {
+        __builtin_prefetch(p.coefficients + p.heads * p.by_key.place[at + e], 1);
+      }
+    }
+    find_rows(p.query, p.pair_key, p, p.by_key, at, n, p.heads, s.made_key, queries);
+    f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
+    add_bias(p, p.by_key, at, n, s.weights);
+    for (int e = 0; e < n; e++) {
+      const T* of_query = statistics[p.by_key.other[at + e]];
+      copy_heads(of_query, p.heads, s.logits + e * p.lanes);
+      copy_heads(of_query + p.heads, p.heads, s.means + e * p.lanes);
+    }
+    fill_rest(p, n, T(0), s.logits);
+    fill_rest(p, n, T(0), s.means);
+    find_rows(p.grad_output, Rows<const T>(), p, p.by_key, at, n, value_size, s.made_value, grads);
+    find_next(p.grad_output, p.by_key, at, n, next);
+    f.dot(p, grads, next, n, p.value[row], p.value_width, s.grads);
+    if (p.drops) draw(p, p.by_key, at, n, s.keep);
+    differentiate<true>(p, n, s.logits, s.means, s);
+    if (grad_value) {
+      f.gather_value(p, grads, grads, n, s.weights, at == begin ? nullptr : s.ones, p.value_width,
+                     grad_value);
+    }
+    if (p.grad_bias) {
+      hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+    }
+    f.number_gradient(p, n, s.x, s.vector, s.grads, nullptr);
+    if (p.grad_pair_key) {
+      hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_pair_key[p.row(i)]; });
+    }
+    if (p.coefficients) {
+      hand_out(p, p.by_key, at, n, s.grads,
+               [&](int64_t i) { return p.coefficients + p.heads * i; });
+    }
+    if (grad_key) sum_pairs(p, n, s.grads, grad_key);
+  }
+}
+
+template <class T>
+void sum_query_pairs(const Problem<T>& p, int64_t begin, int64_t end, T* grad_query) {
+  const auto own = [&](int64_t e) { return p.coefficients + p.heads * p.by_query.place[e]; };
+  const int64_t last = p.by_query.pointer[p.by_query.num] - 1;
+  for (int h = 0; h < p.heads; h++) grad_query[h] = 0;
+  for (int64_t e = begin; e < end; e++) {
+    __builtin_prefetch(own(e + AHEAD < last ? e + AHEAD : last));
+    const T* from = own(e);
+    for (int h = 0; h < p.heads; h++) grad_query[h] += from[h];
+  }
 }
 
 // Parts are [key, value] or [query]; missing ones are there, but not read.

@@ -2,8 +2,11 @@
 // it cannot serve; nothing is converted silently (`noconvert`).
 #include <nanobind/stl/string.h>
 
+#include <memory>
+
 #include "arrays.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "pairs_bindings.h"
 #include "parallel.h"
 #include "problem.h"
@@ -42,6 +45,7 @@ struct Call {
     p.kind = attn::Kind(kind);
     p.scale = p.slope = T(constant);
     p.heads = int(heads);
+    p.lanes = attn::lanes_of(heads);
     p.width = int(width);
     p.value_width = int(value_width);
     p.query = rows<const T>("query", query, num_queries, heads, width);
@@ -102,6 +106,7 @@ void forward(const Array<const T>& query, const Array<const T>& key, const Array
   auto& p = call.problem;
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
   p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, call.num_queries, p.heads, 0, true);
+  attn::use_large_pages(output.data(), int64_t(output.nbytes()));
   attn::run(p, attn::FORWARD, threads, static_cast<T*>(nullptr));
 }
 
@@ -114,8 +119,7 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
               double constant, double dropout, int64_t seed, int64_t num_rows, int threads,
               const Array<T>& output, const Array<T>& log_sum_exp, const Index& key_pointer,
               const Column& key_other, const Index& key_place, const Array<const T>& grad_output,
-              const Array<const T>& grad_log_sum_exp, const Maybe<T>& coefficients,
-              const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
+              const Array<const T>& grad_log_sum_exp, const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
               const Maybe<T>& grad_vector, const Maybe<T>& grad_bias,
               const Maybe<T>& grad_pair_key, const Maybe<T>& grad_pair_value) {
   nb::gil_scoped_release released;
@@ -145,17 +149,31 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
     of_vector = grad_vector->data();
     p.need_vector = true;
   }
+  for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
+    if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
+  }
   const bool by_key = p.grad_key || p.grad_value;
   if (by_key) {
     p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq);
     if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
-    if (!coefficients || int64_t(coefficients->size()) != call.pairs * 2 * p.heads) {
-      refuse("coefficients", "is not [E, 2, H]");
-    }
-    p.coefficients = coefficients->data();
   }
+  std::unique_ptr<T[]> coefficients, statistics;
+  const auto reserve = [](std::unique_ptr<T[]>& memory, int64_t size) {
+    memory.reset(new T[size]);
+    attn::use_large_pages(memory.get(), size * int64_t(sizeof(T)));
+    return memory.get();
+  };
+  if (by_key && p.kind != attn::DOT && p.width == 1 && !p.pair_value && !p.need_vector) {
+    p.statistics = reserve(statistics, nq * 2 * p.heads);
+    if (p.grad_query) p.coefficients = reserve(coefficients, call.pairs * p.heads);
+    attn::run(p, attn::STATISTICS, threads, of_vector);
+    attn::run(p, attn::NUMBERS_BY_KEY, threads, of_vector);
+    if (p.grad_query) attn::run(p, attn::SUM_QUERY, threads, of_vector);
+    return;
+  }
+  if (by_key) p.coefficients = reserve(coefficients, call.pairs * 2 * p.heads);
   attn::run(p, attn::BY_QUERY, threads, of_vector);
-  if (by_key) attn::run(p, attn::BY_KEY, threads, static_cast<T*>(nullptr));
+  if (by_key) attn::run(p, attn::BY_KEY, threads, of_vector);
 }
 
 template <class T>
@@ -175,7 +193,7 @@ void define(nb::module_& m) {
         "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
         "log_sum_exp"_a.noconvert(), "key_pointer"_a.noconvert(), "key_other"_a.noconvert(),
         "key_place"_a.noconvert(), "grad_output"_a.noconvert(), "grad_log_sum_exp"_a.noconvert(),
-        "coefficients"_a.noconvert().none(), "grad_query"_a.noconvert().none(),
+        "grad_query"_a.noconvert().none(),
         "grad_key"_a.noconvert().none(), "grad_value"_a.noconvert().none(),
         "grad_vector"_a.noconvert().none(), "grad_bias"_a.noconvert().none(),
         "grad_pair_key"_a.noconvert().none(), "grad_pair_value"_a.noconvert().none());

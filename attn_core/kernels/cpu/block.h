@@ -4,15 +4,25 @@
 
 namespace attn::VARIANT {
 
+constexpr int AHEAD = 64;  // pairs between a row's use and its being asked for
+
+template <class T>
+struct Scratch;
+
 // The functions that suit the widths and the score.
 template <class T>
 struct Functions {
-  void (*score)(const Problem<T>&, const T* const*, int, const T*, int, T*);
-  void (*dot)(const Problem<T>&, const T* const*, int, const T*, int, T*);
-  void (*gather_key)(const T* const*, int, const T*, const T*, int, int, T*);
-  void (*gather_value)(const T* const*, int, const T*, const T*, int, int, T*);
-  void (*score_gradient)(const Problem<T>&, const T* const*, int, const T*, const T*, T*, T*);
+  using Next = const T* const*;
+  void (*score)(const Problem<T>&, const T* const*, Next, int, const T*, int, T*);
+  void (*dot)(const Problem<T>&, const T* const*, Next, int, const T*, int, T*);
+  void (*gather_key)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, int, T*);
+  void (*gather_value)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, int, T*);
+  void (*score_gradient)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, T*, T*);
   void (*pair_gradient)(const Problem<T>&, const T*, const T*, const T*, T*);
+  // For rows of single numbers
+  void (*score_numbers)(const Problem<T>&, const T* const*, int, const T*, const T*, T*, T*);
+  void (*number_gradient)(const Problem<T>&, int, const T*, const T*, T*, T*);
+  void (*normalise)(const Problem<T>&, int, Scratch<T>&, bool);
 };
 
 // Calls f with the vector length and the width, if there is special code for it, as constants.
@@ -53,15 +63,13 @@ struct ChoosePair {
 
 template <class T, Kind K>
 void choose_score(const Problem<T>& p, Functions<T>& f) {
-  f.score_gradient = nullptr;
   if constexpr (K != DOT) {
+    f.score_gradient = with_width<T>(p.width, ChooseGradient<T, K>());
     if (p.width == 1) {
-      f.score = &score_numbers<T, K>;
-      f.score_gradient = &number_gradient<T, K>;
-      f.pair_gradient = &number_pair_gradient<T, K>;
+      f.score_numbers = &score_numbers<T, K>;
+      f.number_gradient = &number_gradient<T, K>;
       return;
     }
-    f.score_gradient = with_width<T>(p.width, ChooseGradient<T, K>());
   }
   f.score = with_width<T>(p.width, ChooseScore<T, K>());
   f.pair_gradient = with_width<T>(p.width, ChoosePair<T, K>());
@@ -69,7 +77,7 @@ void choose_score(const Problem<T>& p, Functions<T>& f) {
 
 template <class T>
 Functions<T> choose(const Problem<T>& p) {
-  Functions<T> f;
+  Functions<T> f = {};
   switch (p.kind) {
     case DOT: choose_score<T, DOT>(p, f); break;
     case LEAKY_RELU: choose_score<T, LEAKY_RELU>(p, f); break;
@@ -81,32 +89,30 @@ Functions<T> choose(const Problem<T>& p) {
   return f;
 }
 
-// A thread's own memory.
+// A thread's own memory. Numbers of a block are [pair, lane]; those of a row are repeated.
 template <class T>
 struct Scratch {
-  T *logits, *weights, *grads, *keep, *made_key, *made_value, *largest, *total, *scale, *mean;
-  T *row_key, *row_value, *pair;
+  T *logits, *weights, *grads, *keep, *x, *means;              // of a block
+  T *largest, *total, *scale, *mean, *fixed, *vector, *ones;  // of a row
+  T *row_key, *made_key, *made_value;
 
   Scratch(const Problem<T>& p, T* at) {
-    const int64_t h = (p.heads + 3) / 4 * 4, block = h * BLOCK;
+    const int64_t repeated = period(p), block = int64_t(BLOCK) * repeated;
     auto take = [&at](int64_t size) {
       T* start = at;
-      at += size;
+      for (; at < start + size; at++) *at = 0;
       return start;
     };
-    logits = take(block);
-    weights = take(block);
-    grads = take(block);
-    keep = take(block);
-    made_key = take(block * p.width);
-    made_value = take(block * p.value_width);
-    largest = take(h);
-    total = take(h);
-    scale = take(h);
-    mean = take(h);
-    row_key = take(h * p.width);
-    row_value = take(h * p.value_width);
-    pair = take(h * p.width);
+    for (T** one : {&logits, &weights, &grads, &keep, &x, &means}) *one = take(block);
+    for (T** one : {&largest, &total, &scale, &mean, &fixed, &vector, &ones}) {
+      *one = take(repeated);
+    }
+    for (int64_t i = 0; i < repeated; i++) ones[i] = 1;
+    const int64_t size = int64_t(p.heads) * p.width;
+    row_key = take(size);
+    made_key = at;
+    made_value = at + BLOCK * size;
+    if (p.vector && p.width == 1) repeat(p, p.vector, vector);
   }
 };
 
@@ -127,45 +133,73 @@ INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, co
   for (int e = n; e % 4; e++) rows[e] = rows[0];
 }
 
-// Ask for the rows of the block that follows.
+// The rows of the pairs that come AHEAD later.
 template <class T>
-INLINE void prefetch(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int64_t n,
-                     int64_t size) {
-  const int64_t last = graph.pointer[graph.num];
-  const int64_t end = begin + n < last ? begin + n : last;
-  for (int64_t e = begin; e < end; e++) {
-    const char* row = reinterpret_cast<const char*>(tokens[graph.other[e]]);
-    for (int64_t b = 0; b < size * int64_t(sizeof(T)); b += 64) __builtin_prefetch(row + b);
+INLINE void find_next(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int n,
+                      const T** next) {
+  const int64_t last = graph.pointer[graph.num] - 1;
+  for (int e = 0; e < (n + 3) / 4 * 4; e++) {
+    const int64_t at = begin + e + AHEAD;
+    next[e] = tokens[graph.other[at < last ? at : last]];
+  }
+}
+// The same for rows of single numbers and the like, asked for at once.
+template <class T>
+INLINE void prefetch_next(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int n,
+                          int64_t size) {
+  const T* next[BLOCK];
+  find_next(tokens, graph, begin, n, next);
+  for (int e = 0; e < n; e++) {
+    for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(next[e] + c);
   }
 }
 
+// What numbers of a block there are, up to whole vectors: those behind the last pair become x.
 template <class T>
-INLINE void add_bias(const Problem<T>& p, int64_t begin, int n, T* logits) {
+INLINE int fill_rest(const Problem<T>& p, int n, T x, T* numbers) {
+  const int end = n * p.lanes;
+  int to = end;
+  for (; to % WIDEST<T>; to++) numbers[to] = x;
+  return to;
+}
+
+// Makes logits of products scaled ones, and adds the bias.
+template <class T>
+INLINE void add_bias(const Problem<T>& p, const Graph& graph, int64_t begin, int n, T* logits) {
   if (p.kind == DOT) {
-    for (int h = 0; h < p.heads; h++) {
-      for (int e = 0; e < n; e++) logits[h * BLOCK + e] *= p.scale;
-    }
+    for (int i = 0; i < n * p.lanes; i++) logits[i] *= p.scale;
   }
   if (!p.bias) return;
   for (int e = 0; e < n; e++) {
-    const T* bias = p.bias[p.row(p.by_query.place[begin + e])];
-    for (int h = 0; h < p.heads; h++) logits[h * BLOCK + e] += bias[h];
+    const T* bias = p.bias[p.row(graph.place[begin + e])];
+    for (int h = 0; h < p.heads; h++) logits[e * p.lanes + h] += bias[h];
   }
 }
 
 // What dropout multiplies each weight with.
 template <class T>
-INLINE void draw(const Problem<T>& p, int64_t begin, int n, T* keep) {
+INLINE void draw(const Problem<T>& p, const Graph& graph, int64_t begin, int n, T* keep) {
   uint32_t state[BLOCK] = {}, high[BLOCK] = {};
   for (int e = 0; e < n; e++) {
-    const uint64_t id = p.id(p.by_query.place[begin + e]);
+    const uint64_t id = p.id(graph.place[begin + e]);
     state[e] = uint32_t(id);
     high[e] = uint32_t(id >> 32);
   }
-  for (int e = 0; e < BLOCK; e++) state[e] = absorb(absorb(p.seed_state, state[e]), high[e]);
-  for (int h = 0; h < p.heads; h++) {
-    for (int e = 0; e < BLOCK; e++) {
-      keep[h * BLOCK + e] = absorb(state[e], uint32_t(h)) >= p.threshold ? p.keep_scale : T(0);
+  for (int e = 0; e < n; e++) state[e] = absorb(absorb(p.seed_state, state[e]), high[e]);
+  if (p.lanes < 8) {
+    for (int h = 0; h < p.heads; h++) {
+      for (int e = 0; e < n; e++) {
+        keep[e * p.lanes + h] = absorb(state[e], uint32_t(h)) >= p.threshold ? p.keep_scale : T(0);
+      }
+    }
+    return;
+  }
+  for (int e = 0; e < n; e++) {
+    for (int h = 0; h < p.lanes; h += 8) {
+      T* to = keep + e * p.lanes + h;
+      for (int u = 0; u < 8; u++) {
+        to[u] = absorb(state[e], uint32_t(h + u)) >= p.threshold ? p.keep_scale : T(0);
+      }
     }
   }
 }

@@ -4,79 +4,98 @@
 
 namespace attn::VARIANT {
 
-// Turns logits into e^(logit - largest so far), and what was summed before by `scale`; four heads
-// at once. Memory for them is there up to the next multiple of 4.
-template <class T>
-INLINE void normalise(int heads, int n, Scratch<T>& s, bool first) {
+// Turns logits into e^(logit - largest so far), and what was summed before by `scale`. S is the
+// number of lanes if several pairs share a vector, else the vector's length.
+template <class T, int S>
+void normalise(const Problem<T>& p, int n, Scratch<T>& s, bool first) {
   constexpr int W = WIDEST<T>;
   using V = Vec<T, W>;
-  using F = Vec<T, 4>;
-  const F lowest = all<T, 4>(-infinity(T()));
-  int end = n;
-  for (; end % W; end++) {
-    for (int h = 0; h < heads; h++) s.logits[h * BLOCK + end] = -infinity(T());
-  }
-  for (int h = 0; h < heads; h += 4) {
-    F x[4];
-    for (int u = 0; u < 4; u++) {
-      const T* at = s.logits + (h + u) * BLOCK;
-      V top = load<T, W>(at);
-      for (int e = W; e < end; e += W) {
-        const V next = load<T, W>(at + e);
-        top = next > top ? next : top;
-      }
-      x[u] = largest<T, W>(top);
+  const V lowest = all<T, W>(-infinity(T()));
+  const int end = fill_rest(p, n, -infinity(T()), s.logits), step = period(p);
+  for (int at = 0; at < step; at += W) {
+    V most = lowest;
+    for (int i = at; i < end; i += step) {
+      const V x = load<T, W>(s.logits + i);
+      most = x > most ? x : most;
     }
-    transpose<T>(x[0], x[1], x[2], x[3]);
-    F most = first ? lowest : load<T, 4>(s.largest + h);
-    for (int u = 0; u < 4; u++) most = x[u] > most ? x[u] : most;
-    const F shift = most == lowest ? F{} : most;
-    for (int u = 0; u < 4; u++) {
-      T* at = s.logits + (h + u) * BLOCK;
-      V total = {};
-      for (int e = 0; e < end; e += W) {
-        const V weight = exp<T, W>(load<T, W>(at + e) - shift[u]);
-        store<T, W>(at + e, weight);
-        total += weight;
-      }
-      x[u] = fold<T, W>(total);
-    }
-    F total = sums<T>(x[0], x[1], x[2], x[3]);
+    most = largest_apart<T, W, S>(most);
     if (!first) {
-      const F scale = exp<T, 4>(load<T, 4>(s.largest + h) - shift);
-      total += load<T, 4>(s.total + h) * scale;
-      store<T, 4>(s.scale + h, scale);
+      const V before = load<T, W>(s.largest + at);
+      most = before > most ? before : most;
     }
-    store<T, 4>(s.total + h, total);
-    store<T, 4>(s.largest + h, most);
+    const V shift = most == lowest ? V{} : most;
+    V total = {};
+    for (int i = at; i < end; i += step) {
+      const V weight = exp<T, W>(load<T, W>(s.logits + i) - shift);
+      store<T, W>(s.logits + i, weight);
+      total += weight;
+    }
+    total = sum_apart<T, W, S>(total);
+    if (!first) {
+      const V scale = exp<T, W>(load<T, W>(s.largest + at) - shift);
+      total += load<T, W>(s.total + at) * scale;
+      store<T, W>(s.scale + at, scale);
+    }
+    store<T, W>(s.total + at, total);
+    store<T, W>(s.largest + at, most);
   }
+}
+
+template <class T, int S = 1>
+auto choose_normalise(int lanes) -> decltype(&normalise<T, S>) {
+  if constexpr (S < WIDEST<T>) {
+    if (lanes > S) return choose_normalise<T, 2 * S>(lanes);
+  }
+  return &normalise<T, S>;
+}
+
+// The key's row serves as value too.
+template <class T>
+INLINE bool is_shared(const Problem<T>& p) {
+  return p.key.data == p.value.data && p.key.step == p.value.step && !p.pair_key &&
+         !p.pair_value && p.width == p.value_width;
+}
+
+// The logits of a block of a query's pairs; `fixed` is the query, repeated if it is numbers.
+template <class T>
+INLINE void score_pairs(const Problem<T>& p, const Functions<T>& f, int64_t begin, int n,
+                        const T* query, Scratch<T>& s, const T** keys, T* logits) {
+  const int64_t size = int64_t(p.heads) * p.width;
+  find_rows(p.key, p.pair_key, p, p.by_query, begin, n, size, s.made_key, keys);
+  if (f.score_numbers) {
+    prefetch_next(p.key, p.by_query, begin, n, size);
+    f.score_numbers(p, keys, n, s.fixed, s.vector, s.x, logits);
+  } else {
+    const T* next[BLOCK];
+    find_next(p.key, p.by_query, begin, n, next);
+    f.score(p, keys, next, n, query, p.width, logits);
+  }
+  add_bias(p, p.by_query, begin, n, logits);
 }
 
 template <class T>
 void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                    int64_t end, Scratch<T>& s, T* output) {
-  const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
-  const bool same = p.key.data == p.value.data && p.key.step == p.value.step && !p.pair_key &&
-                    !p.pair_value && p.width == p.value_width;
-  const T *keys[BLOCK], *values[BLOCK];
+  const int64_t value_size = int64_t(p.heads) * p.value_width;
+  const bool shared = is_shared(p);
+  if (f.score_numbers) repeat(p, p.query[row], s.fixed);
+  const T *keys[BLOCK], *values[BLOCK], *next[BLOCK];
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    prefetch(p.value, p.by_query, at + n, n, value_size);
-    if (!same && size > 64) prefetch(p.key, p.by_query, at + n, n, size);
-    find_rows(p.key, p.pair_key, p, p.by_query, at, n, size, s.made_key, keys);
-    f.score(p, keys, n, p.query[row], p.width, s.logits);
-    add_bias(p, at, n, s.logits);
-    normalise(p.heads, n, s, at == begin);
-    const T* const* summed = keys;
-    if (!same) {
-      find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
-      summed = values;
-    }
+    score_pairs(p, f, at, n, p.query[row], s, keys, s.logits);
+    f.normalise(p, n, s, at == begin);
     if (p.drops) {
-      draw(p, at, n, s.keep);
-      for (int64_t i = 0; i < int64_t(p.heads) * BLOCK; i++) s.logits[i] *= s.keep[i];
+      draw(p, p.by_query, at, n, s.keep);
+      for (int i = 0; i < n * p.lanes; i++) s.logits[i] *= s.keep[i];
     }
-    f.gather_value(summed, n, s.logits, at == begin ? nullptr : s.scale, p.heads, p.value_width,
+    const T *const *summed = keys, *const *later = keys;  // what is here costs nothing to ask for
+    if (!shared) {
+      find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
+      find_next(p.value, p.by_query, at, n, next);
+      summed = values;
+      later = next;
+    }
+    f.gather_value(p, summed, later, n, s.logits, at == begin ? nullptr : s.scale, p.value_width,
                    output);
   }
 }

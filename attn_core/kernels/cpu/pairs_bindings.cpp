@@ -32,6 +32,7 @@ attn::Problem<T> pairs(const Maybe<const T>& row, const Array<const T>& other,
   p.kind = attn::Kind(kind);
   p.scale = p.slope = T(constant);
   p.heads = int(heads);
+  p.lanes = attn::lanes_of(heads);
   p.width = int(width);
   p.query = rows<const T>("row", row, num, heads, width);
   p.key = rows<const T>("other", other, other.shape(0), heads, width);
@@ -86,6 +87,7 @@ attn::Problem<T> segments(const Array<const T>& given, const Index& pointer, con
   }
   attn::Problem<T> p;
   p.heads = int(given.shape(1));
+  p.lanes = attn::lanes_of(p.heads);
   p.width = p.value_width = 0;
   p.by_query = graph("pairs", pointer, place, int64_t(pointer.size()) - 1);
   p.given = rows<const T>("given", given, place.size(), p.heads, 0, true);

@@ -12,12 +12,16 @@ constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed
 constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
-// The derivative of weights w = α-entmax(s): u g - u Σ u g / Σ u with u = w^(2 - α).
-enum Power { ONE = 0, ROOT = 1, ZERO = 2 };  // 2 - α is 1 for softmax, ½, 0 for sparsemax
+// What is done for each row of the pairs by query or by key. Scores of single numbers (GAT) are
+// differentiated BY_KEY at first, which takes the STATISTICS of each query, and then SUM_QUERY has
+// little to do; all others BY_QUERY, then BY_KEY.
 enum Pass {
-  FORWARD,  // attention
+  FORWARD,
   BY_QUERY,
   BY_KEY,
+  STATISTICS,
+  NUMBERS_BY_KEY,
+  SUM_QUERY,
   SCORES,  // pairs.h
   SUMS,
   SOFTMAX,  // segments.h
@@ -25,6 +29,16 @@ enum Pass {
   GRADIENT,
   GRADIENT_PARTS,
 };
+// The derivative of weights w = α-entmax(s) is u g - u Σ u g / Σ u with u = w^(2 - α).
+enum Power { ONE = 0, ROOT = 1, ZERO = 2 };  // 2 - α is 1 for softmax, ½, 0 for sparsemax
+
+ATTN_INLINE bool is_by_key(Pass pass) { return pass == BY_KEY || pass == NUMBERS_BY_KEY; }
+// Whole vectors of numbers of all heads, whatever the instruction set.
+ATTN_INLINE int lanes_of(int64_t heads) {
+  int lanes = 1;
+  while (lanes < heads && lanes < 16) lanes *= 2;
+  return heads <= 16 ? lanes : int(heads + 15) / 16 * 16;
+}
 
 // Rows [num, heads, channels], packed but for the step from row to row.
 template <class T>
@@ -49,6 +63,7 @@ struct Problem {
   T scale = 1;  // of dot
   T slope = 0;  // of leaky_relu
   int heads = 0, width = 0, value_width = 0;
+  int lanes = 0;  // heads, and what is left empty behind them
   Rows<const T> query, key, value;
   const T* vector = nullptr;  // [H, D]
   Rows<const T> bias, pair_key, pair_value;
@@ -61,10 +76,12 @@ struct Problem {
   Rows<T> output, log_sum_exp;  // the results of the forward pass, later its inputs
   // Backward
   Rows<const T> grad_output, grad_log_sum_exp;
-  T* coefficients = nullptr;  // [E, 2, H]: gradient of each logit (scaled), weight after dropout
+  T* coefficients = nullptr;  // [E, 2, H]: gradient of each logit (scaled), weight after dropout;
+                              // with statistics [E, H]: gradient of the query
+  T* statistics = nullptr;    // [Nq, 2, H]: log-sum-exp, mean gradient of the weights
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
-  // The other passes: one number per pair and head, [E, H], given and made
+  // The passes after SUM_QUERY: numbers per pair and head, [E, H], given and made
   Rows<const T> given, weights;
   Rows<T> made;
   Power power = ONE;
@@ -72,18 +89,19 @@ struct Problem {
 
   ATTN_INLINE int64_t row(int64_t place) const { return source ? source[place] : place; }
   ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : row(place); }
-  ATTN_INLINE const Graph& graph(Pass pass) const { return pass == BY_KEY ? by_key : by_query; }
+  ATTN_INLINE const Graph& graph(Pass pass) const { return is_by_key(pass) ? by_key : by_query; }
 
   // Numbers in what a task hands on of a row that it has seen a part of.
   ATTN_INLINE int64_t partial_size(Pass pass) const {
     int64_t h = heads;
     if (pass == FORWARD) return h * (2 + value_width);
-    if (pass == BY_KEY) return h * (width + value_width);
-    return pass == BY_QUERY || pass == SUMS ? h * width : 2 * h;
+    if (is_by_key(pass)) return h * (width + value_width);
+    return pass == SOFTMAX || pass == GRADIENT ? 2 * h : h * width;
   }
   ATTN_INLINE int64_t scratch_size() const {
-    int64_t h = (heads + 3) / 4 * 4;
-    return h * BLOCK * (5 + width + value_width) + h * (6 + 2 * width + value_width) + 64;
+    const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;
+    return BLOCK * (6 * h + int64_t(heads) * (width + value_width)) + 9 * h +
+           int64_t(heads) * (2 * width + value_width) + 64;
   }
 };
 

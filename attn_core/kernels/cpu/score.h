@@ -1,6 +1,7 @@
 // Logits of a block of pairs that share one end, and the gradients of additive ones.
 // `rows` are the vectors of the other ends, `fixed` that of the shared end; what is said of pair e
-// and head h lies at [h * BLOCK + e].
+// and head h lies at [e * p.lanes + h]. `next` are rows that will be needed soon: they are asked
+// for while there is something to compute.
 #pragma once
 #include "problem.h"
 #include "simd.h"
@@ -19,90 +20,117 @@ INLINE Vec<T, W> derivative(Vec<T, W> x, Vec<T, W> active, T slope) {
   return x > T(0) ? all<T, W>(T(1)) : all<T, W>(slope);
 }
 
+// Ask for N numbers.
+template <class T, int N>
+INLINE void prefetch(const T* row) {
+  for (int c = 0; c < N; c += 64 / int(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
+}
+
+// What a vector of channels adds to a logit.
+template <class T, int W, Kind K>
+INLINE Vec<T, W> term(const Problem<T>& p, Vec<T, W> x, Vec<T, W> fixed, Vec<T, W> vector) {
+  if constexpr (K == DOT) return x * fixed;
+  return vector * activate<T, W, K>(x + fixed, p.slope);
+}
+
 // D is the width where it is known, else 0.
 template <class T, int W, int D, Kind K>
-void score(const Problem<T>& p, const T* const* rows, int n, const T* fixed, int width, T* out) {
+void score(const Problem<T>& p, const T* const* rows, const T* const* next, int n, const T* fixed,
+           int width, T* out) {
   using V = Vec<T, W>;
   if constexpr (D > 0) width = D;
-  for (int h = 0; h < p.heads; h++) {
+  int h = 0;
+  for (; h + 4 <= p.heads; h += 4) {  // four heads of one pair together
     const int at = h * width;
-    for (int e = 0; e < n; e += 4) {  // rows are there up to the next multiple of 4
-      V part[4] = {};
-      for (int c = at; c < at + width; c += W) {
-        const V f = load<T, W>(fixed + c);
+    if constexpr (D == W) {
+      V f[4], v[4] = {};
+      for (int u = 0; u < 4; u++) {
+        f[u] = load<T, W>(fixed + at + u * W);
+        if constexpr (K != DOT) v[u] = load<T, W>(p.vector + at + u * W);
+      }
+      for (int e = 0; e < n; e++) {
+        prefetch<T, 4 * W>(next[e] + at);
+        V x[4];
         for (int u = 0; u < 4; u++) {
-          const V x = load<T, W>(rows[e + u] + c);
-          if constexpr (K == DOT) {
-            part[u] += x * f;
-          } else {
-            part[u] += load<T, W>(p.vector + c) * activate<T, W, K>(x + f, p.slope);
+          x[u] = term<T, W, K>(p, load<T, W>(rows[e] + at + u * W), f[u], v[u]);
+        }
+        store<T, 4>(out + e * p.lanes + h, sums<T, W>(x[0], x[1], x[2], x[3]));
+      }
+    } else {
+      for (int e = 0; e < n; e++) {
+        V part[4] = {};
+        for (int c = 0; c < width; c += W) {
+          for (int u = 0; u < 4; u++) {
+            const int i = at + u * width + c;
+            prefetch<T, W>(next[e] + i);
+            const V v = K == DOT ? V{} : load<T, W>(p.vector + i);
+            part[u] += term<T, W, K>(p, load<T, W>(rows[e] + i), load<T, W>(fixed + i), v);
           }
         }
+        store<T, 4>(out + e * p.lanes + h, sums<T, W>(part[0], part[1], part[2], part[3]));
       }
-      store<T, 4>(out + h * BLOCK + e, sums<T>(fold<T, W>(part[0]), fold<T, W>(part[1]),
-                                               fold<T, W>(part[2]), fold<T, W>(part[3])));
+    }
+  }
+  for (; h < p.heads; h++) {  // one head of four pairs
+    for (int e = 0; e < n; e += 4) {  // rows are there up to the next multiple of 4
+      V part[4] = {};
+      for (int c = h * width; c < (h + 1) * width; c += W) {
+        const V f = load<T, W>(fixed + c), v = K == DOT ? V{} : load<T, W>(p.vector + c);
+        for (int u = 0; u < 4; u++) {
+          prefetch<T, W>(next[e + u] + c);
+          part[u] += term<T, W, K>(p, load<T, W>(rows[e + u] + c), f, v);
+        }
+      }
+      const Vec<T, 4> sum = sums<T, W>(part[0], part[1], part[2], part[3]);
+      for (int u = 0; u < 4 && e + u < n; u++) out[(e + u) * p.lanes + h] = sum[u];
     }
   }
 }
 
-// acc = scale * acc + Σ_e weight_e row_e; without a scale, acc is new.
-template <class T, int W, int D>
-void gather(const T* const* rows, int n, const T* weights, const T* scale, int heads, int width,
-            T* acc) {
+// The vectors [begin, end) of a row, S to a head: acc = scale * acc + Σ_e weight_e row_e; without
+// a scale, acc is new.
+template <class T, int W, int COUNT, int S>
+INLINE void gather_tile(const T* const* rows, const T* const* next, int n, const T* weights,
+                        int lanes, const T* scale, int at, T* acc) {
   using V = Vec<T, W>;
-  constexpr int TILE = 4;  // vectors that are summed at once
-  if constexpr (D > 0 && D <= 2 * W) {
-    constexpr int STEP = D / W, TOGETHER = TILE / STEP;  // heads in a tile
-    int h = 0;
-    for (; h + TOGETHER <= heads; h += TOGETHER) {
-      V sum[TILE] = {};
-      for (int e = 0; e < n; e++) {
-        const T* row = rows[e] + h * D;
-        for (int t = 0; t < TILE; t++) {
-          sum[t] += weights[(h + t / STEP) * BLOCK + e] * load<T, W>(row + t * W);
-        }
-      }
-      for (int t = 0; t < TILE; t++) {
-        T* at = acc + h * D + t * W;
-        if (scale) sum[t] += scale[h + t / STEP] * load<T, W>(at);
-        store<T, W>(at, sum[t]);
-      }
+  V sum[COUNT] = {};
+  for (int e = 0; e < n; e++) {
+    prefetch<T, COUNT * W>(next[e] + at);
+    for (int t = 0; t < COUNT; t++) {
+      sum[t] += weights[e * lanes + t / S] * load<T, W>(rows[e] + at + t * W);
     }
-    if (h == heads) return;
-    for (; h < heads; h++) {
-      V sum[STEP] = {};
-      for (int e = 0; e < n; e++) {
-        for (int t = 0; t < STEP; t++) {
-          sum[t] += weights[h * BLOCK + e] * load<T, W>(rows[e] + h * D + t * W);
-        }
-      }
-      for (int t = 0; t < STEP; t++) {
-        T* at = acc + h * D + t * W;
-        if (scale) sum[t] += scale[h] * load<T, W>(at);
-        store<T, W>(at, sum[t]);
-      }
+  }
+  for (int t = 0; t < COUNT; t++) {
+    if (scale) sum[t] += scale[t / S] * load<T, W>(acc + at + t * W);
+    store<T, W>(acc + at + t * W, sum[t]);
+  }
+}
+
+template <class T, int W, int D>
+void gather(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
+            const T* weights, const T* scale, int width, T* acc) {
+  constexpr int TILE = REGISTER == 64 ? 8 : 4;  // vectors that are summed at once
+  const int lanes = p.lanes;
+  const auto of = [scale](int h) { return scale ? scale + h : nullptr; };
+  if constexpr (D > 0 && D <= 2 * W) {
+    constexpr int S = D / W, TOGETHER = TILE / S;  // heads in a tile
+    int h = 0;
+    for (; h + TOGETHER <= p.heads; h += TOGETHER) {
+      gather_tile<T, W, TILE, S>(rows, next, n, weights + h, lanes, of(h), h * D, acc);
+    }
+    for (; h < p.heads; h++) {
+      gather_tile<T, W, S, S>(rows, next, n, weights + h, lanes, of(h), h * D, acc);
     }
   } else {
     if constexpr (D > 0) width = D;
-    for (int h = 0; h < heads; h++) {
-      const T* weight = weights + h * BLOCK;
+    for (int h = 0; h < p.heads; h++) {
       int c = h * width;
       const int end = c + width;
       for (; c + TILE * W <= end; c += TILE * W) {
-        V sum[TILE] = {};
-        for (int e = 0; e < n; e++) {
-          for (int t = 0; t < TILE; t++) sum[t] += weight[e] * load<T, W>(rows[e] + c + t * W);
-        }
-        for (int t = 0; t < TILE; t++) {
-          if (scale) sum[t] += scale[h] * load<T, W>(acc + c + t * W);
-          store<T, W>(acc + c + t * W, sum[t]);
-        }
+        gather_tile<T, W, TILE, TILE>(rows, next, n, weights + h, lanes, of(h), c, acc);
       }
       for (; c < end; c += W) {
-        V sum = {};
-        for (int e = 0; e < n; e++) sum += weight[e] * load<T, W>(rows[e] + c);
-        if (scale) sum += scale[h] * load<T, W>(acc + c);
-        store<T, W>(acc + c, sum);
+        gather_tile<T, W, 1, 1>(rows, next, n, weights + h, lanes, of(h), c, acc);
       }
     }
   }
@@ -110,8 +138,8 @@ void gather(const T* const* rows, int n, const T* weights, const T* scale, int h
 
 // Of an additive score: acc += Σ_e grad_e v φ'(x_e), and grad_vector += Σ_e grad_e φ(x_e).
 template <class T, int W, int D, Kind K>
-void score_gradient(const Problem<T>& p, const T* const* rows, int n, const T* fixed, const T* grad,
-                    T* acc, T* grad_vector) {
+void score_gradient(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
+                    const T* fixed, const T* grad, T* acc, T* grad_vector) {
   using V = Vec<T, W>;
   const int width = D > 0 ? D : p.width;
   for (int h = 0; h < p.heads; h++) {
@@ -119,10 +147,11 @@ void score_gradient(const Problem<T>& p, const T* const* rows, int n, const T* f
       const V f = load<T, W>(fixed + c);
       V slopes = {}, values = {};
       for (int e = 0; e < n; e++) {
+        prefetch<T, W>(next[e] + c);
         const V x = load<T, W>(rows[e] + c) + f;
         const V active = activate<T, W, K>(x, p.slope);
-        slopes += grad[h * BLOCK + e] * derivative<T, W, K>(x, active, p.slope);
-        values += grad[h * BLOCK + e] * active;
+        slopes += grad[e * p.lanes + h] * derivative<T, W, K>(x, active, p.slope);
+        values += grad[e * p.lanes + h] * active;
       }
       store<T, W>(acc + c, load<T, W>(acc + c) + slopes * load<T, W>(p.vector + c));
       if (grad_vector) store<T, W>(grad_vector + c, load<T, W>(grad_vector + c) + values);
@@ -138,99 +167,76 @@ void pair_gradient(const Problem<T>& p, const T* row, const T* fixed, const T* g
     for (int c = h * p.width; c < (h + 1) * p.width; c += W) {
       const V f = load<T, W>(fixed + c);
       if constexpr (K == DOT) {
-        store<T, W>(out + c, grad[h * BLOCK] * f);
+        store<T, W>(out + c, grad[h] * f);
       } else {
         const V x = load<T, W>(row + c) + f;
         const V slope = derivative<T, W, K>(x, activate<T, W, K>(x, p.slope), p.slope);
-        store<T, W>(out + c, grad[h * BLOCK] * slope * load<T, W>(p.vector + c));
+        store<T, W>(out + c, grad[h] * slope * load<T, W>(p.vector + c));
       }
     }
   }
 }
 
-// The same for rows of one number per head, as GAT has them: here the pairs lie side by side.
-
-// From rows of numbers, one per head, to [h * BLOCK + e]. Rows are there up to a multiple of 4.
+// The numbers of all heads of one pair.
 template <class T>
-INLINE void spread(const T* const* rows, int n, int heads, T* out) {
+INLINE void copy_heads(const T* from, int heads, T* to) {
   int h = 0;
-  for (; h + 4 <= heads; h += 4) {
-    for (int e = 0; e < n; e += 4) {
-      Vec<T, 4> x[4];
-      for (int u = 0; u < 4; u++) x[u] = load<T, 4>(rows[e + u] + h);
-      transpose<T>(x[0], x[1], x[2], x[3]);
-      for (int u = 0; u < 4; u++) store<T, 4>(out + (h + u) * BLOCK + e, x[u]);
-    }
-  }
-  for (; h < heads; h++) {
-    for (int e = 0; e < n; e++) out[h * BLOCK + e] = rows[e][h];
-  }
+  for (; h + 8 <= heads; h += 8) store<T, 8>(to + h, load<T, 8>(from + h));
+  for (; h + 4 <= heads; h += 4) store<T, 4>(to + h, load<T, 4>(from + h));
+  for (; h < heads; h++) to[h] = from[h];
 }
 
-// And back.
+// Numbers of all heads, over and over until whole vectors are full, are `repeated`: so they meet
+// the numbers of several pairs at once. Their count:
 template <class T>
-INLINE void collect(const T* in, int n, int heads, T* const* rows) {
-  int h = 0;
-  for (; h + 4 <= heads; h += 4) {
-    for (int e = 0; e < n; e += 4) {
-      Vec<T, 4> x[4];
-      for (int u = 0; u < 4; u++) x[u] = load<T, 4>(in + (h + u) * BLOCK + e);
-      transpose<T>(x[0], x[1], x[2], x[3]);
-      for (int u = 0; u < 4 && e + u < n; u++) store<T, 4>(rows[e + u] + h, x[u]);
-    }
-  }
-  for (; h < heads; h++) {
-    for (int e = 0; e < n; e++) rows[e][h] = in[h * BLOCK + e];
-  }
+INLINE int period(const Problem<T>& p) {
+  return p.lanes > WIDEST<T> ? p.lanes : WIDEST<T>;
+}
+template <class T>
+INLINE void repeat(const Problem<T>& p, const T* from, T* to) {
+  for (int i = 0; i < period(p); i += p.lanes) copy_heads(from, p.heads, to + i);
 }
 
+// For rows of one number per head, as GAT has them: x = row + fixed and out = vector · φ(x), where
+// `fixed` and `vector` are repeated.
 template <class T, Kind K>
-void score_numbers(const Problem<T>& p, const T* const* rows, int n, const T* fixed, int, T* out) {
+void score_numbers(const Problem<T>& p, const T* const* rows, int n, const T* fixed,
+                   const T* vector, T* x, T* out) {
   constexpr int W = WIDEST<T>;
-  spread(rows, n, p.heads, out);
-  for (int h = 0; h < p.heads; h++) {
-    T* at = out + h * BLOCK;
-    for (int e = 0; e < n; e += W) {  // what lies behind the last pair is of no account
-      const Vec<T, W> x = load<T, W>(at + e) + fixed[h];
-      store<T, W>(at + e, p.vector[h] * activate<T, W, K>(x, p.slope));
+  for (int e = 0; e < n; e++) copy_heads(rows[e], p.heads, x + e * p.lanes);
+  const int step = period(p), end = n * p.lanes;
+  for (int at = 0; at < step; at += W) {
+    const Vec<T, W> f = load<T, W>(fixed + at), v = load<T, W>(vector + at);
+    for (int i = at; i < end; i += step) {
+      const Vec<T, W> sum = load<T, W>(x + i) + f;
+      store<T, W>(x + i, sum);
+      store<T, W>(out + i, v * activate<T, W, K>(sum, p.slope));
     }
   }
 }
 
+// grad = grad v φ'(x), and grad_vector += Σ_e grad_e φ(x_e).
 template <class T, Kind K>
-void number_gradient(const Problem<T>& p, const T* const* rows, int n, const T* fixed,
-                     const T* grad, T* acc, T* grad_vector) {
-  constexpr int W = WIDEST<T>, TOGETHER = 4;
+void number_gradient(const Problem<T>& p, int n, const T* x, const T* vector, T* grad,
+                     T* grad_vector) {
+  constexpr int W = WIDEST<T>;
   using V = Vec<T, W>;
-  alignas(64) T hidden[TOGETHER * BLOCK];
-  for (int h = 0; h < p.heads; h += TOGETHER) {
-    const int heads = p.heads - h < TOGETHER ? p.heads - h : TOGETHER;
-    const T* moved[BLOCK];
-    for (int e = 0; e < (n + 3) / 4 * 4; e++) moved[e] = rows[e] + h;
-    spread(moved, n, heads, hidden);
-    for (int u = 0; u < heads; u++) {
-      V slopes = {}, values = {};
-      for (int e = 0; e < n; e += W) {  // grad is zero behind the last pair
-        const V x = e + W <= n ? load<T, W>(hidden + u * BLOCK + e) + fixed[h + u]
-                               : first<T, W>(hidden + u * BLOCK + e, n - e) + fixed[h + u];
-        const V g = load<T, W>(grad + (h + u) * BLOCK + e);
-        const V active = activate<T, W, K>(x, p.slope);
-        slopes += g * derivative<T, W, K>(x, active, p.slope);
-        values += g * active;
+  if (grad_vector) {
+    for (int e = 0; e < n; e++) {
+      for (int h = 0; h < p.heads; h++) {
+        const int i = e * p.lanes + h;
+        grad_vector[h] += grad[i] * activate<T, 4, K>(all<T, 4>(x[i]), p.slope)[0];
       }
-      acc[h + u] += p.vector[h + u] * sum<T, W>(slopes);
-      if (grad_vector) grad_vector[h + u] += sum<T, W>(values);
     }
   }
-}
-
-template <class T, Kind K>
-void number_pair_gradient(const Problem<T>& p, const T* row, const T* fixed, const T* grad,
-                          T* out) {
-  for (int h = 0; h < p.heads; h++) {
-    const T number = row[h] + fixed[h];
-    const Vec<T, 4> x = all<T, 4>(number), y = activate<T, 4, K>(x, p.slope);
-    out[h] = grad[h * BLOCK] * p.vector[h] * derivative<T, 4, K>(x, y, p.slope)[0];
+  const int step = period(p), end = n * p.lanes;
+  for (int at = 0; at < step; at += W) {
+    const V v = load<T, W>(vector + at);
+    for (int i = at; i < end; i += step) {
+      const V here = load<T, W>(x + i), active = activate<T, W, K>(here, p.slope);
+      const V slope = derivative<T, W, K>(here, active, p.slope);
+      store<T, W>(grad + i, load<T, W>(grad + i) * v * slope);
+    }
   }
 }
 

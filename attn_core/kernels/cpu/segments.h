@@ -1,80 +1,77 @@
 // Softmax over the pairs of each row, and the derivatives of such weights. A long row is read in
 // parts first, which leave two numbers per head in `row_numbers`, then in parts again.
 #pragma once
-#include "forward.h"
+#include "backward.h"
 
 namespace attn::VARIANT {
 
 // The numbers given for the pairs [at, at + n), to s.logits.
 template <class T>
 INLINE void read_block(const Problem<T>& p, int64_t at, int n, Scratch<T>& s) {
-  const T* in[BLOCK];
-  for (int e = 0; e < n; e++) in[e] = p.given[p.by_query.place[at + e]];
-  for (int e = n; e % 4; e++) in[e] = in[0];
-  spread(in, n, p.heads, s.logits);
-}
-template <class T>
-INLINE void write_block(const Problem<T>& p, int64_t at, int n, const T* numbers) {
-  T* out[BLOCK];
-  for (int e = 0; e < n; e++) out[e] = p.made[p.by_query.place[at + e]];
-  collect(numbers, n, p.heads, out);
+  for (int e = 0; e < n; e++) {
+    copy_heads(p.given[p.by_query.place[at + e]], p.heads, s.logits + e * p.lanes);
+  }
 }
 
 // Leaves the largest number and the sum in s.largest and s.total, the last block in s.logits.
 template <class T>
-void softmax_read(const Problem<T>& p, int64_t begin, int64_t end, Scratch<T>& s) {
+void softmax_read(const Problem<T>& p, const Functions<T>& f, int64_t begin, int64_t end,
+                  Scratch<T>& s) {
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     read_block(p, at, n, s);
-    normalise(p.heads, n, s, at == begin);
+    f.normalise(p, n, s, at == begin);
   }
 }
 
-// From them, the log-sum-exp, and what exponentials are multiplied with in s.scale.
+// From them, the log-sum-exp, what is subtracted (s.largest) and what exponentials are multiplied
+// with (s.scale), all repeated as they are.
 template <class T>
 INLINE void softmax_finish(const Problem<T>& p, int64_t row, Scratch<T>& s) {
-  for (int h = 0; h < p.heads; h += 4) {
+  for (int h = 0; h < period(p); h += 4) {
     const Vec<T, 4> total = load<T, 4>(s.total + h), most = load<T, 4>(s.largest + h);
     store<T, 4>(s.scale + h, total == T(0) ? Vec<T, 4>{} : T(1) / total);
     store<T, 4>(s.mean + h, most + log<T>(total));
     store<T, 4>(s.largest + h, most == -infinity(T()) ? Vec<T, 4>{} : most);
   }
-  for (int h = 0; p.log_sum_exp && h < p.heads; h++) p.log_sum_exp[row][h] = s.mean[h];
+  if (p.log_sum_exp) copy_heads(s.mean, p.heads, p.log_sum_exp[row]);
 }
 
 // Weights of the pairs [begin, end), given the statistics of the row.
 template <class T>
 void softmax_blocks(const Problem<T>& p, int64_t begin, int64_t end, Scratch<T>& s, bool there) {
   constexpr int W = WIDEST<T>;
+  const int step = period(p);
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     if (!there) read_block(p, at, n, s);
-    for (int h = 0; h < p.heads; h++) {
-      T* x = s.logits + h * BLOCK;
-      for (int e = 0; e < n; e += W) {
-        const Vec<T, W> here = load<T, W>(x + e);
-        store<T, W>(x + e, s.scale[h] * (there ? here : exp<T, W>(here - s.largest[h])));
+    for (int h = 0; h < step; h += W) {
+      const Vec<T, W> scale = load<T, W>(s.scale + h), largest = load<T, W>(s.largest + h);
+      for (int i = h; i < n * p.lanes; i += step) {
+        const Vec<T, W> x = load<T, W>(s.logits + i);
+        store<T, W>(s.logits + i, scale * (there ? x : exp<T, W>(x - largest)));
       }
     }
-    write_block(p, at, n, s.logits);
+    hand_out(p, p.by_query, at, n, s.logits, [&](int64_t i) { return p.made[i]; });
   }
 }
 
 template <class T>
-void softmax_row(const Problem<T>& p, int64_t row, Scratch<T>& s) {
+void softmax_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s) {
   const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
   if (begin == end) {
     for (int h = 0; p.log_sum_exp && h < p.heads; h++) p.log_sum_exp[row][h] = -infinity(T());
     return;
   }
-  softmax_read(p, begin, end, s);
+  softmax_read(p, f, begin, end, s);
   softmax_finish(p, row, s);
   if (p.made) softmax_blocks(p, begin, end, s, end - begin <= BLOCK);
 }
 
 template <class T>
-void softmax_part(const Problem<T>& p, int64_t begin, int64_t end, Scratch<T>& s, T* partial) {
-  softmax_read(p, begin, end, s);
+void softmax_part(const Problem<T>& p, const Functions<T>& f, int64_t begin, int64_t end,
+                  Scratch<T>& s, T* partial) {
+  softmax_read(p, f, begin, end, s);
   for (int h = 0; h < p.heads; h++) {
     partial[h] = s.largest[h];
     partial[p.heads + h] = s.total[h];
@@ -110,10 +107,8 @@ void softmax_merge(const Problem<T>& p, int64_t row, const T* partials, int64_t 
 template <class T>
 void softmax_write(const Problem<T>& p, int64_t row, int64_t begin, int64_t end, Scratch<T>& s) {
   const T* found = p.row_numbers[row];
-  for (int h = 0; h < p.heads; h++) {
-    s.largest[h] = found[h];
-    s.scale[h] = found[p.heads + h];
-  }
+  repeat(p, found, s.largest);
+  repeat(p, found + p.heads, s.scale);
   softmax_blocks(p, begin, end, s, false);
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -52,13 +53,6 @@ INLINE void store(T* p, Vec<T, W> x) {
 template <class T, int W>
 INLINE Vec<T, W> all(T x) {
   return x - Vec<T, W>{};  // not +: -0 + 0 is 0
-}
-// The first n numbers, then zeros.
-template <class T, int W>
-INLINE Vec<T, W> first(const T* p, int n) {
-  Vec<T, W> x = {};
-  for (int i = 0; i < W; i++) x[i] = i < n ? p[i] : T(0);
-  return x;
 }
 INLINE float infinity(float) { return __builtin_inff(); }
 INLINE double infinity(double) { return __builtin_inf(); }
@@ -156,61 +150,64 @@ INLINE Vec<T, W> tanh(Vec<T, W> x) {
   return size < T(0.625) ? small : (x < T(0) ? -large : large);
 }
 
-// The W lanes summed to 4, each half added to the other.
-template <class T, int W>
-INLINE Vec<T, 4> fold(Vec<T, W> x) {
-  if constexpr (W == 16) {
-    return fold<T, 8>(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
-  } else if constexpr (W == 8) {
-    return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
-  } else {
+// The lanes moved down by S, in a circle.
+template <class T, int W, int S, int... I>
+INLINE Vec<T, W> rotate(Vec<T, W> x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, (I + S) % W...);
+}
+
+// The sum, or the largest, of lanes that are S, 2 S, 3 S, … apart, in each of them.
+template <class T, int W, int S>
+INLINE Vec<T, W> sum_apart(Vec<T, W> x) {
+  if constexpr (S >= W) {
     return x;
+  } else {
+    x += rotate<T, W, S>(x, std::make_integer_sequence<int, W>());
+    return sum_apart<T, W, 2 * S>(x);
+  }
+}
+template <class T, int W, int S>
+INLINE Vec<T, W> largest_apart(Vec<T, W> x) {  // NaN may be passed over
+  if constexpr (S >= W) {
+    return x;
+  } else {
+    const Vec<T, W> y = rotate<T, W, S>(x, std::make_integer_sequence<int, W>());
+    return largest_apart<T, W, 2 * S>(y > x ? y : x);
   }
 }
 
 // The sums of four vectors.
-template <class T>
-INLINE Vec<T, 4> sums(Vec<T, 4> a, Vec<T, 4> b, Vec<T, 4> c, Vec<T, 4> d) {
-  const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) +
-                       __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) +
-                       __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-}
-// The largest numbers of four vectors; NaN may be passed over.
 template <class T, int W>
-INLINE Vec<T, 4> largest(Vec<T, W> x) {
+INLINE Vec<T, 4> sums(Vec<T, W> a, Vec<T, W> b, Vec<T, W> c, Vec<T, W> d) {
   if constexpr (W == 16) {
-    const Vec<T, 8> a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
-    const Vec<T, 8> b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    return largest<T, 8>(a > b ? a : b);
+    const Vec<T, 16> ab =
+        __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+        __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    const Vec<T, 16> cd =
+        __builtin_shufflevector(c, d, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+        __builtin_shufflevector(c, d, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    Vec<T, 16> x =
+        __builtin_shufflevector(ab, cd, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+        __builtin_shufflevector(ab, cd, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+    return __builtin_shufflevector(x, x, 0, 4, 8, 12);
   } else if constexpr (W == 8) {
-    const Vec<T, 4> a = __builtin_shufflevector(x, x, 0, 1, 2, 3);
-    const Vec<T, 4> b = __builtin_shufflevector(x, x, 4, 5, 6, 7);
-    return a > b ? a : b;
+    const Vec<T, 8> ab = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+                         __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    const Vec<T, 8> cd = __builtin_shufflevector(c, d, 0, 1, 2, 3, 8, 9, 10, 11) +
+                         __builtin_shufflevector(c, d, 4, 5, 6, 7, 12, 13, 14, 15);
+    const Vec<T, 8> x = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+                        __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(x, x, 0, 4, 2, 6) + __builtin_shufflevector(x, x, 1, 5, 3, 7);
   } else {
-    return x;
+    const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) +
+                         __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) +
+                         __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) +
+           __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
   }
-}
-
-// Four vectors, the first numbers of all of them first.
-template <class T>
-INLINE void transpose(Vec<T, 4>& a, Vec<T, 4>& b, Vec<T, 4>& c, Vec<T, 4>& d) {
-  const Vec<T, 4> ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const Vec<T, 4> AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Vec<T, 4> cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const Vec<T, 4> CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  a = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
-  b = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-  c = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
-  d = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
-}
-
-template <class T, int W>
-INLINE T sum(Vec<T, W> x) {
-  const Vec<T, 4> y = fold<T, W>(x);
-  return (y[0] + y[2]) + (y[1] + y[3]);
 }
 
 // The hash of attn_core/dropout.py.

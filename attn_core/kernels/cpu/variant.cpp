@@ -1,47 +1,68 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
-#include "backward.h"
-#include "forward.h"
 #include "pairs.h"
 #include "segments.h"
 
 namespace attn::VARIANT {
 
 template <class T>
+Functions<T> functions(const Problem<T>& p) {
+  Functions<T> f = choose(p);
+  f.normalise = choose_normalise<T>(p.lanes);
+  return f;
+}
+
+template <class T>
 void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory, T* grad_vector) {
-  const Functions<T> f = choose(p);
+  const Functions<T> f = functions(p);
   Scratch<T> s(p, memory);
   for (int64_t row = begin; row < end; row++) {
-    if (pass == FORWARD) forward_row(p, f, row, s);
-    if (pass == BY_QUERY) by_query_row(p, f, row, s, grad_vector);
-    if (pass == BY_KEY) by_key_row(p, f, row, s);
-    if (pass == SCORES) score_row(p, f, row, s);
-    if (pass == SUMS) sum_row(p, f, row, s, grad_vector);
-    if (pass == SOFTMAX) softmax_row(p, row, s);
-    if (pass == GRADIENT) gradient_row(p, row, s);
+    switch (pass) {
+      case FORWARD: forward_row(p, f, row, s); break;
+      case BY_QUERY: by_query_row(p, f, row, s, grad_vector); break;
+      case BY_KEY: by_key_row(p, f, row, s, &by_key_pairs<T>); break;
+      case STATISTICS: statistics_row(p, row); break;
+      case NUMBERS_BY_KEY: by_key_row(p, f, row, s, &numbers_by_key_pairs<T>); break;
+      case SUM_QUERY:
+        sum_query_pairs(p, p.by_query.pointer[row], p.by_query.pointer[row + 1],
+                        p.grad_query[row]);
+        break;
+      case SCORES: make_scores_row(p, f, row, s); break;
+      case SUMS: make_sums_row(p, f, row, s, grad_vector); break;
+      case SOFTMAX: softmax_row(p, f, row, s); break;
+      case GRADIENT: gradient_row(p, row, s); break;
+      case SOFTMAX_PARTS: break;  // whole rows are done
+      case GRADIENT_PARTS: break;
+    }
   }
 }
 
 template <class T>
 void part(const Problem<T>& p, Pass pass, int64_t row, int64_t begin, int64_t end, T* memory,
           T* partial, T* grad_vector) {
-  const Functions<T> f = choose(p);
+  const Functions<T> f = functions(p);
   Scratch<T> s(p, memory);
-  if (pass == FORWARD) forward_part(p, f, row, begin, end, s, partial);
-  if (pass == BY_QUERY) {
-    by_query_part(p, f, row, begin, end, s, p.grad_query ? partial : nullptr, grad_vector);
+  T* of_key = p.grad_key ? partial : nullptr;
+  T* of_value = p.grad_value ? partial + int64_t(p.heads) * p.width : nullptr;
+  switch (pass) {
+    case FORWARD: forward_part(p, f, row, begin, end, s, partial); break;
+    case BY_QUERY:
+      by_query_pairs(p, f, row, begin, end, s, p.grad_query ? partial : nullptr, grad_vector);
+      break;
+    case BY_KEY: by_key_pairs(p, f, row, begin, end, s, of_key, of_value); break;
+    case NUMBERS_BY_KEY:
+      numbers_by_key_pairs(p, f, row, begin, end, s, of_key, of_value);
+      break;
+    case SUM_QUERY: sum_query_pairs(p, begin, end, partial); break;
+    case STATISTICS: break;  // has no parts
+    case SCORES: make_scores(p, f, row, begin, end, s); break;
+    case SUMS:
+      make_sums(p, f, row, begin, end, s, p.grad_query ? partial : nullptr, grad_vector);
+      break;
+    case SOFTMAX: softmax_part(p, f, begin, end, s, partial); break;
+    case SOFTMAX_PARTS: softmax_write(p, row, begin, end, s); break;
+    case GRADIENT: gradient_part(p, begin, end, partial); break;
+    case GRADIENT_PARTS: gradient_write(p, begin, end, p.row_numbers[row]); break;
   }
-  if (pass == BY_KEY) {
-    by_key_pairs(p, f, row, begin, end, s, p.grad_key ? partial : nullptr,
-                 p.grad_value ? partial + int64_t(p.heads) * p.width : nullptr);
-  }
-  if (pass == SCORES) score_pairs(p, f, row, begin, end, s);
-  if (pass == SUMS) {
-    sum_pairs(p, f, row, begin, end, s, p.grad_query ? partial : nullptr, grad_vector);
-  }
-  if (pass == SOFTMAX) softmax_part(p, begin, end, s, partial);
-  if (pass == SOFTMAX_PARTS) softmax_write(p, row, begin, end, s);
-  if (pass == GRADIENT) gradient_part(p, begin, end, partial);
-  if (pass == GRADIENT_PARTS) gradient_write(p, begin, end, p.row_numbers[row]);
 }
 
 template <class T>
@@ -49,18 +70,20 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
            T* memory) {
   Scratch<T> s(p, memory);
   const int64_t step = p.partial_size(pass), size = int64_t(p.heads) * p.width;
-  if (pass == FORWARD) forward_merge(p, row, partials, count, s);
-  if ((pass == BY_QUERY || pass == SUMS) && p.grad_query) {
-    add_parts(p.grad_query[row], partials, count, step, size);
-  }
-  if (pass == SOFTMAX) softmax_merge(p, row, partials, count, s);
-  if (pass == GRADIENT) add_parts(p.row_numbers[row], partials, count, step, step);
-  if (pass == BY_KEY) {
+  if (pass == FORWARD) {
+    forward_merge(p, row, partials, count, s);
+  } else if (pass == SOFTMAX) {
+    softmax_merge(p, row, partials, count, s);
+  } else if (pass == GRADIENT) {
+    add_parts(p.row_numbers[row], partials, count, step, step);
+  } else if (is_by_key(pass)) {
     if (p.grad_key) add_parts(p.grad_key[row], partials, count, step, size);
     if (p.grad_value) {
       add_parts(p.grad_value[row], partials + size, count, step,
                 int64_t(p.heads) * p.value_width);
     }
+  } else if (p.grad_query) {
+    add_parts(p.grad_query[row], partials, count, step, size);
   }
 }
 
