@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from attn_core import (
     Additive,
     Cosine,
+    Dense,
     Dot,
     Edges,
     General,
@@ -269,3 +270,80 @@ def test_a_small_graph_takes_the_definition(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(edge_scores, "SMALL", PAIRS.shape[1] * HEADS * WIDTH - 1)
     with pytest.raises(pytest.fail.Exception, match="in blocks"):
         weights(x, x, score=score, support=edges)
+
+
+# --- The weights of chosen queries ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("normalizer", [Softmax(), Softmax(0.5), Sparsemax(), Hard()])
+@pytest.mark.parametrize("name", ["scaled dot", "general", "additive", "leaky"])
+def test_weights_of_chosen_queries_are_those_among_all(
+    name: str, normalizer: Any, implementation: str
+) -> None:
+    edges = Edges.from_edge_index(PAIRS, NODES, self_loops=True)
+    rows = edges.num_edges
+    x, vector = leaf(NODES, HEADS, WIDTH), leaf(HEADS, WIDTH)
+    leaves = [x, leaf(rows, HEADS), leaf(rows, HEADS, WIDTH)]
+    given: dict[str, Any] = {
+        "score": SCORES[name](vector), "normalizer": normalizer, "support": edges,
+        "bias": leaves[1], "pair_key": leaves[2],
+    }  # fmt: skip
+    mask = torch.tensor([False, True, False, True, False, False])
+    with backend(implementation):
+        all_of_them = weights(x, x, **given)
+        chosen, positions = edges.of_queries(mask)
+        expected = all_of_them[positions]
+        assert torch.equal(chosen.pairs, edges.pairs[:, positions])
+        assert torch.equal(positions, torch.nonzero(mask[edges.query_index]).squeeze(1))
+        for queries in (mask, torch.tensor([3, 1, 3]), torch.tensor([1, 3], dtype=torch.int32)):
+            found = weights(x, x, **given, queries=queries)
+            torch.testing.assert_close(found, expected)
+            if found.requires_grad:
+                numbers = torch.arange(found.numel()).view_as(found).cos()
+                ours, right = (
+                    torch.autograd.grad((w * numbers).sum(), leaves, retain_graph=True)
+                    for w in (found, expected)
+                )
+                torch.testing.assert_close(ours, right)
+        if isinstance(normalizer, Softmax) and normalizer.temperature == 1:
+            log_sum_exp = attend(x, x, x, **given).log_sum_exp
+            found = weights(x, x, **given, queries=mask, log_sum_exp=log_sum_exp)
+            torch.testing.assert_close(found, expected)
+
+
+def test_only_the_pairs_of_chosen_queries_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = Edges.from_edge_index(torch.randint(1000, (2, 100_000)), 1000)
+    edges.by_query  # noqa: B018  # sorted once for all
+    x, spy = leaf(1000, 2, 8), Largest()
+    monkeypatch.setattr(edge_sums, "_edges", spied(spy, edge_sums._edges))
+    with spy:
+        found = weights(x, x, score=ScaledDot(), support=edges, queries=torch.arange(5))
+        found.square().sum().backward()
+    assert 0 < len(found) < 1000
+    assert spy.numel <= x.numel()
+
+
+def test_queries_without_pairs_and_wrong_ones() -> None:
+    edges, x = Edges.from_edge_index(PAIRS, NODES), leaf(NODES, HEADS, WIDTH)
+
+    def choose(queries: Any) -> Tensor:
+        return weights(x, x, score=Dot(), support=edges, queries=queries)
+
+    assert choose(torch.tensor([5])).shape == (0, HEADS)
+    assert choose(torch.zeros(0, dtype=torch.int64)).shape == (0, HEADS)
+    assert choose(torch.zeros(NODES, dtype=torch.bool)).shape == (0, HEADS)
+    with pytest.raises(IndexError, match="queries has the entry 6; expected 0 to 5"):
+        choose(torch.tensor([0, 6]))
+    with pytest.raises(IndexError, match="queries has the entry -1"):
+        choose(torch.tensor([-1, 6]))
+    with pytest.raises(TypeError, match=r"queries is torch\.float32"):
+        choose(torch.tensor([1.0]))
+    with pytest.raises(TypeError, match="queries is list"):
+        choose([1])
+    with pytest.raises(ValueError, match="queries is a mask of shape"):
+        choose(torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"queries has shape \[1, 1\]"):
+        choose(torch.tensor([[1]]))
+    with pytest.raises(TypeError, match="support is Dense"):
+        weights(x, x, score=Dot(), support=Dense(), queries=torch.tensor([1]))
