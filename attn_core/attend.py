@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.kernels import Call, choose, in_blocks, scores_in_blocks
+from attn_core.kernels import Call, aggregate, choose, in_blocks, scores_in_blocks
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
@@ -119,7 +119,10 @@ def _reference(call: Call) -> Attended:
     call, support, scores, rows = _scored(call)
     weights = call.normalizer.normalize(scores, rows)
     dropped = support.drop(weights, call.dropout) if call.dropout > 0 else weights
-    output = support.aggregate(dropped, call.value, call.pair_value)
+    if _backend != "reference":
+        output = aggregate(support, dropped, call.value, call.pair_value)
+    else:
+        output = support.aggregate(dropped, call.value, call.pair_value)
     if isinstance(call.normalizer, Softmax):
         return Attended(output, weights, call.normalizer.log_sum_exp(scores, rows))
     return Attended(output, weights, None)
@@ -143,11 +146,15 @@ def weights(
     bias: Tensor | None = None,
     pair_key: Tensor | None = None,
     log_sum_exp: Tensor | None = None,
+    queries: Tensor | None = None,
 ) -> Tensor:
     """The attention weights alone, without values.
 
     Args:
         query, key, score, normalizer, support, bias, pair_key: as in `attend`.
+        queries: over edges, only the weights of these queries, whose pairs alone are looked at:
+            integers `[n]` or bool `[Nq]`. `support.of_queries(queries)` tells which pairs. Default:
+            all.
         log_sum_exp: what `attend` returned for the whole support. `support` may then hold any of
             its pairs, and their weights come out as they were among all the others. Softmax only.
 
@@ -155,7 +162,7 @@ def weights(
         `[..., H, Tq, Tk]`, or `[E, H]` over edges, with gradients.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit the others.
+        ValueError, TypeError, IndexError: an argument that does not fit the others.
 
     >>> from attn_core import Edges, Separable
     >>> x = torch.zeros(3, 1, 1)
@@ -164,6 +171,9 @@ def weights(
     >>> one = Edges.from_edge_index(torch.tensor([[1], [0]]), size=3)
     >>> weights(x, x, score=Separable(), support=one, log_sum_exp=result.log_sum_exp)
     tensor([[0.5000]])
+    >>> weights(x, x, score=Separable(), support=star, queries=torch.tensor([0]))
+    tensor([[0.5000],
+            [0.5000]])
     """
     if log_sum_exp is not None and not isinstance(normalizer, Softmax):
         raise ValueError(
@@ -173,7 +183,10 @@ def weights(
     call.check()
     dtype = _output_dtype(key)
     with _without_autocast(key.device.type):
-        return _weights(_prepared(call), log_sum_exp).to(dtype)
+        call = _prepared(call)
+        if queries is not None:
+            call = call.of_queries(queries)
+        return _weights(call, log_sum_exp).to(dtype)
 
 
 def hard_log_prob(

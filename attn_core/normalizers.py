@@ -19,7 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from attn_core.transforms import values_are_visible
+from attn_core import compiled
+from attn_core.transforms import is_transformed, values_are_visible
 
 
 class Rows(Protocol):
@@ -106,10 +107,24 @@ class EdgeRows:
     Args:
         index: int64 `[E]`, each in 0 … num - 1.
         num: how many rows there are, the empty ones included.
+        pairs: those that an Edges owns, if the index is theirs, for what has sorted them already.
     """
 
-    def __init__(self, index: Tensor, num: int) -> None:
+    def __init__(self, index: Tensor, num: int, pairs: Tensor | None = None) -> None:
         self.index, self.num = index, num
+        self._handle = index if pairs is None else pairs
+
+    def weights(self, scores: Tensor, alpha: float) -> Tensor | None:
+        """α-entmax of each row by a compiled kernel; None where there is none."""
+        if not _is_compiled(scores):
+            return None
+        return torch.ops.attn_core.segment_entmax(scores, self._handle, self.num, alpha)
+
+    def log_sum_exp(self, scores: Tensor) -> Tensor | None:
+        """`log Σ exp` of each row by a compiled kernel; None where there is none."""
+        if not _is_compiled(scores):
+            return None
+        return torch.ops.attn_core.segment_log_sum_exp(scores, self._handle, self.num)
 
     def allow(self, scores: Tensor) -> Tensor:
         return scores
@@ -227,6 +242,8 @@ class Softmax(Normalizer):
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         scores = self._cool(scores, rows)
+        if (weights := _by_kernel(scores, rows, 1)) is not None:
+            return weights
         exponentials = (scores - _shift(scores, rows)).exp()
         total = rows.sum(exponentials)
         return exponentials / rows.spread(torch.where(total == 0, 1, total))
@@ -234,6 +251,8 @@ class Softmax(Normalizer):
     def log_sum_exp(self, scores: Tensor, rows: Rows) -> Tensor:
         """`log Σ exp(s/τ)` of each row; -inf where there is no pair."""
         scores = self._cool(scores, rows)
+        if isinstance(rows, EdgeRows) and (found := rows.log_sum_exp(scores)) is not None:
+            return found
         largest = finite(rows.max(scores.detach()))
         total = rows.sum((scores - rows.spread(largest)).exp())
         logarithm = largest + torch.where(total == 0, 1, total).log()
@@ -261,6 +280,8 @@ class Sparsemax(Normalizer):
     """
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
+        if (weights := _by_kernel(scores, rows, 2)) is not None:
+            return weights
         z = scores - _shift(scores, rows)
         # Sorted, z_1 ≥ z_2 ≥ …; the support is the longest head of the row with 1 + k z_k > Σ z_i
         support = _support(z, rows, lambda z, k, total, _: 1 + k * z > total)
@@ -404,6 +425,15 @@ class Identity(Normalizer):
         return torch.where(scores == -math.inf, 0, scores)
 
 
+def _by_kernel(scores: Tensor, rows: Rows, alpha: float) -> Tensor | None:
+    return rows.weights(scores, alpha) if isinstance(rows, EdgeRows) else None
+
+
+def _is_compiled(scores: Tensor) -> bool:
+    """Whether the compiled kernels serve these scores."""
+    return compiled.is_on() and scores.device.type == "cpu" and not is_transformed()
+
+
 def _is_above(parameter: float | Tensor, bound: float) -> bool:
     """Whether a parameter is above its bound, as far as its values may be looked at."""
     if not isinstance(parameter, Tensor):
@@ -455,15 +485,17 @@ def _support(z: Tensor, rows: Rows, inside: Callable[..., Tensor]) -> Tensor:
     `z` has the maximum 0 in each row, so that nothing below -1 can be in the support of Sparsemax
     or of 1.5-entmax: cutting there keeps -inf out of the sums.
     """
-    ordered, rank, ordered_rows = rows.descending(z.double().clamp(min=-1))
+    ordered, rank, ordered_rows = rows.descending(z.double().nan_to_num(nan=-1).clamp(min=-1))
     total, squares = (ordered_rows.running_sum(x) for x in (ordered, ordered.square()))
     kept = inside(ordered, rank, total, squares)
     lowest = -ordered_rows.max(torch.where(kept, -ordered, -math.inf))
-    return z >= rows.spread(lowest).to(z.dtype)
+    return ~(z < rows.spread(lowest).to(z.dtype))  # NaN is let in, so that it is seen
 
 
 def _entmax15(scores: Tensor, rows: Rows) -> Tensor:
     """Entmax with α = 1.5: with the support known, τ solves a quadratic equation."""
+    if (weights := _by_kernel(scores, rows, 1.5)) is not None:
+        return weights
     z = (scores - _shift(scores, rows)) / 2
 
     def inside(z: Tensor, k: Tensor, total: Tensor, squares: Tensor) -> Tensor:

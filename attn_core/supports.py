@@ -335,6 +335,62 @@ class Edges(Support):
         sizes = self.num_keys, self.num_queries
         return Edges(merged, *sizes, given=self, source_id=source_id, **known)
 
+    @torch.inference_mode(False)
+    def of_queries(self, queries: Tensor) -> tuple[Edges, Tensor]:
+        """The pairs of some queries, all of each, and where they stand among the pairs.
+
+        What is found, such as weights, is the same over these as over all pairs; only theirs are
+        looked at.
+
+        Args:
+            queries: integers `[n]`, of which duplicates count once, or bool `[Nq]`, True for the
+                chosen ones.
+
+        Returns:
+            Edges over the same nodes, with the pairs in the order that they have here, and their
+            positions in it, int64 `[E']`.
+
+        Raises:
+            TypeError, ValueError, IndexError: queries of another dtype or shape, or out of range.
+
+        >>> edges = Edges.from_edge_index(torch.tensor([[0, 1, 2, 0], [1, 0, 1, 2]]))
+        >>> chosen, positions = edges.of_queries(torch.tensor([1]))
+        >>> chosen.edge_index, positions
+        (tensor([[0, 2],
+                [1, 1]]), tensor([0, 2]))
+        """
+        queries = self._check_queries(queries)
+        order = self.by_query
+        first, sizes = order.pointer[queries], order.pointer[queries + 1] - order.pointer[queries]
+        ends = sizes.cumsum(0)
+        slots = torch.arange(int(sizes.sum()), device=self.device)
+        slots += (first - ends + sizes).repeat_interleave(sizes)
+        positions = order.permutation[slots].sort().values
+        pairs = self.pairs.index_select(1, positions)
+        return Edges(pairs, self.num_keys, self.num_queries), positions
+
+    def _check_queries(self, queries: Tensor) -> Tensor:
+        """Numbers of queries, each once, on the device of the pairs."""
+        if not isinstance(queries, Tensor) or queries.is_floating_point():
+            kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
+            raise TypeError(f"queries is {kind}; expected a tensor of integers, or a bool mask")
+        if queries.dtype == torch.bool:
+            if queries.shape != (self.num_queries,):
+                raise ValueError(
+                    f"queries is a mask of shape {list(queries.shape)}; expected "
+                    f"[{self.num_queries}], one entry for each query"
+                )
+            return torch.nonzero(queries.to(self.device)).squeeze(1)
+        if queries.dim() != 1:
+            raise ValueError(
+                f"queries has shape {list(queries.shape)}; expected [n], numbers of queries"
+            )
+        queries = queries.long().to(self.device).unique()
+        if len(queries) and (queries[0] < 0 or queries[-1] >= self.num_queries):
+            wrong = int(queries[0] if queries[0] < 0 else queries[-1])
+            raise IndexError(f"queries has the entry {wrong}; expected 0 to {self.num_queries - 1}")
+        return queries
+
     @property
     def num_edges(self) -> int:
         return self.pairs.shape[1]
@@ -464,7 +520,7 @@ class Edges(Support):
         return self.key_index - self.query_index
 
     def rows(self, scores: Tensor, num_keys: int) -> Rows:
-        return EdgeRows(self.query_index, self.num_queries)
+        return EdgeRows(self.query_index, self.num_queries, self.pairs)
 
     def drop(self, weights: Tensor, p: float) -> Tensor:
         seed = draw_seed(weights.device)
@@ -544,8 +600,25 @@ def handled_edges(edge_index: Tensor) -> Edges | None:
     return None if reference is None else reference()
 
 
+# The order of a caller's index, with its version and the number of rows.
+_ORDERS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def cached_order(index: Tensor, num: int) -> Order:
+    """The entries of a checked index sorted by row, kept while the index lives unedited."""
+    if index.is_inference():  # has no version to go by
+        return sort_pairs(index, num, index)[0]
+    with _LOCK:
+        version, rows, order = _ORDERS.get(index, (None, None, None))
+        if order is None or (version, rows) != (index._version, num):
+            with torch.inference_mode(False):
+                order = sort_pairs(index, num, index)[0]
+            _ORDERS[index] = (index._version, num, order)
+        return order
+
+
 def clear_cache() -> None:
-    """Forget the Edges kept for edge_index tensors.
+    """Forget the Edges kept for edge_index tensors, and the order of other indices.
 
     They are dropped by themselves when the tensor dies or is edited in place. Only an edit that
     torch does not count (through `.data` or a NumPy array that shares the memory) needs this call.
@@ -554,6 +627,7 @@ def clear_cache() -> None:
     """
     with _LOCK:
         _CACHE.clear()
+        _ORDERS.clear()
 
 
 def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor | None]:

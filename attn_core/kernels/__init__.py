@@ -11,16 +11,26 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from attn_core.kernels import bmm, edges, sdpa, window
+from attn_core.kernels import bmm, edges, entmax, sdpa, window
 from attn_core.kernels.additive import in_blocks
 from attn_core.kernels.call import Call
 from attn_core.kernels.cpu import available
 from attn_core.kernels.edge_scores import scores as scores_in_blocks
+from attn_core.kernels.edge_sums import aggregate
 from attn_core.transforms import is_transformed
 
 Kernel = Callable[[Call], tuple[Tensor, Tensor | None, Tensor | None]]
 
-__all__ = ["Call", "Kernel", "available", "choose", "in_blocks", "scores_in_blocks"]
+__all__ = [
+    "Call",
+    "Kernel",
+    "aggregate",
+    "available",
+    "choose",
+    "entmax",
+    "in_blocks",
+    "scores_in_blocks",
+]
 
 
 def choose(call: Call, need_weights: bool) -> Kernel | None:

@@ -165,6 +165,21 @@ class Call:
         }
         return dataclasses.replace(self, support=edges, **given), edges
 
+    def of_queries(self, queries: Tensor) -> Call:
+        """The same call over the pairs of some queries alone."""
+        if not isinstance(self.support, Edges):
+            raise TypeError(
+                f"queries are chosen over Edges, but support is {type(self.support).__name__}: "
+                "index the query tensor, or the weights"
+            )
+        edges, positions = self.support.of_queries(queries)
+        given: dict[str, Any] = {
+            name: tensor.index_select(0, positions)
+            for name in ("bias", "pair_key", "pair_value")
+            if (tensor := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, support=edges, **given)
+
     def scores(self, support: Support) -> Tensor:
         """The logits of all pairs of the resolved support, bias included."""
         scores = support.scores(self.score, self.query, self.key, self.pair_key)

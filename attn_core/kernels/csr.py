@@ -124,7 +124,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     weights /= total.clamp(min=torch.finfo(total.dtype).tiny).index_select(0, problem.to_query)
     if problem.keep is not None:
         weights *= problem.keep
-    output = _weighted_sums(weights, problem.value, problem.to_key, pointer)
+    output = weighted_sums(weights, problem.value, problem.to_key, pointer)
     if problem.pair_value is not None:
         for block in problem.blocks(output.shape[-1]):
             of_pair = problem.pair_value.index_select(0, problem.pair[block])
@@ -199,7 +199,7 @@ def _dot_backward(
     grad = grad * p.constant
     grad_query = grad_key = grad_pair_key = None
     if need_query:
-        grad_query = _weighted_sums(grad, p.key, p.to_key, p.edges.by_query.pointer)
+        grad_query = weighted_sums(grad, p.key, p.to_key, p.edges.by_query.pointer)
     if need_key:
         grad_key = _to_keys(p, grad, p.query)
     if need_pair_key:
@@ -260,7 +260,7 @@ def _cast(x: _Maybe, dtype: torch.dtype) -> _Maybe:
 def _to_keys(p: Problem, weights: Tensor, per_query: Tensor) -> Tensor:
     """For each key, the weighted sum over the queries that see it: the transposed product."""
     slots = p.edges.slots_by_key
-    return _weighted_sums(
+    return weighted_sums(
         weights.index_select(0, slots),
         per_query,
         p.to_query.index_select(0, slots),
@@ -268,7 +268,7 @@ def _to_keys(p: Problem, weights: Tensor, per_query: Tensor) -> Tensor:
     )
 
 
-def _weighted_sums(weights: Tensor, value: Tensor, index: Tensor, pointer: Tensor) -> Tensor:
+def weighted_sums(weights: Tensor, value: Tensor, index: Tensor, pointer: Tensor) -> Tensor:
     """`Σ_e weights[e] value[index[e]]` over each segment of pairs, `[len(pointer) - 1, H, D]`."""
     chunks, rows = _cut(pointer)
     output = value.new_zeros(len(chunks) - 1, *value.shape[1:])

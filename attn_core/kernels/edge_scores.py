@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attn_core.kernels import csr
 from attn_core.kernels.call import Call
+from attn_core.kernels.cpu import pairs
 from attn_core.kernels.request import Request
 from attn_core.scores import ACTIVATIONS, Additive, Dot
 from attn_core.supports import Edges, Support, cached_edges, handled_edges
@@ -25,30 +26,29 @@ SMALL = 2**20  # numbers in all pairs × heads × channels, below which blocks g
 def scores(call: Call, support: Support) -> Tensor:
     """The logits of all pairs, bias included; those of many edges in blocks."""
     score = call.score
-    if (
-        not isinstance(support, Edges)
-        or is_transformed()
-        or call.key.shape[-1] == 1
-        or support.num_edges * call.key.shape[1:].numel() <= SMALL
-    ):
+    if not isinstance(support, Edges) or is_transformed():
         return call.scores(support)
+    graph = support.pairs, support.num_keys, support.num_queries
     if isinstance(score, Dot):
-        kind, constant, vector = "dot", score.scale, None
-    elif isinstance(score, Additive) and score.activation in ACTIVATIONS:
-        kind, constant, vector = str(score.activation), score.negative_slope, score.vector
+        assert call.query is not None
+        query = call.query if score.scale == 1 else call.query * score.scale
+        logits = torch.ops.attn_core.edge_dot(query, call.key, call.pair_key, *graph)
+    elif (
+        isinstance(score, Additive)
+        and score.activation in ACTIVATIONS
+        and support.num_edges * call.key.shape[1:].numel() > SMALL
+    ):
+        logits = torch.ops.attn_core.edge_scores(
+            call.query,
+            call.key,
+            score.vector,
+            call.pair_key,
+            *graph,
+            str(score.activation),
+            score.negative_slope,
+        )
     else:
         return call.scores(support)
-    logits = torch.ops.attn_core.edge_scores(
-        call.query,
-        call.key,
-        vector,
-        call.pair_key,
-        support.pairs,
-        support.num_keys,
-        support.num_queries,
-        kind,
-        constant,
-    )
     return logits if call.bias is None else logits + call.bias
 
 
@@ -68,6 +68,8 @@ def edge_scores(
     problem = _problem(
         query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
     )
+    if pairs.serves(problem.edges, key, kind):
+        return pairs.scores(problem.edges, query, key, vector, pair_key, kind, constant)
     ordered = problem.logits()
     logits = torch.empty_like(ordered)
     logits[problem.pair] = ordered
@@ -98,7 +100,11 @@ def edge_scores_backward(
     problem = _problem(
         query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
     )
-    gradients = csr.score_backward(problem, grad.index_select(0, problem.pair), *needed)
+    gradients = (
+        _by_kernel(problem, grad, *needed)
+        if pairs.serves(problem.edges, key, kind)
+        else csr.score_backward(problem, grad.index_select(0, problem.pair), *needed)
+    )
     return [grad.new_empty(0) if g is None else g for g in gradients]
 
 
@@ -142,6 +148,31 @@ def _problem(
         pair_id=None,
     )
     return csr.Problem.of(request)
+
+
+def _by_kernel(
+    problem: csr.Problem,
+    grad: Tensor,
+    need_query: bool,
+    need_key: bool,
+    need_vector: bool,
+    need_pair_key: bool,
+) -> tuple[Tensor | None, ...]:
+    p, query, key = problem, problem.query, problem.key
+    if query is None:
+        query = key.new_zeros(1, *key.shape[1:]).expand(p.edges.num_queries, -1, -1)
+    settings: dict[str, Any] = {"kind": p.kind, "constant": p.constant}
+    of_query = of_vector = of_pair = of_key = None
+    if need_query or need_vector or need_pair_key:
+        of_query, of_vector, of_pair = pairs.sums(
+            p.edges, grad, query, key, p.vector, p.pair_key, **settings,
+            need_rows=need_query, need_vector=need_vector, need_pair=need_pair_key,
+        )  # fmt: skip
+    if need_key:
+        of_key, _, _ = pairs.sums(
+            p.edges, grad, key, query, p.vector, p.pair_key, **settings, by_key=True
+        )
+    return of_query, of_key, of_vector, of_pair
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from attn_core import (
     Additive,
     Cosine,
+    Dense,
     Dot,
     Edges,
     General,
@@ -29,7 +30,7 @@ from attn_core import (
     hard_log_prob,
     weights,
 )
-from attn_core.kernels import csr, edge_scores
+from attn_core.kernels import cpu, csr, edge_scores, edge_sums
 
 NODES, HEADS, WIDTH = 6, 2, 3
 PAIRS = torch.tensor([[0, 1, 2, 0, 2, 3, 4, 3, 0], [1, 0, 2, 1, 3, 1, 0, 0, 0]])
@@ -58,11 +59,13 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("per_pair", [False, True])
 @pytest.mark.parametrize("normalizer", [Softmax(), Softmax(0.5), Sparsemax()])
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("block", [2**18, 12])
+@pytest.mark.parametrize("block", [None, 2**18, 12])
 def test_equals_the_definition(
-    name: str, normalizer: Any, per_pair: bool, block: int, monkeypatch: pytest.MonkeyPatch
+    name: str, normalizer: Any, per_pair: bool, block: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csr, "_BLOCK", block)
+    if block is not None:
+        for module in (csr, edge_sums):
+            monkeypatch.setattr(module, "_BLOCK", block)
     query = None if "keys alone" in name else leaf(NODES, HEADS, WIDTH)
     key, value, vector = leaf(NODES, HEADS, WIDTH), leaf(NODES, HEADS, 4), leaf(HEADS, WIDTH)
     rows = PAIRS.shape[1] + NODES
@@ -88,7 +91,9 @@ def test_equals_the_definition(
 
     with backend("reference"):
         expected = outcome()
-    for ours, theirs in zip(outcome(), expected, strict=True):
+    with backend("auto" if block is None else "torch"):
+        found = outcome()
+    for ours, theirs in zip(found, expected, strict=True):
         if theirs is None:
             assert ours is None
         else:
@@ -109,17 +114,18 @@ def test_weights_have_the_dtype_of_the_values(dtype: torch.dtype) -> None:
 
 def test_the_log_probability_of_choices_goes_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
+    score = Additive(leaf(HEADS, WIDTH))
     drawn = attend(
-        x, x, x, score=Dot(), normalizer=Hard("sample"), support=edges, need_weights=True
+        x, x, x, score=score, normalizer=Hard("sample"), support=edges, need_weights=True
     ).weights
     assert drawn is not None
     calls: list[int] = []
-    logits = csr.Problem.logits
-    monkeypatch.setattr(csr.Problem, "logits", lambda self: calls.append(1) or logits(self))
-    found = hard_log_prob(x, x, drawn, score=Dot(), support=edges)
+    problem = edge_scores._problem
+    monkeypatch.setattr(edge_scores, "_problem", lambda *a: calls.append(1) or problem(*a))
+    found = hard_log_prob(x, x, drawn, score=score, support=edges)
     assert calls
     with backend("reference"):
-        expected = hard_log_prob(x, x, drawn, score=Dot(), support=edges)
+        expected = hard_log_prob(x, x, drawn, score=score, support=edges)
     torch.testing.assert_close(found, expected)
 
 
@@ -145,28 +151,35 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
 @pytest.mark.parametrize("kind", ["dot", "tanh"])
 def test_weights_make_no_tensor_of_pairs_times_heads_times_channels(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes, pairs, heads, width = 100, 5000, 2, 64
     edges = Edges.from_edge_index(torch.randint(nodes, (2, pairs)), nodes)
     x = leaf(nodes, heads, width, dtype=torch.float32)
     score = Dot() if kind == "dot" else Additive(leaf(heads, width, dtype=torch.float32))
     spy, saved = Largest(), [0]
-    for function in ("_problem",):  # what follows in a body runs below the dispatcher otherwise
-        monkeypatch.setattr(edge_scores, function, spied(spy, getattr(edge_scores, function)))
-    for owner, function in ((csr.Problem, "logits"), (csr, "score_backward")):
+    for owner, function in (  # what follows in a body runs below the dispatcher otherwise
+        (edge_scores, "_problem"),
+        (csr.Problem, "logits"),
+        (csr, "score_backward"),
+        (csr, "weighted_sums"),
+        (cpu.pairs, "scores"),
+        (cpu.pairs, "sums"),
+    ):
         monkeypatch.setattr(owner, function, spied(spy, getattr(owner, function)))
 
     def pack(tensor: Tensor) -> Tensor:
         saved[0] = max(saved[0], tensor.numel())
         return tensor
 
-    with spy, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
+    with backend(implementation), spy, hooks:
         found = attend(x, x, x, score=score, support=edges, need_weights=True).weights
     assert found is not None
-    with spy:
+    with backend(implementation), spy:
         found.square().sum().backward()
     whole = pairs * heads * width
     assert 0 < spy.numel <= whole / 2
@@ -184,15 +197,17 @@ def spied(spy: Largest, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-@pytest.mark.parametrize("kind", ["dot", "tanh"])
+@pytest.mark.parametrize("implementation", ["auto", "torch"])
 @pytest.mark.parametrize("query", [True, False])
-def test_the_ops_keep_their_contract_with_torch(kind: str, query: bool) -> None:
-    if kind == "dot" and not query:
-        return
+def test_the_ops_keep_their_contract_with_torch(query: bool, implementation: str) -> None:
+    with backend(implementation):
+        opcheck(query)
+
+
+def opcheck(query: bool) -> None:
     given = leaf(NODES, HEADS, WIDTH) if query else None
-    vector = None if kind == "dot" else leaf(HEADS, WIDTH)
-    tensors = given, leaf(NODES, HEADS, WIDTH), vector, leaf(9, HEADS, WIDTH)
-    settings = PAIRS, NODES, NODES, kind, 1.0
+    tensors = given, leaf(NODES, HEADS, WIDTH), leaf(HEADS, WIDTH), leaf(9, HEADS, WIDTH)
+    settings = PAIRS, NODES, NODES, "tanh", 1.0
     torch.library.opcheck(torch.ops.attn_core.edge_scores.default, (*tensors, *settings))
     plain = [None if x is None else x.detach() for x in tensors]
     torch.library.opcheck(
@@ -205,15 +220,17 @@ def test_the_ops_keep_their_contract_with_torch(kind: str, query: bool) -> None:
 def test_second_derivatives_are_refused_or_taken_by_the_reference() -> None:
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
 
-    def twice() -> None:
-        found = weights(x, x, score=Dot(), support=edges)
+    def twice(score: Score) -> Tensor:
+        found = weights(x, x, score=score, support=edges)
         (first,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
-        first.square().sum().backward()
+        return torch.autograd.grad(first.square().sum(), x)[0]
 
     with pytest.raises(RuntimeError, match=r'attn_core\.backend\("reference"\)'):
-        twice()
+        twice(Additive(leaf(HEADS, WIDTH)))
     with backend("reference"):
-        twice()
+        twice(Additive(leaf(HEADS, WIDTH)))
+        expected = twice(Dot())
+    torch.testing.assert_close(twice(Dot()), expected)  # products are no trouble
 
 
 def test_backward_without_the_edges_it_was_given() -> None:
@@ -246,9 +263,87 @@ def test_transforms_take_the_definition() -> None:
 def test_a_small_graph_takes_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it can be differentiated twice: blocks are for what would not fit the cache."""
     monkeypatch.setattr(edge_scores, "SMALL", PAIRS.shape[1] * HEADS * WIDTH)
-    monkeypatch.setattr(csr.Problem, "logits", lambda self: pytest.fail("in blocks"))
+    monkeypatch.setattr(edge_scores, "_problem", lambda *_: pytest.fail("in blocks"))
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
-    weights(x, x, score=Dot(), support=edges)
+    score = Additive(leaf(HEADS, WIDTH))
+    weights(x, x, score=score, support=edges)
     monkeypatch.setattr(edge_scores, "SMALL", PAIRS.shape[1] * HEADS * WIDTH - 1)
     with pytest.raises(pytest.fail.Exception, match="in blocks"):
-        weights(x, x, score=Dot(), support=edges)
+        weights(x, x, score=score, support=edges)
+
+
+# --- The weights of chosen queries ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("implementation", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("normalizer", [Softmax(), Softmax(0.5), Sparsemax(), Hard()])
+@pytest.mark.parametrize("name", ["scaled dot", "general", "additive", "leaky"])
+def test_weights_of_chosen_queries_are_those_among_all(
+    name: str, normalizer: Any, implementation: str
+) -> None:
+    edges = Edges.from_edge_index(PAIRS, NODES, self_loops=True)
+    rows = edges.num_edges
+    x, vector = leaf(NODES, HEADS, WIDTH), leaf(HEADS, WIDTH)
+    leaves = [x, leaf(rows, HEADS), leaf(rows, HEADS, WIDTH)]
+    given: dict[str, Any] = {
+        "score": SCORES[name](vector), "normalizer": normalizer, "support": edges,
+        "bias": leaves[1], "pair_key": leaves[2],
+    }  # fmt: skip
+    mask = torch.tensor([False, True, False, True, False, False])
+    with backend(implementation):
+        all_of_them = weights(x, x, **given)
+        chosen, positions = edges.of_queries(mask)
+        expected = all_of_them[positions]
+        assert torch.equal(chosen.pairs, edges.pairs[:, positions])
+        assert torch.equal(positions, torch.nonzero(mask[edges.query_index]).squeeze(1))
+        for queries in (mask, torch.tensor([3, 1, 3]), torch.tensor([1, 3], dtype=torch.int32)):
+            found = weights(x, x, **given, queries=queries)
+            torch.testing.assert_close(found, expected)
+            if found.requires_grad:
+                numbers = torch.arange(found.numel()).view_as(found).cos()
+                ours, right = (
+                    torch.autograd.grad((w * numbers).sum(), leaves, retain_graph=True)
+                    for w in (found, expected)
+                )
+                torch.testing.assert_close(ours, right)
+        if isinstance(normalizer, Softmax) and normalizer.temperature == 1:
+            log_sum_exp = attend(x, x, x, **given).log_sum_exp
+            found = weights(x, x, **given, queries=mask, log_sum_exp=log_sum_exp)
+            torch.testing.assert_close(found, expected)
+
+
+def test_only_the_pairs_of_chosen_queries_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = Edges.from_edge_index(torch.randint(1000, (2, 100_000)), 1000)
+    edges.by_query  # noqa: B018  # sorted once for all
+    x, spy = leaf(1000, 2, 8), Largest()
+    monkeypatch.setattr(edge_sums, "_edges", spied(spy, edge_sums._edges))
+    with spy:
+        found = weights(x, x, score=ScaledDot(), support=edges, queries=torch.arange(5))
+        found.square().sum().backward()
+    assert 0 < len(found) < 1000
+    assert spy.numel <= x.numel()
+
+
+def test_queries_without_pairs_and_wrong_ones() -> None:
+    edges, x = Edges.from_edge_index(PAIRS, NODES), leaf(NODES, HEADS, WIDTH)
+
+    def choose(queries: Any) -> Tensor:
+        return weights(x, x, score=Dot(), support=edges, queries=queries)
+
+    assert choose(torch.tensor([5])).shape == (0, HEADS)
+    assert choose(torch.zeros(0, dtype=torch.int64)).shape == (0, HEADS)
+    assert choose(torch.zeros(NODES, dtype=torch.bool)).shape == (0, HEADS)
+    with pytest.raises(IndexError, match="queries has the entry 6; expected 0 to 5"):
+        choose(torch.tensor([0, 6]))
+    with pytest.raises(IndexError, match="queries has the entry -1"):
+        choose(torch.tensor([-1, 6]))
+    with pytest.raises(TypeError, match=r"queries is torch\.float32"):
+        choose(torch.tensor([1.0]))
+    with pytest.raises(TypeError, match="queries is list"):
+        choose([1])
+    with pytest.raises(ValueError, match="queries is a mask of shape"):
+        choose(torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"queries has shape \[1, 1\]"):
+        choose(torch.tensor([[1]]))
+    with pytest.raises(TypeError, match="support is Dense"):
+        weights(x, x, score=Dot(), support=Dense(), queries=torch.tensor([1]))

@@ -34,11 +34,11 @@ INLINE void differentiate(const Problem<T>& p, int n, const T* log_sum_exp, cons
   }
 }
 
-// acc += Σ_e numbers_e. There are whole vectors, with zeros behind the last pair.
+// acc += Σ_e numbers_e.
 template <class T>
-INLINE void sum_pairs(const Problem<T>& p, int n, const T* numbers, T* acc) {
+INLINE void sum_pairs(const Problem<T>& p, int n, T* numbers, T* acc) {
   constexpr int W = WIDEST<T>;
-  const int step = period(p), end = n * p.lanes;
+  const int step = period(p), end = fill_rest(p, n, T(0), numbers);
   for (int at = 0; at < step; at += W) {
     Vec<T, W> sum = {};
     for (int i = at; i < end; i += step) sum += load<T, W>(numbers + i);

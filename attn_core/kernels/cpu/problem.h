@@ -13,7 +13,22 @@ constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
 // What is done for each row of the pairs by query or by key.
-enum Pass { FORWARD, STATISTICS, BY_QUERY, BY_KEY, SUM_QUERY };
+enum Pass {
+  FORWARD,
+  STATISTICS,
+  BY_QUERY,
+  BY_KEY,
+  SUM_QUERY,
+  SCORES,  // pairs.h
+  SUMS,
+  SOFTMAX,  // segments.h
+  SOFTMAX_PARTS,
+  GRADIENT,
+  GRADIENT_PARTS,
+};
+// The derivative of weights w = α-entmax(s) is u g - u Σ u g / Σ u with u = w^(2 - α).
+enum Power { ONE = 0, ROOT = 1, ZERO = 2 };  // 2 - α is 1 for softmax, ½, 0 for sparsemax
+
 // Whole vectors of numbers of all heads, whatever the instruction set.
 ATTN_INLINE int lanes_of(int64_t heads) {
   int lanes = 1;
@@ -62,6 +77,11 @@ struct Problem {
   const uint32_t* position = nullptr;  // [E], where the pass by key has each pair of the list
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
+  // The passes after SUM_QUERY: numbers per pair and head, [E, H], given and made
+  Rows<const T> given, weights;
+  Rows<T> made;
+  Power power = ONE;
+  Rows<T> row_numbers;  // [Nq, 2, H], what was found of each long row
 
   // Whether logits depend on single numbers per head, as GAT's do.
   ATTN_INLINE bool numbers() const { return kind != DOT && width == 1; }
@@ -74,7 +94,8 @@ struct Problem {
   ATTN_INLINE int64_t partial_size(Pass pass) const {
     int64_t h = heads;
     if (pass == FORWARD) return h * (2 + value_width);
-    return pass == BY_KEY ? h * (width + value_width) : h * width;
+    if (pass == BY_KEY) return h * (width + value_width);
+    return pass == SOFTMAX || pass == GRADIENT ? 2 * h : h * width;
   }
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;

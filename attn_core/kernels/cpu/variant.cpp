@@ -1,5 +1,6 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
-#include "backward.h"
+#include "pairs.h"
+#include "segments.h"
 
 namespace attn::VARIANT {
 
@@ -24,6 +25,12 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
         sum_query_pairs(p, p.by_query.pointer[row], p.by_query.pointer[row + 1],
                         p.grad_query[row]);
         break;
+      case SCORES: make_scores_row(p, f, row, s); break;
+      case SUMS: make_sums_row(p, f, row, s, grad_vector); break;
+      case SOFTMAX: softmax_row(p, f, row, s); break;
+      case GRADIENT: gradient_row(p, row, s); break;
+      case SOFTMAX_PARTS: break;  // whole rows are done
+      case GRADIENT_PARTS: break;
     }
   }
 }
@@ -45,6 +52,14 @@ void part(const Problem<T>& p, Pass pass, int64_t row, int64_t begin, int64_t en
       break;
     case SUM_QUERY: sum_query_pairs(p, begin, end, partial); break;
     case STATISTICS: break;  // has no parts
+    case SCORES: make_scores(p, f, row, begin, end, s); break;
+    case SUMS:
+      make_sums(p, f, row, begin, end, s, p.grad_query ? partial : nullptr, grad_vector);
+      break;
+    case SOFTMAX: softmax_part(p, f, begin, end, s, partial); break;
+    case SOFTMAX_PARTS: softmax_write(p, row, begin, end, s); break;
+    case GRADIENT: gradient_part(p, begin, end, partial); break;
+    case GRADIENT_PARTS: gradient_write(p, begin, end, p.row_numbers[row]); break;
   }
 }
 
@@ -55,6 +70,10 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
   const int64_t step = p.partial_size(pass), size = int64_t(p.heads) * p.width;
   if (pass == FORWARD) {
     forward_merge(p, row, partials, count, s);
+  } else if (pass == SOFTMAX) {
+    softmax_merge(p, row, partials, count, s);
+  } else if (pass == GRADIENT) {
+    add_parts(p.row_numbers[row], partials, count, step, step);
   } else if (pass == BY_KEY) {
     if (p.grad_key) add_parts(p.grad_key[row], partials, count, step, size);
     if (p.grad_value) {

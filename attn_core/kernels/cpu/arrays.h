@@ -1,0 +1,81 @@
+// Arrays from Python, checked, so that no kernel meets an index or a shape that it cannot serve.
+#pragma once
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#include "problem.h"
+
+namespace nb = nanobind;
+
+namespace arrays {
+
+template <class T>
+using Array = nb::ndarray<T, nb::device::cpu>;
+template <class T>
+using Maybe = std::optional<Array<T>>;
+using Index = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Column = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+[[noreturn]] inline void refuse(const char* name, const char* what) {
+  throw nb::value_error((std::string(name) + " " + what).c_str());
+}
+
+// [num, heads, width] (without `width`: [num, heads]), each row packed.
+template <class T>
+attn::Rows<T> rows(const char* name, const Array<T>& x, int64_t num, int64_t heads, int64_t width,
+                   bool numbers = false) {
+  const bool shaped = numbers ? x.ndim() == 2 : x.ndim() == 3 && int64_t(x.shape(2)) == width;
+  if (!shaped || int64_t(x.shape(0)) != num || int64_t(x.shape(1)) != heads) {
+    refuse(name, "has a shape that does not fit the others");
+  }
+  const bool packed = x.size() == 0 || (numbers ? x.stride(1) == 1 || heads == 1
+                                                : (x.stride(2) == 1 || width == 1) &&
+                                                      (x.stride(1) == width || heads == 1));
+  if (!packed) refuse(name, "has rows that are not packed: call .contiguous()");
+  return {x.data(), num == 1 ? 0 : x.stride(0)};
+}
+template <class T>
+attn::Rows<T> rows(const char* name, const Maybe<T>& x, int64_t num, int64_t heads, int64_t width,
+                   bool numbers = false) {
+  return x ? rows<T>(name, *x, num, heads, width, numbers) : attn::Rows<T>();
+}
+
+template <class I>
+void within(const char* name, const I* x, int64_t count, int64_t end) {
+  I low = 0, high = -1;
+  for (int64_t e = 0; e < count; e++) {
+    low = std::min(low, x[e]);
+    high = std::max(high, x[e]);
+  }
+  if (low < 0 || int64_t(high) >= end) {
+    throw nb::index_error((std::string(name) + " has an index out of range").c_str());
+  }
+}
+
+// Pairs sorted by one of their ends, of which there are `num`.
+inline attn::Graph graph(const char* name, const Index& pointer, const Index& place, int64_t num) {
+  const int64_t count = int64_t(place.size());
+  if (int64_t(pointer.size()) != num + 1) refuse(name, "has a shape that does not fit the others");
+  const int64_t* at = pointer.data();
+  bool rising = at[0] == 0 && at[num] == count;
+  for (int64_t i = 0; i < num; i++) rising &= at[i] <= at[i + 1];
+  if (!rising) refuse(name, "has a pointer that does not rise from 0 to the number of pairs");
+  within(name, place.data(), count, count);
+  return {at, nullptr, place.data(), num};
+}
+// And with their other ends, of which there are `others`.
+inline attn::Graph graph(const char* name, const Index& pointer, const Column& other,
+                         const Index& place, int64_t num, int64_t others) {
+  if (other.size() != place.size()) refuse(name, "has a shape that does not fit the others");
+  attn::Graph found = graph(name, pointer, place, num);
+  within(name, other.data(), int64_t(other.size()), others);
+  found.other = other.data();
+  return found;
+}
+
+}  // namespace arrays

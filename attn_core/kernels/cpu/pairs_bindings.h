@@ -1,0 +1,9 @@
+// Scores of pairs, sums over them, and softmax and its like over the pairs of each row, for Python.
+#pragma once
+#include <nanobind/nanobind.h>
+
+namespace attn {
+
+void define_pairs(nanobind::module_& m);
+
+}  // namespace attn
