@@ -30,9 +30,10 @@ from benchmarks._graphs import make_graph
 from benchmarks._worker import Contender, of_layers
 from datasets import karate_club, planetoid
 
-PEER, COMPILED = "torch_geometric", "torch_geometric, compiled"
+FORWARD, BOTH = "forward", "forward and backward"
+OURS, PEER, COMPILED = "ours", "torch_geometric", "torch_geometric, compiled"
 BACKENDS = {
-    "ours": "auto",
+    OURS: "auto",
     "ours, graph sorted anew": "auto",
     "ours, plain torch": "torch",
     "ours, reference": "reference",
@@ -87,7 +88,7 @@ def _layer(contender: str, name: str, features: int, width: int, heads: int) -> 
 
 
 def _refuse_fallback(contender: str) -> None:
-    if contender.startswith("ours") and not kernels.available():
+    if contender in BACKENDS and not kernels.available():
         raise RuntimeError("the compiled kernels are not live: see `python -m attn_core.info`")
 
 
@@ -110,7 +111,7 @@ def _within(contender: str) -> Callable[[], AbstractContextManager[None]]:
 
 def steps(graph: str, nodes: int, edges: int, heads: int, width: int) -> Contender:
     """The neighbourhood step alone, without projections, for each score; and the bound."""
-    _refuse_fallback("ours")
+    _refuse_fallback(OURS)
     support = Edges.from_edge_index(make_graph(graph, edges, nodes=nodes)[0], nodes)
     value = torch.randn(nodes, heads, width, requires_grad=True)
     query = torch.randn(nodes, heads, width, requires_grad=True)
@@ -134,20 +135,21 @@ def steps(graph: str, nodes: int, edges: int, heads: int, width: int) -> Contend
         query, key, score_of = cases[score]
         return attend(query, key, value, score=score_of, support=support).output
 
-    def without_gradients(score: str) -> None:
+    def without_gradients(score: str) -> Tensor:
         with torch.no_grad():
-            forward(score)
+            return forward(score)
 
-    def both(score: str) -> None:
+    def both(score: str) -> Tensor:
         for x in (value, query, *halves):
             x.grad = None
         output = forward(score)
         output.backward(output.detach())
+        return output
 
     runs: dict[str, Callable[[], Any]] = {"bound": bound, "sorting": sort}
     for score in SCORES:
-        runs[f"{score}, forward"] = partial(without_gradients, score)
-        runs[f"{score}, forward and backward"] = partial(both, score)
+        runs[f"{score}, {FORWARD}"] = partial(without_gradients, score)
+        runs[f"{score}, {BOTH}"] = partial(both, score)
     return Contender(runs)
 
 

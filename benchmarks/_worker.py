@@ -59,7 +59,7 @@ class Contender:
         return statistics.median(_seconds(self.runs[name]) for _ in range(repeats))
 
     def memory(self, name: str) -> list[int] | None:
-        """The most bytes that a run takes beyond what is there before, and those of the process.
+        """The most bytes that a run takes beyond what is there before; and the process, ever.
 
         What earlier runs remember counts as taken. None where the system does not tell.
         """
@@ -67,13 +67,13 @@ class Contender:
         gc.collect()
         _return_free_memory()
         try:
+            ever = resident_peak()
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            before = _resident("VmHWM")
+            before = resident_peak()
         except OSError:
             return None
         self.runs[name]()
-        peak = _resident("VmHWM")
-        return [peak - before, peak]
+        return [resident_peak() - before, max(ever, resident_peak())]
 
     def digest(self, _: str) -> dict[str, list[float]]:
         """Two numbers of each result, which tell different ones apart."""
@@ -153,10 +153,11 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _resident(field: str) -> int:
+def resident_peak() -> int:
+    """The most bytes that were resident at once, since the peak started anew."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     fields = dict(line.split(":", 1) for line in status.splitlines())
-    return int(fields[field].split()[0]) * 1024
+    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def _return_free_memory() -> None:

@@ -1,7 +1,4 @@
-"""Graph attention on the CPU: ours beside its peers, each contender in a process of its own.
-
-The bound is what it takes to read the row of every neighbour once, with nothing computed but sums.
-"""
+"""Graph attention on the CPU: ours beside its peers, each contender in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,36 +9,28 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from matplotlib.figure import Figure
-
-from attn_core import kernels
+from attn_core import info, kernels
 from benchmarks._contenders import (
     BACKENDS,
+    BOTH,
     COMPILED,
+    FORWARD,
     LAYERS,
+    OURS,
     PEER,
-    SCORES,
     save_inputs,
-)
+)  # fmt: skip
 from benchmarks._measure import Timings
 from benchmarks._processes import Group, Task, started
 from benchmarks._report import Cell, Report, Table
+from benchmarks._sweeps import HUGE, sweep_edges, sweep_shapes, sweep_skew
 from datasets import DataFileError, planetoid
 from examples._files import UserError
 
-OURS, DGL = "ours", "DGL"
+DGL = "DGL"
 CONTENDERS = (*BACKENDS, PEER, COMPILED, DGL)
-GRAPHS = ("uniform", "power law", "one hub")
-SHAPES = ((1, 7), (1, 64), (4, 8), (8, 8), (8, 16), (4, 32), (8, 64))  # heads × channels
-SWEEP = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)  # edges
-PEER_EDGES = 1_000_000  # more edges × channels than these would not fit everywhere
-HUGE = 100_000_000
-DEGREE = 10  # edges per node, in the sweep over edges
-FORWARD, BOTH = "forward", "forward and backward"
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +62,7 @@ def run(arguments: argparse.Namespace) -> Report:
     arguments.dgl_python = _find_dgl(arguments)
     if arguments.contenders is None:
         arguments.contenders = [x for x in CONTENDERS if x != DGL or arguments.dgl_python]
+    print(info.report(), end="\n\n", flush=True)
     report = Report("Graph attention, measured")
     for part in arguments.only:
         PARTS[part](report, arguments)
@@ -163,11 +153,7 @@ def _layers_note(group: Group, arguments: argparse.Namespace) -> str:
         )
     elif arguments.dgl_python is None:
         note += " DGL is not among them: --dgl-python names an environment that has it."
-    return note + _failures(group)
-
-
-def _failures(group: Group) -> str:
-    return "".join(f" Left out: {reason}." for reason in group.failures.values())
+    return note + group.left_out()
 
 
 def _of_layer(
@@ -261,7 +247,9 @@ def measure_training(report: Report, arguments: argparse.Namespace) -> None:
         if data == "cora":
             planetoid(data)
     except DataFileError as error:
-        report.add(Table(title, [], [], f"Skipped, for want of the data: {_without_paths(error)}"))
+        print(f"{title}: {error}", file=sys.stderr)  # names folders of this machine
+        report.add(Table(title, [], [], "Skipped, for want of the data: the files of Cora are "
+                         "neither in the folder GAT_DATA nor to be downloaded."))  # fmt: skip
         return
     with started(tasks, needed=[row for row in tasks if row.startswith(OURS)]) as group:
         group.assert_agree()
@@ -290,15 +278,10 @@ def measure_training(report: Report, arguments: argparse.Namespace) -> None:
             rows,
             "Two layers, 8 heads × 8, then 1; dropout 0.6 of the input of both and of the "
             "attention; Adam. With equal parameters, and without dropout, all were shown to "
-            f"compute the same.{_failures(group)}",
+            f"compute the same.{group.left_out()}",
             findings=findings,
         )
     )
-
-
-def _without_paths(error: DataFileError) -> str:
-    """The message, with file names for absolute paths: a report is published."""
-    return " ".join(Path(x).name if x.startswith("/") else x for x in str(error).split())
 
 
 # --- Sweeps ---
@@ -306,168 +289,9 @@ def _without_paths(error: DataFileError) -> str:
 
 def measure_sweeps(report: Report, arguments: argparse.Namespace) -> None:
     """The neighbourhood step against the bound, over sizes, shapes and skew."""
-    sweep_edges(report, arguments)
-    sweep_shapes(report, arguments)
-    sweep_skew(report, arguments)
-
-
-def sweep_edges(report: Report, arguments: argparse.Namespace) -> None:
-    """Nanoseconds per edge, from small graphs to large ones."""
-    sizes = (500, 2000) if arguments.tiny else SWEEP
-    peer_edges = 500 if arguments.tiny else PEER_EDGES
-    huge = (4000 if arguments.tiny else HUGE) if arguments.huge else None
-    heads, width = 4, 8
-    step_runs = ["bound", *(f"{score}, {what}" for score in SCORES for what in (FORWARD, BOTH))]
-    layer_runs = [f"GATv2Conv, {what}" for what in (FORWARD, BOTH)]
-    columns = [
-        "edges", *step_runs, "sorting", *(f"our {run}" for run in layer_runs),
-        f"{PEER}'s {layer_runs[1]}", "our GATv2Conv × the bound", "GiB of its process",
-    ]  # fmt: skip
-    rows: list[list[Cell]] = []
-    failures = ""
-    for edges in [*sizes, *([huge] if huge else [])]:
-        small, rounds = edges != huge, 2 if arguments.tiny or edges == huge else 5
-        shape = {"nodes": edges // DEGREE, "edges": edges, "heads": heads, "width": width}
-        ns: dict[str, float] = {}
-        # One after the other where both together might not fit
-        with started({"steps": _steps("uniform", **shape)}) as group:
-            for run, found in group.time(
-                [*step_runs, "sorting"] if small else ["bound"], rounds, warm_up=1
-            ).items():
-                ns |= {run: 1e6 * found.milliseconds("steps") / edges}
-            failures += _failures(group)
-        names = [OURS, *([PEER] if edges <= peer_edges else [])]
-        tasks = {
-            name: Task("benchmarks._contenders:gatv2_on_graph", {"contender": name, **shape})
-            for name in names
-        }
-        resident = None
-        with started(tasks) as group:
-            runs = layer_runs if small else layer_runs[1:]
-            for run, found in group.time(runs, rounds, warm_up=1).items():
-                for name in group.processes:
-                    ns[f"{name}: {run}"] = 1e6 * found.milliseconds(name) / edges
-            if memory := group.ask("memory", layer_runs[1]).get(OURS):
-                resident = memory[1] / GIB
-            failures += _failures(group)
-        layer = ns.get(f"{OURS}: {layer_runs[1]}")
-        rows.append([
-            edges, *(ns.get(run) for run in (*step_runs, "sorting")),
-            *(ns.get(f"{OURS}: {run}") for run in layer_runs), ns.get(f"{PEER}: {layer_runs[1]}"),
-            layer / ns["bound"] if layer and "bound" in ns else None, resident,
-        ])  # fmt: skip
-    report.add(
-        Table(
-            f"Nanoseconds per edge, {heads} × {width}",
-            columns,
-            rows,
-            f"Uniform random graphs, {DEGREE} edges per node, {heads * width} features. The bound "
-            "reads the row of every neighbour once and adds the rows up (torch's embedding_bag); "
-            "the steps are what a layer does between its projections. Sorting, by both ends, is "
-            "done once per graph. The last column is the most memory that the process of our layer "
-            f"held while it ran forward and backward, all that was loaded included.{failures}",
-            picture="graph_sweep.png",
-        )
-    )
-    report.pictures["graph_sweep.png"] = lambda path: draw_sweep(path, columns, rows)
-
-
-def sweep_shapes(report: Report, arguments: argparse.Namespace) -> None:
-    """Milliseconds of the steps over heads × channels."""
-    nodes, edges = (200, 2000) if arguments.tiny else (50_000, 800_000)
-    shapes = SHAPES[:2] if arguments.tiny else SHAPES
-    names = [f"{score}, {what}" for score in SCORES for what in (FORWARD, BOTH)]
-    rows: list[list[Cell]] = []
-    findings: dict[str, float] = {}
-    for heads, width in shapes:
-        shape = {"nodes": nodes, "edges": edges, "heads": heads, "width": width}
-        with started({OURS: _steps("uniform", **shape)}, needed=[OURS]) as group:
-            # Bound and steps by turns, in the one process of theirs
-            found = _by_turns(group, ["bound", *names], rounds=2 if arguments.tiny else 7)
-        ratios = [found.ratio(f"{score}, {FORWARD}", to="bound") for score in SCORES]
-        times = [found.milliseconds(name) for name in ("bound", *names)]
-        rows.append([f"{heads} × {width}", *times, *ratios])
-        if (heads, width) in ((8, 16), shapes[-1]):
-            findings |= {
-                f"{score} × the bound, forward, {heads} × {width}": ratio
-                for score, ratio in zip(SCORES, ratios, strict=True)
-            }
-    report.add(
-        Table(
-            f"The neighbourhood step over heads × channels, ms: {nodes:,} nodes, {edges:,} edges",
-            ["heads × channels", "bound", *names, *(f"{s}, forward × bound" for s in SCORES)],
-            rows,
-            "Keys are values, so that one row is read for each edge.",
-            findings=findings,
-        )
-    )
-
-
-def _by_turns(group: Group, runs: list[str], rounds: int) -> Timings:
-    """All runs of the one process of a group, by turns."""
-    (process,) = group.processes.values()
-    seconds: dict[str, list[float]] = {run: [] for run in runs}
-    for run in runs:
-        process("warm", run)
-        process("warm", run)
-    for _ in range(rounds):
-        for run in runs:
-            seconds[run].append(process("time", run))
-    return Timings(seconds)
-
-
-def sweep_skew(report: Report, arguments: argparse.Namespace) -> None:
-    """The same number of nodes and edges, differently spread."""
-    nodes, edges = (200, 2000) if arguments.tiny else (50_000, 800_000)
-    shape = {"nodes": nodes, "edges": edges, "heads": 8, "width": 16}
-    runs = ["bound", *(f"{score}, {what}" for score in SCORES for what in (FORWARD, BOTH))]
-    with started({kind: _steps(kind, **shape) for kind in GRAPHS}, needed=GRAPHS) as group:
-        found = group.time(runs, rounds=2 if arguments.tiny else 9)
-    ratios = {kind: [found[run].ratio(kind, to=GRAPHS[0]) for run in runs] for kind in GRAPHS[1:]}
-    rows: list[list[Cell]] = [
-        [f"{kind}, ms", *(found[run].milliseconds(kind) for run in runs)] for kind in GRAPHS
-    ]
-    rows += [[f"{kind} × uniform", *ratios[kind]] for kind in ratios]
-    report.add(
-        Table(
-            f"Skewed degrees: {nodes:,} nodes, {edges:,} edges, 8 × 16",
-            ["", *runs],
-            rows,
-            "Power law: node n has about n^(-2/3) of the edges of node 1, at either end. One hub: "
-            "half of all edges end in one node.",
-            findings={f"{kind} × uniform, at most": max(ratios[kind][1:]) for kind in ratios},
-        )
-    )
-
-
-def _steps(graph: str, **shape: int) -> Task:
-    return Task("benchmarks._contenders:steps", {"graph": graph, **shape})
-
-
-def draw_sweep(path: Path, columns: list[str], rows: list[list[Cell]]) -> None:
-    """Time per edge against edges, both on logarithmic scales."""
-    lines = {
-        "bound": ("the bound: every neighbour's row read once", "k--"),
-        "gat, forward": ("GAT's step, forward", "C0o-"),
-        "gatv2, forward": ("GATv2's step, forward", "C2o-"),
-        f"gatv2, {BOTH}": ("GATv2's step, forward and backward", "C2s-"),
-        f"our GATv2Conv, {BOTH}": ("GATv2Conv, forward and backward", "C1s-"),
-        f"{PEER}'s GATv2Conv, {BOTH}": ("torch_geometric's, forward and backward", "C3^-"),
-    }
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for column, (label, style) in lines.items():
-        index = columns.index(column)
-        points: list[tuple[Any, Any]] = [
-            (row[0], row[index]) for row in rows if row[index] is not None
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="edges", ylabel="nanoseconds per edge",
-             title=f"4 heads × 8, {torch.get_num_threads()} threads, float32")  # fmt: skip
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    sweep_edges(report, tiny=arguments.tiny, huge=arguments.huge)
+    sweep_shapes(report, tiny=arguments.tiny)
+    sweep_skew(report, tiny=arguments.tiny)
 
 
 PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
