@@ -2,10 +2,12 @@
 #   make demo PYTHON=python3.12                     another interpreter
 #   make demo PIP_ARGS="--index-url URL"            another build of torch (read when .venv is made)
 #   make test PYTEST_ARGS="-k softmax -m 'not slow'"
+#   make bench BENCH_ARGS="--only layers"           see python -m benchmarks graph --help
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -39,7 +41,7 @@ lint: $(INSTALLED) ## style, types and the rules of who may import whom
 	$(VENV)/bin/lint-imports --no-logo
 
 bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
-	$(PY) -m benchmarks graph
+	$(PY) -m benchmarks graph $(BENCH_ARGS)
 
 clean: ## remove .venv, caches and build output; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,18 +39,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         module.add_arguments(one)
     given = parser.parse_args(arguments)
-    command = ["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
+    command = command_line(sys.argv[1:] if arguments is None else arguments)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:
         prepare_folder(given.out)
         report: Report = BENCHMARKS[given.name].run(given)
-        paths = write(report, given.out, given.name, " ".join(command))
+        paths = write(report, given.out, given.name, command)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("wrote", ", ".join(map(str, paths)))
     return 0
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """How to call it again, for a report that others read: without paths of this machine.
+
+    >>> command_line(["graph", "--only", "layers", "--dgl-python=/home/me/venv/bin/python"])
+    'python -m benchmarks graph --only layers --dgl-python=.../python'
+    """
+    words = []
+    for word in arguments:
+        option, equals, value = word.rpartition("=")
+        path = Path(value)
+        if path.is_absolute():
+            inside = path.is_relative_to(Path.cwd())
+            value = str(path.relative_to(Path.cwd()) if inside else Path("...", path.name))
+        words.append(option + equals + value)
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 if __name__ == "__main__":

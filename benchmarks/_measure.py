@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from benchmarks._worker import resident_peak
 from examples._files import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -137,24 +138,17 @@ def peak_memory(task: str, **arguments: Any) -> tuple[int, float]:
     return measured["bytes"], measured["seconds"]
 
 
-def _resident_peak() -> int:
-    """The most bytes that were resident at once since this process began."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError as error:
-        raise SystemExit("memory is measured through /proc, which this system lacks") from error
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
-
-
 def _main(task: str, arguments: str) -> None:
     """Run a task in this process, and print what it took."""
     module, function = task.split(":")
     run = getattr(importlib.import_module(module), function)(**json.loads(arguments))
-    before, start = _resident_peak(), time.perf_counter()
+    try:
+        before, start = resident_peak(), time.perf_counter()
+    except OSError as error:
+        raise SystemExit("memory is measured through /proc, which this system lacks") from error
     run()
     seconds = time.perf_counter() - start
-    print(json.dumps({"bytes": _resident_peak() - before, "seconds": seconds}))
+    print(json.dumps({"bytes": resident_peak() - before, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch_geometric
 
+from attn_core.kernels import cpu
 from examples._files import write_atomically, write_json
 
 Cell = str | int | float | None
@@ -23,7 +25,7 @@ class Table:
 
     Args:
         title: what is compared.
-        columns: their names; the first column names the rows.
+        columns: their names; the first column names the rows. None for what was skipped.
         rows: numbers stay numbers; None is a cell without a value.
         note: what a reader must know about it.
         picture: the name of a picture that belongs to it.
@@ -51,10 +53,12 @@ class Table:
         parts = [f"## {self.title}"]
         if self.note:
             parts.append(self.note)
-        lines = [self.columns, ["---"] * len(self.columns), *(map(shown, row) for row in self.rows)]
-        marks = [("|" + "|".join(f" {x} " if x else " " for x in line) + "|") for line in lines]
-        marks[1] = marks[1].replace(" ", "")
-        parts.append("\n".join(marks))
+        if self.columns:
+            head = [self.columns, ["---"] * len(self.columns)]
+            lines = [*head, *(map(shown, row) for row in self.rows)]
+            marks = [("|" + "|".join(f" {x} " if x else " " for x in line) + "|") for line in lines]
+            marks[1] = marks[1].replace(" ", "")
+            parts.append("\n".join(marks))
         if self.findings:
             found = self.findings.items()
             parts.append("\n".join(f"- {name}: **{shown(number)}**" for name, number in found))
@@ -103,11 +107,14 @@ def header(command: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "memory": f"{_memory() / 2**30:.0f} GiB",
         "threads": torch.get_num_threads(),
+        "CPU kernels": cpu.description(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "torch_geometric": torch_geometric.__version__,
     }
 
 
@@ -119,7 +126,13 @@ def write(report: Report, folder: Path, name: str, command: str) -> list[Path]:
     paths = [folder / f"{name}.md", folder / f"{name}.json"]
     write_atomically(paths[0], lambda path: path.write_text(text + "\n", encoding="utf-8"))
     tables = [
-        {"title": t.title, "columns": t.columns, "rows": t.rows, "findings": t.findings}
+        {
+            "title": t.title,
+            "note": t.note,
+            "columns": t.columns,
+            "rows": t.rows,
+            "findings": t.findings,
+        }
         for t in report.tables
     ]
     write_json(paths[1], {"header": where, "tables": tables})
@@ -138,3 +151,8 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _memory() -> int:
+    """The bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

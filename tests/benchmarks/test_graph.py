@@ -1,58 +1,365 @@
-"""The benchmark of graph attention: it runs, says where it ran, and refuses the wrong kernels."""
+"""The benchmark of graph attention: it compares equals, by turns, and says where it ran."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from attn_core import backend, kernels
-from attn_core.kernels import csr
+from attn_core.kernels import cpu, csr
 from benchmarks import __main__ as program
-from benchmarks.graph import GRAPHS, layer_once, random_graph, step_once
+from benchmarks import _contenders, _dgl, graph
+from benchmarks._report import Report
+from benchmarks._sweeps import GRAPHS, STEPS
+
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+needs_data = pytest.mark.skipif(
+    not os.environ.get("GAT_DATA"),
+    reason="reads Cora: set GAT_DATA to a folder that has it in planetoid/",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("inputs") / "inputs.pt")
+    _contenders.save_inputs(path, nodes=30, edges=200, features=6, heads=2, width=4)
+    return path
+
+
+# --- The whole of it ---
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["graph", "--tiny", "--huge", "--out", str(folder)]
+    assert program.main([*arguments, "--contenders", "ours", "torch_geometric"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(results: Path) -> dict[str, Any]:
+    found = json.loads((results / "graph.json").read_text(encoding="utf-8"))
+    return {table["title"].split(":")[0].split(",")[0]: table for table in found["tables"]}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
-def test_writes_a_table_of_ratios(tmp_path: Path) -> None:
-    arguments = ["graph", "--tiny", "--only", "layers", "--out", str(tmp_path)]
-    assert program.main([*arguments, "--contenders", "ours", "torch_geometric"]) == 0
-    found = json.loads((tmp_path / "graph.json").read_text(encoding="utf-8"))
-    for table in found["tables"]:
-        assert [row[0] for row in table["rows"]] == ["ours", "torch_geometric"]
-        (_, *ours), (_, *theirs) = table["rows"]
-        for ratio, a, b in zip(table["findings"].values(), theirs, ours, strict=True):
-            assert ratio == pytest.approx(a / max(b, 1e-9))
+@needs_kernels
+def test_layers_with_ratios_to_ours(tables: dict[str, Any]) -> None:
+    for layer in _contenders.LAYERS:
+        ours, theirs = tables[layer]["rows"]
+        assert [ours[0], theirs[0]] == ["ours", "torch_geometric"]
+        assert min(ours[1:4] + theirs[1:4]) > 0 and ours[4:] == [1.0, 1.0, 1.0]
+        assert theirs[6] == pytest.approx(theirs[3] / ours[3])  # memory is measured once
+        assert list(tables[layer]["findings"].values()) == theirs[4:]
+    glance = tables["Layers at a glance"]
+    assert glance["columns"] == ["", "ours", "torch_geometric"] and len(glance["rows"]) == 9
+    assert glance["rows"][0][1].endswith(" ms") and glance["rows"][2][1].endswith(" MiB")
+    assert all(row[2].endswith(" ×") for row in glance["rows"])
+    assert "DGL is not among them" in tables["GATConv"]["note"]
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_training_steps_with_sparse_and_dense_features(tables: dict[str, Any]) -> None:
+    table = tables["A training step on Karate"]
+    ours, dense, theirs = table["rows"]
+    assert [ours[0], dense[0]] == ["ours, sparse features", "ours, dense features"]
+    assert ours[1] > 0 and ours[-1] == 1.0 and theirs[-1] > 0
+    assert table["findings"] == {"torch_geometric, dense features × ours": theirs[-1]}
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_sweeps(tables: dict[str, Any]) -> None:
+    edges = tables["Nanoseconds per edge"]
+    assert [row[0] for row in edges["rows"]] == [500, 4000]
+    one, huge = (dict(zip(edges["columns"], row, strict=True)) for row in edges["rows"])
+    assert all(number > 0 for number in one.values())
+    layer = "our GATv2Conv, forward and backward"
+    assert {name for name, number in huge.items() if number is not None} == {
+        "edges", "bound", layer, f"{layer} × the bound", "GiB of its process",
+    }  # fmt: skip
+    assert huge[f"{layer} × the bound"] == pytest.approx(huge[layer] / huge["bound"])
+
+    shapes = tables["The neighbourhood step over heads × channels"]
+    assert [row[0] for row in shapes["rows"]] == ["1 × 7", "8 × 16"]
+    assert list(shapes["findings"].values()) == shapes["rows"][1][-3:]
+
+    skew = tables["Skewed degrees"]
+    assert [row[0] for row in skew["rows"]] == [
+        "uniform, ms", "power law, ms", "one hub, ms", "power law × uniform", "one hub × uniform",
+    ]  # fmt: skip
+    assert list(skew["findings"].values()) == [max(row[2:]) for row in skew["rows"][3:]]
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_says_where_it_was_measured_without_paths_of_the_machine(results: Path) -> None:
+    text = (results / "graph.md").read_text(encoding="utf-8")
+    assert f"- CPU kernels: {cpu.description()}\n" in text
+    assert f"- threads: {torch.get_num_threads()}\n" in text
+    assert "- command: python -m benchmarks graph --tiny --huge --out .../results" in text
+    assert str(results.parent) not in text
+    assert "![Nanoseconds per edge, 4 × 8](graph_sweep.png)" in text
+    assert (results / "graph_sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_refuses_to_measure_plain_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with backend("torch"):
         assert program.main(["graph", "--tiny", "--out", str(tmp_path)]) == 2
     assert "compiled kernels are not live" in capsys.readouterr().err
+    with backend("torch"), pytest.raises(RuntimeError, match="not live"):
+        _contenders.steps("uniform", 20, 100, 2, 4)
 
 
-@pytest.mark.parametrize("kind", GRAPHS)
-def test_graphs_have_their_size_and_no_self_loops(kind: str) -> None:
-    pairs = random_graph(50, 1000, kind)
-    assert pairs.shape == (2, 1000) and pairs.min() >= 0 and pairs.max() < 50
-    assert (pairs[0] != pairs[1]).all()
-    largest = torch.bincount(pairs[1]).max()
-    assert (largest > 150) == (kind != "uniform")
+# --- The contenders ---
 
 
-def test_every_step_runs() -> None:
-    for score in ("bound", "gat", "gatv2", "scaled dot"):
-        step_once(score, "uniform", 20, 100, 2, 4, score != "bound")()
-    layer_once("GATv2Conv", "ours", 20, 100, backward=True)()
+@needs_kernels
+@pytest.mark.parametrize("contender", [*list(_contenders.BACKENDS)[1:], _contenders.PEER])
+def test_all_contenders_compute_the_same(contender: str, inputs: str) -> None:
+    expected = _contenders.layers("ours", inputs).results()
+    found = _contenders.layers(contender, inputs).results()
+    assert len(expected) == 6 and found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
-def test_plain_torch_is_measured_where_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, forward = [], csr.forward
-    monkeypatch.setattr(csr, "forward", lambda problem: calls.append(1) or forward(problem))
-    layer_once("GATConv", "ours", 20, 100, backward=True)()
+@needs_kernels
+def test_plain_torch_and_the_kernels_are_measured_where_it_says_so(
+    inputs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("forward", "backward"):
+        plain = getattr(csr, name)
+        monkeypatch.setattr(csr, name, lambda *x, n=name, f=plain: calls.append(n) or f(*x))
+    run = "GATConv, forward and backward"
+    _contenders.layers("ours", inputs).runs[run]()
+    _contenders.layers("ours, reference", inputs).runs[run]()
     assert not calls
-    layer_once("GATConv", "ours, plain torch", 20, 100, backward=True)()
-    assert len(calls) == 2  # warmed up, and measured
+    _contenders.layers("ours, plain torch", inputs).runs[run]()
+    assert calls == ["forward", "backward"]
+
+
+@needs_kernels
+def test_a_graph_sorted_anew_is_sorted_at_every_step(
+    inputs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[int] = []
+    monkeypatch.setattr(_contenders, "clear_cache", lambda: cleared.append(1))
+    _contenders.layers("ours", inputs).runs["GATConv, forward"]()
+    assert not cleared
+    anew = _contenders.layers("ours, graph sorted anew", inputs)
+    anew.runs["GATConv, forward"]()
+    anew.runs["GATConv, forward"]()
+    assert len(cleared) == 2
+
+
+@needs_kernels
+def test_steps_attend_and_the_bound_adds_up_the_rows() -> None:
+    for kind in GRAPHS:
+        runs = _contenders.steps(kind, 20, 100, 2, 4).runs
+        assert set(STEPS) | {"sorting"} == set(runs)
+        runs["sorting"]()
+        for score in _contenders.SCORES:
+            found = runs[f"{score}, forward"](), runs[f"{score}, forward and backward"]()
+            with backend("reference"):
+                expected = runs[f"{score}, forward"]()
+            torch.testing.assert_close(found, (expected, expected))
+    ones = _contenders.steps("uniform", 20, 100, 2, 4)
+    assert ones.runs["bound"]().shape == (20, 8)
+
+
+@needs_kernels
+def test_the_bound_reads_every_neighbour_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn", lambda *size, **options: torch.ones(*size, **options))
+    pairs, _ = _contenders.make_graph("one hub", 100, nodes=20)
+    monkeypatch.setattr(_contenders, "make_graph", lambda *_, **__: (pairs, 20))
+    sums = _contenders.steps("one hub", 20, 100, 2, 4).runs["bound"]()
+    assert sums[:, 0].tolist() == pairs[1].bincount(minlength=20).tolist()
+
+
+@needs_kernels
+def test_layers_on_a_graph_of_their_own_agree() -> None:
+    found = []
+    for contender in ("ours", "torch_geometric"):
+        torch.manual_seed(0)
+        found.append(_contenders.gatv2_on_graph(contender, 20, 100, 2, 4).results())
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("data", ["karate", pytest.param("cora", marks=needs_data)])
+def test_training_steps_learn_and_start_from_the_same_network(data: str) -> None:
+    found = []
+    for contender, sparse in (("ours", True), ("ours", False), ("torch_geometric", False)):
+        torch.manual_seed(0)
+        one = _contenders.training(contender, sparse, data)
+        found.append(one.results()["logits without dropout"])
+        one.runs["step"]()
+        assert not torch.equal(one.results()["logits without dropout"], found[-1])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)
+
+
+def test_without_cora_the_report_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GAT_DATA", str(tmp_path))
+    report = Report("")
+    graph.measure_training(report, argparse.Namespace(tiny=False, contenders=["ours"]))
+    text = report.tables[0].markdown()
+    assert text.startswith("## A training step on Cora\n\nSkipped, for want of the data: ")
+    assert "|" not in text and str(tmp_path) not in text
+    assert f"{tmp_path}/planetoid/ind.cora.x does not exist" in capsys.readouterr().err
+
+
+def test_a_peer_without_a_training_step_is_skipped() -> None:
+    report = Report("")
+    graph.measure_training(report, argparse.Namespace(tiny=True, contenders=["DGL"]))
+    assert "Skipped" in report.tables[0].markdown()
+
+
+# --- DGL ---
+
+STAND_IN = '''
+"""What the benchmark asks of DGL, in plain torch."""
+import sys
+import types
+import torch
+from torch import nn
+
+__version__ = "0.stand-in"
+for library in ("attn_core", "gat", "sequence_attn", "datasets", "examples", "torch_geometric"):
+    sys.modules[library] = None  # none of them is here
+
+
+class Graph:
+    def __init__(self, pairs, num_nodes):
+        self.source, self.target, self.num_nodes = *pairs, num_nodes
+
+    def attend(self, scores, values):
+        weights = (scores - scores.max()).exp()[..., None]
+        zeros = values.new_zeros(self.num_nodes, *values.shape[1:])
+        total = zeros[..., :1].index_add(0, self.target, weights)
+        summed = zeros.index_add(0, self.target, weights * values[self.source])
+        return summed / total.clamp(min=1e-30)
+
+
+def graph(pairs, num_nodes):
+    return Graph(pairs, num_nodes)
+
+
+class GATConv(nn.Module):
+    def __init__(self, features, width, heads, allow_zero_in_degree):
+        super().__init__()
+        self.shape = -1, heads, width
+        self.fc = nn.Linear(features, heads * width, bias=False)
+        self.attn_l, self.attn_r = (nn.Parameter(torch.ones(1, heads, width)) for _ in range(2))
+        self.bias = nn.Parameter(torch.ones(heads * width))
+
+    def forward(self, graph, x):
+        h = self.fc(x).view(self.shape)
+        left, right = (h * self.attn_l).sum(-1), (h * self.attn_r).sum(-1)
+        scores = nn.functional.leaky_relu(left[graph.source] + right[graph.target], 0.2)
+        return graph.attend(scores, h) + self.bias.view(1, *self.shape[1:])
+
+
+class GATv2Conv(nn.Module):
+    def __init__(self, features, width, heads, allow_zero_in_degree):
+        super().__init__()
+        self.shape = -1, heads, width
+        self.fc_src, self.fc_dst = (nn.Linear(features, heads * width) for _ in range(2))
+        self.attn = nn.Parameter(torch.ones(1, heads, width))
+
+    def forward(self, graph, x):
+        h, query = self.fc_src(x).view(self.shape), self.fc_dst(x).view(self.shape)
+        both = nn.functional.leaky_relu(h[graph.source] + query[graph.target], 0.2)
+        return graph.attend((both * self.attn).sum(-1), h)
+
+
+class DotGatConv(nn.Module):
+    def __init__(self, features, width, heads, allow_zero_in_degree):
+        super().__init__()
+        self.shape = -1, heads, width
+        self.fc = nn.Linear(features, heads * width, bias=False)
+
+    def forward(self, graph, x):
+        h = self.fc(x).view(self.shape)
+        return graph.attend((h[graph.source] * h[graph.target]).sum(-1) / h.shape[-1] ** 0.5, h)
+
+
+sys.modules["dgl.nn"] = sys.modules[__name__].nn = types.SimpleNamespace(
+    GATConv=GATConv, GATv2Conv=GATv2Conv, DotGatConv=DotGatConv
+)
+'''
+
+
+def python_with(folder: Path, dgl: str) -> str:
+    """A python that finds this dgl, as that of a virtual environment would."""
+    (folder / "dgl.py").write_text(dgl)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return str(python)
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_dgl_is_measured_in_its_own_environment(tmp_path: Path) -> None:
+    python, out = python_with(tmp_path, STAND_IN), tmp_path / "out"
+    arguments = ["graph", "--tiny", "--only", "layers", "--out", str(out), "--dgl-python", python]
+    assert program.main([*arguments, "--contenders", "ours", "DGL"]) == 0
+    found = json.loads((out / "graph.json").read_text(encoding="utf-8"))
+    _, *layers = found["tables"]
+    for table in layers:
+        assert [row[0] for row in table["rows"]] == ["ours", "DGL"]
+        assert min(table["rows"][1][1:]) > 0
+    assert "DGL 0.stand-in" in layers[0]["note"] and "DotGatConv" in layers[0]["note"]
+    assert "Left out" not in layers[0]["note"]
+    assert found["header"]["command"].endswith("--dgl-python .../python --contenders ours DGL")
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_another_result_than_ours_is_no_contender(tmp_path: Path) -> None:
+    python = python_with(tmp_path, STAND_IN.replace("0.2)", "0.3)"))
+    arguments = ["graph", "--tiny", "--only", "layers", "--out", str(tmp_path)]
+    with pytest.raises(AssertionError, match="DGL and ours do not compute the same output of GAT"):
+        program.main([*arguments, "--dgl-python", python, "--contenders", "ours", "DGL"])
+
+
+@pytest.mark.parametrize(
+    "path, reason",
+    [("nowhere/python", "No such file"), (sys.executable, "No module named 'dgl'")],
+)
+def test_a_wrong_python_for_dgl_is_an_error(
+    path: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["graph", "--tiny", "--out", str(tmp_path), "--dgl-python", path]
+    with_kernels = program.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert with_kernels and (not kernels.available() or f"--dgl-python {path}" in error)
+    assert not kernels.available() or reason in error
+
+
+@needs_kernels
+def test_dgl_without_dgl_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["graph", "--tiny", "--out", str(tmp_path), "--contenders", "ours", "DGL"]
+    assert program.main(arguments) == 2
+    assert "--dgl-python PATH" in capsys.readouterr().err
+
+
+def test_parameters_of_dgl_are_all_named(inputs: str) -> None:
+    given = torch.load(inputs, weights_only=True)["parameters"]
+    for layer, (_, keys) in _dgl.LAYERS.items():
+        assert set(keys.values()) <= set(given[layer])
+    assert _dgl.LAYERS.keys() == _contenders.LAYERS.keys()
