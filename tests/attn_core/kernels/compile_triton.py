@@ -18,6 +18,10 @@ TYPES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
     torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
+LAUNCHED = {
+    "attend_rows", "combine_rows", "mean_rows", "by_query", "by_key", "reduce_rows",
+    "softmax_entries", "softmax_backward_entries", "additive_logits", "additive_grads",
+}  # fmt: skip
 
 
 class Compiling:
@@ -60,12 +64,12 @@ def compile_all(capability: int) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
     from attn_core import Additive, Dot, Edges, attend, scatter_softmax
     from attn_core.kernels import triton as kernels
-    from attn_core.kernels.triton import plan, run, segments
+    from attn_core.kernels.triton import additive, plan, run, segments
     from attn_core.normalizers import EdgeRows
 
-    for module in (run, segments):
+    for module in (run, segments, additive):
         for name, kernel in list(vars(module).items()):
-            if type(kernel).__name__ == "JITFunction":
+            if type(kernel).__name__ == "JITFunction" and name in LAUNCHED:
                 setattr(module, name, Compiling(kernel, capability))
     plan.CHUNK = 4
     hub = torch.tensor([[0, 1, 2, 1, 0, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
@@ -103,6 +107,15 @@ def compile_all(capability: int) -> None:
             rows = EdgeRows(support.query_index, 4)
             rows.max(x.detach())
             rows.sum(x)
+    for dtype, width, activation in (
+        (torch.float32, 64, "tanh"), (torch.bfloat16, 7, "leaky_relu"), (torch.float64, 1, "relu"),
+    ):  # fmt: skip
+        tokens = leaf(2, 40, width, dtype=dtype), leaf(2, 33, width, dtype=dtype)
+        with kernels.on_cpu():
+            logits = torch.ops.attn_core.additive_scores(
+                *tokens, leaf(2, width, dtype=dtype), activation, 0.2
+            )
+            logits.sum().backward()
 
 
 if __name__ == "__main__":
