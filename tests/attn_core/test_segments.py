@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from attn_core import (
     Entmax,
     Hard,
     Identity,
+    PendingEdges,
     Softmax,
     Sparsemax,
     attend,
@@ -170,7 +173,7 @@ def test_no_entries_and_no_groups(device: str) -> None:
 
 
 def test_strides_do_not_matter(device: str) -> None:
-    index = groups().to(device)
+    index = torch.stack([groups(), groups() + 9], 1).to(device)[:, 0]
     x = torch.randn(3, len(index), dtype=DOUBLE, device=device).T.requires_grad_()
     found, expected = both(
         lambda: [
@@ -299,6 +302,40 @@ def test_edges_are_not_sorted_anew(device: str, monkeypatch: pytest.MonkeyPatch)
     x = torch.randn(5, 2, 3, device=device, requires_grad=True)
     output = attend(x, x, x, score=Dot(), normalizer=Softmax(0.5), support=edges).output
     output.sum().backward()
+
+
+def test_copies_of_edges_answer_for_their_pairs(device: str) -> None:
+    edges = Edges.from_edge_index(torch.randint(5, (2, 20)).to(device), 5)
+    x = torch.randn(5, 2, 3, device=device, dtype=DOUBLE)
+    outputs = [
+        attend(x, x, x, score=Dot(), normalizer=Sparsemax(), support=support).output
+        for support in (edges, copy.deepcopy(edges), pickle.loads(pickle.dumps(edges)))
+    ]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_pending_edges_and_dropout(dtype: torch.dtype, device: str) -> None:
+    x = torch.randn(5, 2, 3, device=device, dtype=dtype, requires_grad=True)
+    pending = PendingEdges(torch.randint(5, (2, 20)).to(device), 5, 5, self_loops=True)
+
+    def everything() -> list[Tensor]:
+        torch.manual_seed(1)
+        output = attend(
+            x, x, x, score=Dot(), normalizer=Sparsemax(), support=pending, dropout=0.3
+        ).output
+        return [output, *torch.autograd.grad(output.float().square().sum(), x)]
+
+    torch.testing.assert_close(*both(everything))
+
+
+def test_transforms_take_the_definition(device: str) -> None:
+    index = groups().to(device)
+    x = torch.randn(2, len(index), device=device)
+    found = torch.func.vmap(lambda y: scatter_softmax(y, index, NUM))(x)
+    torch.testing.assert_close(found[1], scatter_softmax(x[1], index, NUM))
+    tangent = torch.func.jvp(lambda y: scatter_softmax(y, index, NUM), (x[0],), (x[1],))[1]
+    assert tangent.any() and tangent.isfinite().all()
 
 
 def test_a_backward_pass_after_the_edges_died(device: str) -> None:

@@ -38,7 +38,7 @@ def softmax(x: Tensor, index: Tensor, items: Items) -> tuple[Tensor, Tensor]:
     top, total = _reduce("softmax", x, items)
     assert total is not None
     weights = torch.empty_like(x)
-    _each(softmax_entries, x, index, top, total, weights)
+    _each(softmax_entries, x, index.contiguous(), top, total, weights)
     log_sum_exp = top + torch.where(total == 0, 1, total).log()
     return weights, torch.where(total == 0, -math.inf, log_sum_exp)
 
@@ -50,7 +50,7 @@ def softmax_backward(
     weights, grad = weights.contiguous(), grad.contiguous()
     mean = _reduce("sum", weights, items, grad)[0] - grad_log_sum_exp
     out = torch.empty_like(weights)
-    _each(softmax_backward_entries, weights, grad, index, mean, out)
+    _each(softmax_backward_entries, weights, grad, index.contiguous(), mean, out)
     return out
 
 
