@@ -33,6 +33,11 @@ def is_on() -> bool:
     return _on and module is not None
 
 
+def is_wanted() -> bool:
+    """Whether compiled kernels of any kind may be used."""
+    return _on
+
+
 def switch(on: bool) -> bool:
     """Switch it on or off, for the whole process; returns how it was."""
     global _on

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core.gpu import is_gpu
+
 
 class Order(NamedTuple):
     """Pairs sorted by one of their ends: those of node n lie at `pointer[n]:pointer[n + 1]`."""
@@ -27,12 +29,31 @@ def row_pointer(nodes: Tensor, num: int) -> Tensor:
     return pointer
 
 
+def sort_nodes(nodes: Tensor, num: int) -> Order:
+    """The order of pairs by one of their ends, stable, without a look at the numbers."""
+    small = nodes.int() if num < 2**31 else nodes
+    ordered, permutation = torch.sort(small, stable=True)
+    bounds = torch.arange(num + 1, device=nodes.device, dtype=small.dtype)
+    return Order(torch.searchsorted(ordered, bounds), permutation)
+
+
+def places_of(mask: Tensor, number: int) -> Tensor:
+    """The places of the True entries of a mask, in order; its length, behind the last of them.
+
+    >>> places_of(torch.tensor([False, True, True, False]), 3)
+    tensor([1, 2, 4])
+    """
+    wanted = torch.arange(1, number + 1, device=mask.device)
+    return torch.searchsorted(mask.cumsum(0), wanted)
+
+
 class Listed(NamedTuple):
     """The pairs of a graph and its numbers of nodes, with the orders that were known."""
 
     pairs: Tensor  # int64 [2, E], contiguous, owned by nobody else
     num_keys: int
     num_queries: int
+    num_loops: int | None = None  # how many of the pairs are self-loops, if that was counted
     by_query: Order | None = None
     by_key: Order | None = None
 
@@ -56,12 +77,12 @@ def read_edge_index(edge_index: Any, size: int | tuple[int, int] | None) -> List
         num_queries = _agree("targets", num_queries, edge_index.sparse_size(1), edge_index)
     else:
         pairs = _own(check_pairs(edge_index))
-    num_keys, num_queries = _check_range(pairs, num_keys, num_queries, size is None)
+    num_keys, num_queries, num_loops = _check_range(pairs, num_keys, num_queries, size is None)
     if _is_edge_index(edge_index) and edge_index.sort_order is not None:
         by_query = _known_order(edge_index.get_csc(), pairs[1], num_queries)
         if edge_index.is_sorted_by_row or edge_index._T_perm is not None:
             by_key = _known_order(edge_index.get_csr(), pairs[0], num_keys)
-    return Listed(pairs, num_keys, num_queries, by_query, by_key)
+    return Listed(pairs, num_keys, num_queries, num_loops, by_query, by_key)
 
 
 def as_plain(edge_index: Any) -> Any:
@@ -170,12 +191,19 @@ def check_pairs(edge_index: Any) -> Tensor:
 
 def _check_range(
     pairs: Tensor, num_keys: int | None, num_queries: int | None, square: bool
-) -> tuple[int, int]:
-    """Every node in range; sizes that are not known follow from the largest nodes."""
-    lowest, largest = (0, 0), (-1, -1)
+) -> tuple[int, int, int | None]:
+    """Every node in range; sizes that are not known follow from the largest nodes.
+
+    A GPU is waited for once: the number of self-loops comes along, which is asked for later.
+    """
+    lowest, largest, loops = (0, 0), (-1, -1), None
     if pairs.shape[1]:
-        low, high = torch.aminmax(pairs, dim=1)
-        lowest, largest = tuple(low.tolist()), tuple(high.tolist())
+        limits = torch.aminmax(pairs, dim=1)
+        if is_gpu(pairs.device):
+            seen = torch.stack([*limits, (pairs[0] == pairs[1]).sum().expand(2)]).tolist()
+            lowest, largest, loops = tuple(seen[0]), tuple(seen[1]), seen[2][0]
+        else:
+            lowest, largest = (tuple(limit.tolist()) for limit in limits)
     if square and None in (num_keys, num_queries):
         num_keys = num_keys if num_keys is not None else num_queries
         num_keys = num_queries = num_keys if num_keys is not None else max(largest) + 1
@@ -192,4 +220,4 @@ def _check_range(
                 f"edge_index has the node {largest[row]} in row {row} ({name}), but there are only "
                 f"{num} of them (0 to {num - 1}): give x a row for each node, or drop the edge"
             )
-    return nums[0], nums[1]
+    return nums[0], nums[1], loops

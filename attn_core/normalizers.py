@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from attn_core import compiled
+from attn_core import compiled, segments
 from attn_core.transforms import is_transformed, values_are_visible
 
 
@@ -130,15 +130,19 @@ class EdgeRows:
         return scores
 
     def max(self, x: Tensor) -> Tensor:
+        if segments.serves(x) and not (x.requires_grad and torch.is_grad_enabled()):
+            return segments.largest(x, self.index, self.num)
         index = self.index.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
         lowest = x.new_full((self.num, *x.shape[1:]), -math.inf)
         return lowest.scatter_reduce(0, index, x, "amax")
 
     def sum(self, x: Tensor) -> Tensor:
+        if segments.serves(x):
+            return segments.sums(x, self.index, self.num)
         return x.new_zeros(self.num, *x.shape[1:]).index_add(0, self.index, x)
 
     def spread(self, per_row: Tensor) -> Tensor:
-        return per_row.index_select(0, self.index)
+        return segments.gather(per_row, self.index)
 
     def per_query(self, per_row: Tensor) -> Tensor:
         return per_row
@@ -242,6 +246,8 @@ class Softmax(Normalizer):
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         scores = self._cool(scores, rows)
+        if isinstance(rows, EdgeRows) and segments.serves(scores):
+            return segments.softmax(scores, rows.index, rows.num)[0]
         if (weights := _by_kernel(scores, rows, 1)) is not None:
             return weights
         exponentials = (scores - _shift(scores, rows)).exp()
@@ -251,8 +257,11 @@ class Softmax(Normalizer):
     def log_sum_exp(self, scores: Tensor, rows: Rows) -> Tensor:
         """`log Σ exp(s/τ)` of each row; -inf where there is no pair."""
         scores = self._cool(scores, rows)
-        if isinstance(rows, EdgeRows) and (found := rows.log_sum_exp(scores)) is not None:
-            return found
+        if isinstance(rows, EdgeRows):
+            if segments.serves(scores):
+                return segments.softmax(scores, rows.index, rows.num)[1]
+            if (found := rows.log_sum_exp(scores)) is not None:
+                return found
         largest = finite(rows.max(scores.detach()))
         total = rows.sum((scores - rows.spread(largest)).exp())
         logarithm = largest + torch.where(total == 0, 1, total).log()
@@ -454,7 +463,7 @@ def _check_index(scores: Tensor, index: Tensor, num: int | None) -> int:
         )
     if num is not None and not values_are_visible():
         return num
-    low, high = (int(x) for x in torch.aminmax(index)) if len(index) else (0, -1)
+    low, high = segments.limits(index)
     if low < 0 or (num is not None and high >= num):
         raise IndexError(
             f"index has the entry {low if low < 0 else high}; expected 0 to "

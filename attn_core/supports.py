@@ -18,16 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attn_core import compiled
+from attn_core import compiled, segments
 from attn_core.dropout import draw_seed, dropout_scale
 from attn_core.edge_index import (
     Order,
     as_plain,
     check_pairs,
     is_sparse,
+    places_of,
     read_edge_index,
     row_pointer,
+    sort_nodes,
 )
+from attn_core.gpu import is_gpu
 from attn_core.normalizers import DenseRows, EdgeRows, Rows
 from attn_core.scores import Score
 from attn_core.transforms import is_transformed, values_are_visible
@@ -214,7 +217,7 @@ def check_lengths(lengths: Tensor, batch: tuple[int, ...], keys: int) -> None:
         )
     if lengths.numel() == 0 or not values_are_visible():
         return
-    low, high = (int(x) for x in torch.aminmax(lengths))
+    low, high = torch.stack(torch.aminmax(lengths)).tolist()
     if low < 0 or high > keys:
         raise ValueError(
             f"lengths has the entry {low if low < 0 else high}; expected 0 to {keys}, the number "
@@ -242,6 +245,7 @@ class Edges(Support):
         num_queries: Nq, how many target nodes there are.
         pairs: int64 `[2, E']`, keys and queries: the caller's edges, then the self-loops that were
             added. Read-only, as every tensor here; `edge_index` is a copy.
+        key_index, query_index: the two rows of pairs.
         num_edges: E', how many pairs there are.
 
     >>> Edges.from_edge_index(torch.tensor([[0, 1], [1, 2]]))
@@ -249,6 +253,8 @@ class Edges(Support):
     """
 
     pairs: Tensor
+    key_index: Tensor
+    query_index: Tensor
     num_keys: int
     num_queries: int
 
@@ -260,17 +266,26 @@ class Edges(Support):
         *,
         given: Edges | None = None,
         source_id: Tensor | None = None,
+        num_loops: int | None = None,
         by_query: Order | None = None,
         by_key: Order | None = None,
     ) -> None:
         """Take over checked pairs, int64 `[2, E]`; `from_edge_index` is the public way in."""
         self.pairs = pairs
+        # The same two tensors for good: by them the ops over groups know whose pairs they are
+        self.key_index, self.query_index = pairs[0], pairs[1]
         self._given = given
+        self._num_loops = num_loops
         self.num_keys, self.num_queries = num_keys, num_queries
         for name, known in (("source_id", source_id), ("by_query", by_query), ("by_key", by_key)):
             if known is not None:
                 self.__dict__[name] = known
+        self._register()
+
+    def _register(self) -> None:
         _HANDLES[self.pairs] = weakref.ref(self)
+        segments.own(self.key_index, self, "key")
+        segments.own(self.query_index, self, "query")
 
     @classmethod
     @torch.inference_mode(False)
@@ -304,6 +319,7 @@ class Edges(Support):
             listed.pairs,
             listed.num_keys,
             listed.num_queries,
+            num_loops=listed.num_loops,
             by_query=listed.by_query,
             by_key=listed.by_key,
         )
@@ -324,9 +340,12 @@ class Edges(Support):
     def _replace_self_loops(self) -> Edges:
         pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
         loop = torch.arange(loops, device=self.device)
-        kept = torch.nonzero(pairs[0] != pairs[1]).squeeze(1)
+        others, num_others = pairs[0] != pairs[1], None
+        if self._num_loops is not None:
+            num_others = self.num_edges - self._num_loops
+        kept = _places(others, num_others)
         known: dict[str, Any] = {
-            name: _insert_loops(self.__dict__[name], pairs, loops, end)
+            name: _insert_loops(self.__dict__[name], pairs, others, loops, end, num_others)
             for end, name in enumerate(("by_key", "by_query"))
             if name in self.__dict__
         }
@@ -410,16 +429,6 @@ class Edges(Support):
         return self.pairs.device
 
     @property
-    def key_index(self) -> Tensor:
-        """The key (source) of each pair."""
-        return self.pairs[0]
-
-    @property
-    def query_index(self) -> Tensor:
-        """The query (target) of each pair."""
-        return self.pairs[1]
-
-    @property
     def given(self) -> Edges:
         """The pairs before self-loops were replaced: these very Edges, if none were."""
         return self if self._given is None else self._given
@@ -485,7 +494,8 @@ class Edges(Support):
                 moved = isinstance(parts, Tensor)
                 known[name] = parts.to(device) if moved else Order(*(x.to(device) for x in parts))
         given = None if self._given is None else self._given.to(device)
-        return Edges(pairs, self.num_keys, self.num_queries, given=given, **known)
+        sizes = self.num_keys, self.num_queries
+        return Edges(pairs, *sizes, given=given, num_loops=self._num_loops, **known)
 
     def __repr__(self) -> str:
         return (
@@ -498,7 +508,7 @@ class Edges(Support):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _HANDLES[self.pairs] = weakref.ref(self)
+        self._register()
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
         check_nodes(query, key, value, self.num_queries, self.num_keys, self.device)
@@ -506,11 +516,11 @@ class Edges(Support):
     def scores(
         self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
     ) -> Tensor:
-        of_pair = key.index_select(0, self.key_index)
+        of_pair = segments.gather(key, self.key_index)
         if pair_key is not None:
             of_pair = of_pair + pair_key
         return score.pair(
-            None if query is None else query.index_select(0, self.query_index), of_pair
+            None if query is None else segments.gather(query, self.query_index), of_pair
         )
 
     def relative_positions(
@@ -527,7 +537,7 @@ class Edges(Support):
         return weights * dropout_scale(seed, self.source_id, weights.shape[-1], p).to(weights.dtype)
 
     def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
-        of_pair = value.index_select(0, self.key_index)
+        of_pair = segments.gather(value, self.key_index)
         if pair_value is not None:
             of_pair = of_pair + pair_value
         return EdgeRows(self.query_index, self.num_queries).sum(weights.unsqueeze(-1) * of_pair)
@@ -628,10 +638,13 @@ def clear_cache() -> None:
     with _LOCK:
         _CACHE.clear()
         _ORDERS.clear()
+    segments.forget()
 
 
 def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor | None]:
     """Sort pairs by one of their ends, stably, and their other ends too if that costs nothing."""
+    if is_gpu(nodes.device):
+        return sort_nodes(nodes, num), None
     if compiled.is_on() and nodes.device.type == "cpu" and not is_transformed():
         pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
         sorted_others = torch.empty(len(nodes), dtype=torch.int32)
@@ -645,19 +658,26 @@ def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor |
     return Order(pointer, torch.argsort(nodes, stable=True)), None
 
 
-def _insert_loops(order: Order, pairs: Tensor, loops: int, to: int) -> Order:
+def _places(mask: Tensor, number: int | None) -> Tensor:
+    """Where a mask is True; a GPU needs not be waited for if it is known how often."""
+    return torch.nonzero(mask).squeeze(1) if number is None else places_of(mask, number)
+
+
+def _insert_loops(
+    order: Order, pairs: Tensor, kept: Tensor, loops: int, to: int, num_kept: int | None
+) -> Order:
     """The order after self-loops are removed and added again, without sorting anew.
 
     A loop goes behind the other pairs of its node: a pair moves down by one place for each node
     before its own that has a loop.
     """
-    kept = pairs[0] != pairs[1]
     position = torch.cumsum(kept, 0) - 1  # in the list without self-loops
-    permutation = order.permutation[kept[order.permutation]]
+    permutation = order.permutation[_places(kept[order.permutation], num_kept)]
     nodes = pairs[to][permutation]
     num = len(order.pointer) - 1
-    pointer = row_pointer(nodes, num)
-    shift = torch.arange(num + 1, device=nodes.device).clamp(max=loops)
+    node = torch.arange(num + 1, device=nodes.device)
+    pointer = torch.searchsorted(nodes, node) if is_gpu(nodes.device) else row_pointer(nodes, num)
+    shift = node.clamp(max=loops)
     merged = nodes.new_empty(len(nodes) + loops)
     merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
     loop = torch.arange(loops, device=nodes.device)

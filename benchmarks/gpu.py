@@ -28,14 +28,25 @@ from torch_geometric import nn as theirs
 import gat
 from attn_core import clear_cache
 from attn_core.kernels import triton as kernels
+from benchmarks._gpu import (
+    COMPILED,
+    OURS,
+    PEER,
+    columns,
+    copy_bandwidth,
+    errors,
+    measure,
+    timer,
+)
+from benchmarks._gpu_pieces import measure_new_graphs, measure_piece_errors, measure_pieces
 from benchmarks._graphs import GRAPHS, make_graph
-from benchmarks._measure import cuda_events, stopwatch, take_turns
+from benchmarks._measure import take_turns
 from benchmarks._report import Cell, Report, Table
 from examples._files import UserError
 
-MIB = 2**20
 LAYERS = ("GATConv", "GATv2Conv", "TransformerConv")
-EAGER, COMPILED, OURS = "torch_geometric", "torch_geometric, compiled", "ours"
+EAGER = "torch_geometric"
+FOR_PIECES = 0.2  # of the time
 
 
 @dataclass(frozen=True)
@@ -100,12 +111,16 @@ def run(arguments: argparse.Namespace) -> Report:
     report = Report("Graph attention on a GPU, measured")
     with context:
         _refuse_fallback(device)
-        measure_errors(report, device, arguments.tiny)
-        measure_steps(report, device, arguments.tiny)
-        deadline = started + 60 * arguments.minutes
-        measure_layers(
-            report, tiny_cases() if arguments.tiny else cases(), device, arguments.tiny, deadline
-        )
+        tiny, deadline = arguments.tiny, started + 60 * arguments.minutes
+        bandwidth = copy_bandwidth(device, 2**20 if tiny else 2**30)
+        measure_errors(report, device, tiny)
+        measure_piece_errors(report, device)
+        measure_steps(report, device, tiny)
+        measure_new_graphs(report, device, tiny)
+        for_layers = deadline - 60 * FOR_PIECES * arguments.minutes
+        planned = tiny_cases() if tiny else cases()
+        measure_layers(report, planned, device, bandwidth, tiny, for_layers)
+        measure_pieces(report, device, bandwidth, tiny, deadline)
     return report
 
 
@@ -143,33 +158,6 @@ def make_layers(case: Case, device: str) -> tuple[nn.Module, nn.Module]:
     ours = getattr(gat, case.layer)(size, case.channels, heads=case.heads, **more)
     ours.load_state_dict(peer.state_dict())
     return ours.to(device, case.dtype), peer.to(device, case.dtype)
-
-
-def make_inputs(case: Case, nodes: int, device: str) -> list[Tensor]:
-    """As many node features as it takes for none of them to be in the cache when its turn comes."""
-    shape = nodes, case.heads * case.channels
-    number = 1
-    if device == "cuda":
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
-        number = 1 + 2 * cache // (shape[0] * shape[1] * case.dtype.itemsize)
-    return [
-        torch.randn(shape, device=device, dtype=case.dtype, requires_grad=True)
-        for _ in range(number)
-    ]
-
-
-def forward(layer: Callable[..., Tensor], inputs: Callable[[], Tensor], pairs: Tensor) -> None:
-    """One forward pass, without gradients."""
-    with torch.no_grad():
-        layer(inputs(), pairs)
-
-
-def step(layer: Callable[..., Tensor], inputs: Callable[[], Tensor], pairs: Tensor) -> None:
-    """One forward and backward pass."""
-    x = inputs()
-    output = layer(x, pairs)
-    output.backward(output.detach())
-    x.grad = None
 
 
 # --- Correctness ---
@@ -213,21 +201,22 @@ def max_errors(case: Case, device: str) -> list[float]:
         of_parameters = [p.grad.flatten() for p in layer.parameters() if p.grad is not None]
         assert features.grad is not None
         all_of_it = output.detach(), features.grad, torch.cat(of_parameters)
-        results.append([part.cpu().double() for part in all_of_it])
-    return [float((a - b).abs().max() / b.abs().max()) for a, b in zip(*results, strict=True)]
+        results.append(all_of_it)
+    return errors(*results)
 
 
 # --- Layers ---
 
 
 def measure_layers(
-    report: Report, planned: list[Case], device: str, tiny: bool, deadline: float
+    report: Report,
+    planned: list[Case],
+    device: str,
+    bandwidth: float,
+    tiny: bool,
+    deadline: float,
 ) -> None:
-    """Time and memory of each case, and of the copy that no kernel can beat."""
-    bandwidth = copy_bandwidth(device, 2**20 if tiny else 2**30)
-    columns = ["", "pass", "ms, ours", "ms, torch_geometric", "ms, compiled", "ms, bound",
-               "torch_geometric × ours", "compiled × ours", "ours × bound",
-               "MiB, ours", "MiB, torch_geometric", "memory × ours"]  # fmt: skip
+    """Time and memory of each case, beside the copy that no kernel can beat."""
     rows: list[list[Cell]] = []
     left_out = []
     for case in planned:
@@ -247,7 +236,9 @@ def measure_layers(
     )
     if left_out:
         note += f" Left out for lack of time: {'; '.join(left_out)}."
-    report.add(Table("Layers", columns, rows, note, picture="gpu.png", findings=_findings(rows)))
+    report.add(
+        Table("Layers", columns(EAGER), rows, note, picture="gpu.png", findings=_findings(rows))
+    )
     report.pictures["gpu.png"] = lambda path: _draw(path, rows)
 
 
@@ -255,28 +246,20 @@ def measure_case(case: Case, device: str, bandwidth: float, rounds: int) -> list
     """A row for the forward pass, and one for both passes."""
     pairs, nodes = make_graph(case.graph, case.edges, device)
     ours, peer = make_layers(case, device)
-    inputs = itertools.cycle(make_inputs(case, nodes, device)).__next__
-    contenders: dict[str, Callable[..., Tensor]] = {OURS: ours, EAGER: peer}
+    layers: dict[str, Callable[..., Tensor]] = {OURS: ours, PEER: peer}
     if case.compiled and device == "cuda":
         torch.compiler.reset()
-        contenders[COMPILED] = torch.compile(copy.deepcopy(peer))
-    rows: list[list[Cell]] = []
-    for name, work in (("forward", forward), ("forward and backward", step)):
-        runs = {who: partial(work, layer, inputs, pairs) for who, layer in contenders.items()}
-        peaks = {who: peak for who, run in runs.items() if (peak := _peak(run, device)) is not None}
-        timings = take_turns(
-            {who: runs[who] for who in peaks}, rounds, warm_up=1 if rounds > 1 else 0,
-            timer=cuda_events if device == "cuda" else stopwatch,
-        )  # fmt: skip
-        ms = {who: timings.milliseconds(who) for who in timings.seconds}
-        bound = 1e3 * bytes_moved(case, nodes, backward=work is step) / bandwidth
-        mine, memory = ms.get(OURS), peaks.get(OURS)
-        rows.append([
-            str(case), name, mine, ms.get(EAGER), ms.get(COMPILED), bound,
-            _ratio(ms.get(EAGER), mine), _ratio(ms.get(COMPILED), mine), _ratio(mine, bound),
-            _mib(memory), _mib(peaks.get(EAGER)), _ratio(peaks.get(EAGER), memory),
-        ])  # fmt: skip
-    return rows
+        layers[COMPILED] = torch.compile(copy.deepcopy(peer))
+    contenders = {who: partial(_on, pairs, layer) for who, layer in layers.items()}
+    forward, both = (
+        1e3 * bytes_moved(case, nodes, backward) / bandwidth for backward in (False, True)
+    )
+    shape = nodes, case.heads * case.channels
+    return measure(str(case), contenders, [shape], case.dtype, (forward, both), device, rounds)
+
+
+def _on(pairs: Tensor, layer: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return layer(x, pairs)
 
 
 def bytes_moved(case: Case, nodes: int, backward: bool) -> int:
@@ -299,41 +282,6 @@ def bytes_moved(case: Case, nodes: int, backward: bool) -> int:
         of_edge += 4 + gathered + 4 + queries + row + 2 * per_head
         of_node += 3 * row + 2 * made + 2 * row
     return case.edges * of_edge + nodes * of_node
-
-
-def copy_bandwidth(device: str, size: int) -> float:
-    """Bytes per second that a copy on the device reads and writes."""
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    timer = cuda_events if device == "cuda" else stopwatch
-    copies = take_turns({"copy": lambda: target.copy_(source)}, 9, timer=timer)
-    return 2 * size / (copies.milliseconds("copy") / 1e3)
-
-
-def _peak(run: Callable[[], Any], device: str) -> int | None:
-    """The most bytes that were taken beyond what was there; None if there are not so many."""
-    if device != "cuda":
-        run()
-        return 0
-    try:
-        run()  # what is made once is made here
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return a / b if a is not None and b else None
-
-
-def _mib(size: int | None) -> float | None:
-    return None if size is None else size / MIB
 
 
 def _findings(rows: list[list[Cell]]) -> dict[str, float]:
@@ -361,8 +309,8 @@ def _draw(path: Path, rows: list[list[Cell]]) -> None:
     axes = figure.add_subplot()
     places = range(len(shown))
     for column, name, marker in (
-        (5, "bandwidth bound", "|"), (2, "ours", "o"), (4, "torch_geometric, compiled", "^"),
-        (3, "torch_geometric", "s"),
+        (5, "bandwidth bound", "|"), (2, "ours", "o"), (4, f"{EAGER}, compiled", "^"),
+        (3, EAGER, "s"),
     ):  # fmt: skip
         points = [(row[column], place) for row, place in zip(shown, places, strict=True)]
         known = [(x, y) for x, y in points if isinstance(x, float)]
@@ -392,7 +340,7 @@ def measure_steps(report: Report, device: str, tiny: bool) -> None:
         }
         timings = take_turns(
             runs, rounds=1 if tiny else 50, warm_up=0 if tiny else 10,
-            timer=cuda_events if device == "cuda" else stopwatch,
+            timer=timer(device),
         )  # fmt: skip
         rows.append([
             name, *(timings.milliseconds(who) for who in (OURS, EAGER)), timings.ratio(EAGER, OURS)

@@ -2,7 +2,8 @@
 
 `vᵀ φ(q_i + k_j)` for all pairs takes a hidden vector per pair. Here they are made a block at a
 time, small enough for the cache, and made again when gradients are asked for: what is kept is the
-queries, the keys and the logits, O((Tq + Tk) · D + Tq · Tk) in all.
+queries, the keys and the logits, O((Tq + Tk) · D + Tq · Tk) in all. On a GPU the same ops are
+Triton kernels, in which hidden vectors never leave the registers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core import gpu
 from attn_core.kernels.call import Call
 from attn_core.scores import ACTIVATIONS, Additive, activate
 from attn_core.supports import Dense
@@ -63,6 +65,10 @@ def additive_scores(
     query: Tensor, key: Tensor, vector: Tensor, activation: str, negative_slope: float
 ) -> Tensor:
     """Logits `[B, Tq, Tk]` of queries `[B, Tq, D]` and keys `[B, Tk, D]` with vectors `[B, D]`."""
+    if gpu.serves(query, key, vector):
+        from attn_core.kernels.triton import additive
+
+        return additive.forward(query, key, vector, activation, negative_slope)
     logits = query.new_empty(query.shape[0], query.shape[1], key.shape[1])
     hidden = _choose(query, key, vector, activation, negative_slope)
     for b in range(query.shape[0]):
@@ -91,6 +97,10 @@ def additive_scores_backward(
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and vector."""
+    if gpu.serves(query, key, vector, grad):
+        from attn_core.kernels.triton import additive
+
+        return additive.backward(grad, query, key, vector, activation, negative_slope)
     grads = [x.new_zeros(x.shape) for x in (query, key, vector)]
     of_query, of_key, of_vector = grads
     hidden = _choose(query, key, vector, activation, negative_slope)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from attn_core.kernels.additive import BLOCK
 from benchmarks import __main__ as program
-from benchmarks import gpu
+from benchmarks import _gpu_pieces, gpu
 from benchmarks._graphs import GRAPHS
 
 pytest.importorskip("triton", reason="needs the extra gat[gpu]")
@@ -27,7 +28,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_writes_every_table(results: Path) -> None:
     found = json.loads((results / "gpu.json").read_text(encoding="utf-8"))
     assert found["header"]["command"].startswith("python -m benchmarks gpu --tiny")
-    errors, steps, layers = found["tables"]
+    errors, of_pieces, steps, new, layers, pieces = found["tables"]
+    assert len(of_pieces["rows"]) == 4 and all(x <= 1e-4 for r in of_pieces["rows"] for x in r[1:])
+    assert all(row[1] > 0 < row[2] for row in new["rows"])
+    assert len(pieces["rows"]) == 8 and all(row[2] > 0 < row[3] for row in pieces["rows"])
     assert len(errors["rows"]) == 6 and all(x <= 5e-2 for row in errors["rows"] for x in row[1:])
     assert steps["rows"][0][1] > 0
     assert len(layers["rows"]) == 2 * len(gpu.tiny_cases())
@@ -76,8 +80,27 @@ def test_when_time_is_out_what_is_left_is_named(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(gpu, "measure_case", never)
     report = gpu.Report("")
-    gpu.measure_layers(report, gpu.tiny_cases(), "cpu", tiny=True, deadline=0.0)
+    gpu.measure_layers(report, gpu.tiny_cases(), "cpu", 1e9, tiny=True, deadline=0.0)
     assert all(str(case) in report.tables[0].note for case in gpu.tiny_cases())
+
+
+@no_gpu
+def test_pieces_are_wrong_or_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu_pieces, "piece_errors", lambda piece, device: [0.0, 0.2])
+    with pytest.raises(AssertionError, match="exceed"):
+        _gpu_pieces.measure_piece_errors(gpu.Report(""), "cpu")
+    report = gpu.Report("")
+    _gpu_pieces.measure_pieces(report, "cpu", 1e9, tiny=True, deadline=0.0)
+    assert not report.tables[0].rows
+    assert all(p.name in report.tables[0].note for p in _gpu_pieces.small("cpu", tokens=8))
+
+
+def test_the_additive_pieces_are_large_enough_for_the_kernels() -> None:
+    additive = [piece for piece in _gpu_pieces.small("cpu") if piece.name.startswith("additive")]
+    for piece in additive:
+        batch, queries, width = piece.shapes[0]
+        assert batch * queries * queries * width > BLOCK
+    assert additive
 
 
 def test_the_most_important_cases_come_first() -> None:

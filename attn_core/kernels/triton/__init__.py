@@ -1,47 +1,20 @@
-"""Softmax attention over edges on the GPU: Triton kernels behind `torch.ops.attn_core`.
+"""Attention on the GPU: Triton kernels behind the ops of `torch.ops.attn_core`.
 
-Importing this imports no Triton; `attn_core.kernels.triton.run` does.
+Importing this imports no Triton; its modules do.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-
-import torch
 from torch import Tensor
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from attn_core import gpu
+from attn_core.gpu import on_cpu
+
+__all__ = ["on_cpu", "serves"]
+
 _WIDEST = 4096  # channels of a head that one program holds; wider ones go to plain torch
-_devices = {"cuda"}
 
 
 def serves(key: Tensor, value: Tensor) -> bool:
-    """Whether these kernels run on such tensors, `[Nk, H, D]` and `[Nk, H, Dv]`."""
-    return (
-        value.device.type in _devices
-        and key.dtype in _DTYPES
-        and value.dtype in _DTYPES
-        and max(key.shape[-1], value.shape[-1]) <= _WIDEST
-        and _installed()
-    )
-
-
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    """Inside, the kernels serve CPU tensors as well, interpreted: slow, and for tests alone.
-
-    `TRITON_INTERPRET=1` must be set before anything imports Triton, as torch.compile does.
-    """
-    _devices.add("cpu")
-    try:
-        yield
-    finally:
-        _devices.discard("cpu")
-
-
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether the kernels over edges run on such tensors, `[Nk, H, D]` and `[Nk, H, Dv]`."""
+    return gpu.serves(key, value) and max(key.shape[-1], value.shape[-1]) <= _WIDEST

@@ -73,8 +73,8 @@ def by_query(
 ):  # fmt: skip
     """Gradients of queries, of the vector, and of what is given per pair, where not None."""
     item = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    item_ok = item < num_items
-    row = tl.load(item_row + item, mask=item_ok, other=0).to(tl.int64)
+    row = tl.load(item_row + item, mask=item < num_items, other=-1).to(tl.int64)
+    item_ok = row >= 0
     start = tl.load(item_start + item, mask=item_ok, other=0)
     length = tl.load(item_length + item, mask=item_ok, other=0)
     part = tl.load(item_part + item, mask=item_ok, other=-1).to(tl.int64)
@@ -176,8 +176,8 @@ def by_key(
 ):  # fmt: skip
     """Gradients of keys and of values, where not None; the items are those of the transpose."""
     item = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    item_ok = item < num_items
-    row = tl.load(item_row + item, mask=item_ok, other=0).to(tl.int64)
+    row = tl.load(item_row + item, mask=item < num_items, other=-1).to(tl.int64)
+    item_ok = row >= 0
     start = tl.load(item_start + item, mask=item_ok, other=0)
     length = tl.load(item_length + item, mask=item_ok, other=0)
     part = tl.load(item_part + item, mask=item_ok, other=-1).to(tl.int64)

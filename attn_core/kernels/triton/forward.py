@@ -34,8 +34,8 @@ def attend_rows(
 ):  # fmt: skip
     """Output and log-sum-exp of ROWS items, whole rows or parts."""
     item = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    item_ok = item < num_items
-    row = tl.load(item_row + item, mask=item_ok, other=0).to(tl.int64)
+    row = tl.load(item_row + item, mask=item < num_items, other=-1).to(tl.int64)
+    item_ok = row >= 0
     start = tl.load(item_start + item, mask=item_ok, other=0)
     length = tl.load(item_length + item, mask=item_ok, other=0)
     part = tl.load(item_part + item, mask=item_ok, other=-1).to(tl.int64)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, TypeVar
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from attn_core.kernels.request import Request
 from attn_core.kernels.triton.backward import by_key, by_query, mean_rows
 from attn_core.kernels.triton.forward import attend_rows, combine_rows
 from attn_core.kernels.triton.plan import Side, side_of
+from attn_core.kernels.triton.tiles import ACC, padded
 
 _Maybe = TypeVar("_Maybe", Tensor, Tensor | None)
 TILE = 1024  # numbers in a tile of rows × heads × channels: 8 for each of 128 threads
 _MOST_ROWS = 16
 _MOST_PARTS = 16
-_ACC = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 class Problem(Request):
@@ -42,10 +42,10 @@ class Problem(Request):
 
     def arguments(self, side: Side, by: str) -> tuple[Any, ...]:
         """What the kernels that walk through pairs have in common."""
-        per_pair = self.bias, self.pair_key, self.pair_value
+        items, per_pair = side.items, (self.bias, self.pair_key, self.pair_value)
         place = None
         if any(x is not None for x in per_pair):
-            place = side.place if self.pair_row is None else side.source
+            place = items.place if self.pair_row is None else side.source
         edge_id, threshold, keep_scale = None, 0, 1.0
         if self.seed is not None:
             edge_id, (threshold, keep_scale) = side.source, _dropout(self.dropout)
@@ -53,10 +53,9 @@ class Problem(Request):
                 order = self.edges.by_query if by == "query" else self.edges.by_key
                 edge_id = self.pair_id.index_select(0, order.permutation)
         return (
-            side.row, side.start, side.length, side.part, len(side.row), side.other, place, edge_id,
-            self.seed, threshold, keep_scale, *_strided(self.query), *_strided(self.key),
-            *_strided(self.value), self.vector, *_strided(self.bias), *_strided(self.pair_key),
-            *_strided(self.pair_value),
+            *items[:4], len(items.row), side.other, place, edge_id, self.seed, threshold,
+            keep_scale, *_strided(self.query), *_strided(self.key), *_strided(self.value),
+            self.vector, *_strided(self.bias), *_strided(self.pair_key), *_strided(self.pair_value),
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -65,8 +64,8 @@ class Problem(Request):
         heads, rows = _tile(self.heads, max(widths), _MOST_ROWS)
         return {
             "heads": self.heads, "width": widths[0], "value_width": widths[1], "KIND": self.kind,
-            "CONSTANT": float(self.constant), "ACC": _ACC[self.dtype], "ROWS": rows, "HEADS": heads,
-            "WIDTH": _padded(widths[0]), "VALUE_WIDTH": _padded(widths[1]),
+            "CONSTANT": float(self.constant), "ACC": ACC[self.dtype], "ROWS": rows, "HEADS": heads,
+            "WIDTH": padded(widths[0]), "VALUE_WIDTH": padded(widths[1]),
         }  # fmt: skip
 
 
@@ -85,7 +84,7 @@ def _forward(p: Problem) -> tuple[Tensor, Tensor]:
     side = side_of(p.edges, "query")
     part_output, part_log_sum_exp = _parts(p, side, width), _parts(p, side)
     settings = p.settings()
-    attend_rows[_grid(len(side.row), settings)](
+    attend_rows[_grid(len(side.items.row), settings)](
         *p.arguments(side, "query"), output, log_sum_exp, part_output, part_log_sum_exp, **settings
     )
     _combine(side, part_output, output, part_log_sum_exp, log_sum_exp)
@@ -131,13 +130,13 @@ def _backward(
     heads, rows = _tile(p.heads, p.value.shape[2], _MOST_ROWS)
     mean_rows[triton.cdiv(len(mean), rows), triton.cdiv(p.heads, heads)](
         grad_output, output, grad_log_sum_exp, mean, len(mean), p.heads, p.value.shape[2],
-        ACC=settings["ACC"], ROWS=rows, HEADS=heads, WIDTH=_padded(p.value.shape[2]),
+        ACC=settings["ACC"], ROWS=rows, HEADS=heads, WIDTH=padded(p.value.shape[2]),
     )  # fmt: skip
     of_rows = grad_output, log_sum_exp, mean
     grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
     if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
         side = side_of(p.edges, "query")
-        grid = _grid(len(side.row), settings)
+        grid = _grid(len(side.items.row), settings)
         part_query = None if grad_query is None else _parts(p, side, p.key.shape[2])
         part_vector = None
         if grad_vector is not None:
@@ -153,8 +152,8 @@ def _backward(
         side = side_of(p.edges, "key")
         part_key = None if grad_key is None else _parts(p, side, p.key.shape[2])
         part_value = None if grad_value is None else _parts(p, side, p.value.shape[2])
-        if len(side.row):
-            by_key[_grid(len(side.row), settings)](
+        if len(side.items.row):
+            by_key[_grid(len(side.items.row), settings)](
                 *p.arguments(side, "key"), *of_rows, grad_key, part_key, grad_value, part_value,
                 **settings,
             )  # fmt: skip
@@ -175,17 +174,18 @@ def _combine(
         return
     _, heads, width = parts.shape
     block, together = _tile(heads, width, _MOST_PARTS)
-    combine_rows[len(side.split_row), triton.cdiv(heads, block)](
-        side.split_row, side.split_pointer, parts, part_log_sum_exp, x, log_sum_exp, heads, width,
-        ACC=_ACC[parts.dtype], PARTS=together, HEADS=block, WIDTH=_padded(width),
+    items = side.items
+    combine_rows[len(items.split_row), triton.cdiv(heads, block)](
+        items.split_row, items.split_pointer, parts, part_log_sum_exp, x, log_sum_exp, heads, width,
+        ACC=ACC[parts.dtype], PARTS=together, HEADS=block, WIDTH=padded(width),
     )  # fmt: skip
 
 
 def _parts(p: Problem, side: Side, *width: int) -> Tensor | None:
     """Room for partial results `[parts, H, *width]`; None if no row was cut."""
-    if not side.num_parts:
+    if not side.items.num_parts:
         return None
-    return p.value.new_empty(side.num_parts, p.heads, *width, dtype=p.dtype)
+    return p.value.new_empty(side.items.num_parts, p.heads, *width, dtype=p.dtype)
 
 
 def _grid(items: int, settings: dict[str, Any]) -> tuple[int, int]:
@@ -194,14 +194,9 @@ def _grid(items: int, settings: dict[str, Any]) -> tuple[int, int]:
 
 def _tile(heads: int, width: int, most: int) -> tuple[int, int]:
     """How many heads, and how many rows of them, make a tile of about TILE numbers."""
-    room = max(1, TILE // _padded(width))
-    block = min(_padded(heads), room)
+    room = max(1, TILE // padded(width))
+    block = min(padded(heads), room)
     return block, min(most, max(1, room // block))
-
-
-def _padded(number: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, number - 1).bit_length()
 
 
 def _packed(x: _Maybe) -> _Maybe:
@@ -218,4 +213,5 @@ def _dropout(p: float) -> tuple[int, float]:
     """What random bits must reach to be kept, and what the kept weights are multiplied with."""
     if p >= 1:
         return 2**32, 0.0
-    return int(p * 2**32), float(torch.tensor(1 / (1 - p), dtype=torch.float32))
+    (scale,) = struct.unpack("f", struct.pack("f", 1 / (1 - p)))  # in float32, as everywhere
+    return int(p * 2**32), scale

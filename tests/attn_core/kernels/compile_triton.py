@@ -18,6 +18,10 @@ TYPES = {
     torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
     torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
+LAUNCHED = {
+    "attend_rows", "combine_rows", "mean_rows", "by_query", "by_key", "reduce_rows",
+    "softmax_entries", "softmax_backward_entries", "additive_logits", "additive_grads",
+}  # fmt: skip
 
 
 class Compiling:
@@ -58,12 +62,15 @@ class Compiling:
 
 def compile_all(capability: int) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
-    from attn_core import Additive, Dot, Edges, attend
+    from attn_core import Additive, Dot, Edges, attend, scatter_softmax
     from attn_core.kernels import triton as kernels
-    from attn_core.kernels.triton import plan, run
+    from attn_core.kernels.triton import additive, plan, run, segments
+    from attn_core.normalizers import EdgeRows
 
-    for name in ("attend_rows", "combine_rows", "mean_rows", "by_query", "by_key"):
-        setattr(run, name, Compiling(getattr(run, name), capability))
+    for module in (run, segments, additive):
+        for name, kernel in list(vars(module).items()):
+            if type(kernel).__name__ == "JITFunction" and name in LAUNCHED:
+                setattr(module, name, Compiling(kernel, capability))
     plan.CHUNK = 4
     hub = torch.tensor([[0, 1, 2, 1, 0, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     support = Edges.from_edge_index(torch.cat([hub, hub.flip(0)], 1), 4)
@@ -93,6 +100,22 @@ def compile_all(capability: int) -> None:
                 dropout=0.5 if per_pair else 0.0,
             )
             result.output.sum().backward()
+    for dtype, columns in ((torch.float32, 8), (torch.float16, 300), (torch.float64, 1)):
+        x = leaf(support.num_edges, columns, dtype=dtype)
+        with kernels.on_cpu():
+            scatter_softmax(x, support.query_index, 4).sum().backward()
+            rows = EdgeRows(support.query_index, 4)
+            rows.max(x.detach())
+            rows.sum(x)
+    for dtype, width, activation in (
+        (torch.float32, 64, "tanh"), (torch.bfloat16, 7, "leaky_relu"), (torch.float64, 1, "relu"),
+    ):  # fmt: skip
+        tokens = leaf(2, 40, width, dtype=dtype), leaf(2, 33, width, dtype=dtype)
+        with kernels.on_cpu():
+            logits = torch.ops.attn_core.additive_scores(
+                *tokens, leaf(2, width, dtype=dtype), activation, 0.2
+            )
+            logits.sum().backward()
 
 
 if __name__ == "__main__":
