@@ -145,6 +145,13 @@ def test_a_group_of_a_million_with_large_scores() -> None:
                        torch.tensor([0, 1], dtype=torch.int32))  # fmt: skip
 
 
+def test_very_wide_scores_are_left_to_plain_torch() -> None:
+    scores, index = torch.randn(3, 70_000), torch.tensor([0, 1, 0])
+    weights = scatter_softmax(scores, index, 2)
+    torch.testing.assert_close(weights[1], torch.ones(70_000))
+    torch.testing.assert_close(weights[[0, 2]], scores[[0, 2]].softmax(0))
+
+
 def test_half_types_are_computed_in_float32() -> None:
     index = torch.zeros(70_000, dtype=torch.int64)
     scores = torch.zeros(70_000, dtype=torch.float16)  # their sum exceeds float16

@@ -17,22 +17,24 @@ from attn_core.kernels.cpu import KINDS, _bare, _cpu, _cut, _plain, _wide, avail
 from attn_core.supports import Edges
 
 _DTYPES = torch.float32, torch.float64
+_WIDEST = 2**16  # numbers in a row: each thread holds some hundred rows
 _POWERS = {1.0: 0, 1.5: 1, 2.0: 2}  # 2 - α, as the kernels know it
 
 
 def serves(edges: Edges, x: Tensor, kind: str = "dot") -> bool:
     """Whether the kernels compute scores of, or sums over, pairs of these tokens."""
-    return (
-        serves_rows(x)
-        and kind in KINDS
-        and math.prod(x.shape[1:]) > 0
-        and max(edges.num_keys, edges.num_queries) < 2**31 - 1
-    )
+    return serves_rows(x) and kind in KINDS and max(edges.num_keys, edges.num_queries) < 2**31 - 1
 
 
 def serves_rows(x: Tensor) -> bool:
     """Whether the kernels compute weights from such scores."""
-    return available() and x.device.type == "cpu" and x.dtype in _DTYPES and x.numel() > 0
+    return (
+        available()
+        and x.device.type == "cpu"
+        and x.dtype in _DTYPES
+        and x.shape[0] > 0
+        and 0 < math.prod(x.shape[1:]) <= _WIDEST
+    )
 
 
 def scores(
