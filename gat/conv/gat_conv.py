@@ -10,22 +10,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
-from attn_core import PendingEdges, Separable, attend, scatter_softmax
-from gat.conv.base import (
-    AttentionConv,
-    check_arguments,
-    check_features,
-    check_fill_value,
-    pairs_of,
-    trusted,
-    weights_like_input,
-    width_of,
-)
+from attn_core import Separable, attend, scatter_softmax
+from gat.conv.base import check_features, pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.projecting import ProjectingConv, check_fill_value, widths_of
 from gat.sparse import Linear
 
 
 @trusted
-class GATConv(AttentionConv):
+class GATConv(ProjectingConv):
     r"""Graph attention: each node averages its neighbours with weights that it learns to give.
 
     .. math::
@@ -80,17 +72,10 @@ class GATConv(AttentionConv):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_arguments(in_channels, out_channels, heads, dropout)
         kwargs.setdefault("aggr", "add")
-        super().__init__(node_dim=0, **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.heads = heads
-        self.concat = concat
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, **kwargs)
         self.negative_slope = negative_slope
-        self.dropout = dropout
         self.add_self_loops = add_self_loops
-        self.edge_dim = edge_dim
         self.fill_value = check_fill_value(fill_value)
         self.residual = residual
 
@@ -113,8 +98,7 @@ class GATConv(AttentionConv):
             self.lin_edge = linear(edge_dim, width)
             self.att_edge = Parameter(torch.empty(1, heads, out_channels))
         width = width if concat else out_channels
-        target_channels = in_channels if isinstance(in_channels, int) else in_channels[1]
-        self.res = linear(target_channels, width) if residual else None
+        self.res = linear(widths_of(in_channels)[1], width) if residual else None
         self.register_parameter("bias", Parameter(torch.empty(width)) if bias else None)
         self.reset_parameters()
 
@@ -163,8 +147,7 @@ class GATConv(AttentionConv):
         alpha_src = (h_src * self.att_src).sum(-1)
         alpha_dst = None if h_dst is None else (h_dst * self.att_dst).sum(-1)
         support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
-        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
-        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, h_src)
+        edge_attr = self._edge_features(edge_attr, edge_index, h_src)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
@@ -183,19 +166,12 @@ class GATConv(AttentionConv):
             )
             pairs = pairs_of(support)[0] if need_weights else None
         else:
-            pairs, source_id = pairs_of(support)
-            if edge_attr is not None and isinstance(support, PendingEdges):
-                edge_attr = edge_attr.index_select(0, source_id)
+            pairs, edge_attr = pairs_with(support, edge_attr)
             out, weights = self._pass_messages(
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
 
-        # Autocast's dtype in every case: its sums are float32, and so is the bias
-        out = self._merge_heads(out).to(h_src.dtype)
-        if residual is not None:
-            out = out + residual
-        if self.bias is not None:
-            out = out + self.bias.to(h_src.dtype)
+        out = self._finish(out, residual, h_src.dtype)
         if not need_weights:
             return out
         assert pairs is not None and weights is not None
@@ -227,11 +203,7 @@ class GATConv(AttentionConv):
 
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of each edge add to its score, `[E, H]`."""
-        assert self.lin_edge is not None
-        if edge_attr.dim() == 1:
-            edge_attr = edge_attr.unsqueeze(1)
-        features = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
-        return (features * self.att_edge).sum(-1)
+        return (self._project_edges(edge_attr) * self.att_edge).sum(-1)
 
     def _pass_messages(
         self,
