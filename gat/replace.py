@@ -12,7 +12,8 @@ from torch import nn
 from torch_geometric.nn.conv import MessagePassing
 
 from gat.conv import AGNNConv, GATConv, GATv2Conv, TransformerConv
-from gat.conv.base import AttentionConv, check_fill_value
+from gat.conv.base import AttentionConv
+from gat.conv.projecting import check_fill_value
 from gat.sparse import Linear
 
 _OURS: dict[type[MessagePassing], type[AttentionConv]] = {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gat.checks import check_probability
+from gat.dropout import drop
 
 
 class SparseDropout(nn.Module):
@@ -56,7 +57,7 @@ class SparseDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         if x.layout == torch.strided:
-            return F.dropout(x, self.p)
+            return drop(x, self.p)
         return _drop_stored(_as_csr(x), self.p)
 
     def extra_repr(self) -> str:
@@ -65,7 +66,7 @@ class SparseDropout(nn.Module):
 
 @torch.compiler.disable
 def _drop_stored(x: Tensor, p: float) -> Tensor:
-    out = _csr(x.crow_indices(), x.col_indices(), F.dropout(x.values(), p), x.shape)
+    out = _csr(x.crow_indices(), x.col_indices(), drop(x.values(), p), x.shape)
     _TRANSPOSES[out] = _transpose_of(x)  # the same places are filled
     return out
 

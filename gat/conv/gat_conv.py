@@ -10,24 +10,21 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
-from attn_core import PendingEdges, Separable, attend, scatter_softmax
+from attn_core import Separable, attend, scatter_softmax
 from gat.conv.base import (
-    AttentionConv,
-    check_arguments,
     check_features,
-    check_fill_value,
     is_autocast,
-    is_plain,
     pairs_of,
+    pairs_with,
     trusted,
     weights_like_input,
-    width_of,
 )
+from gat.conv.projecting import ProjectingConv, check_fill_value, is_plain, widths_of
 from gat.sparse import Linear
 
 
 @trusted
-class GATConv(AttentionConv):
+class GATConv(ProjectingConv):
     r"""Graph attention: each node averages its neighbours with weights that it learns to give.
 
     .. math::
@@ -82,17 +79,10 @@ class GATConv(AttentionConv):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_arguments(in_channels, out_channels, heads, dropout)
         kwargs.setdefault("aggr", "add")
-        super().__init__(node_dim=0, **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.heads = heads
-        self.concat = concat
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, **kwargs)
         self.negative_slope = negative_slope
-        self.dropout = dropout
         self.add_self_loops = add_self_loops
-        self.edge_dim = edge_dim
         self.fill_value = check_fill_value(fill_value)
         self.residual = residual
 
@@ -115,8 +105,7 @@ class GATConv(AttentionConv):
             self.lin_edge = linear(edge_dim, width)
             self.att_edge = Parameter(torch.empty(1, heads, out_channels))
         width = width if concat else out_channels
-        target_channels = in_channels if isinstance(in_channels, int) else in_channels[1]
-        self.res = linear(target_channels, width) if residual else None
+        self.res = linear(widths_of(in_channels)[1], width) if residual else None
         self.register_parameter("bias", Parameter(torch.empty(width)) if bias else None)
         self.reset_parameters()
 
@@ -164,8 +153,7 @@ class GATConv(AttentionConv):
         num_targets = _num_targets(size, h_src, h_dst)
         alpha_src, alpha_dst = self._node_scores(x, h_src, h_dst)
         support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
-        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
-        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, h_src)
+        edge_attr = self._edge_features(edge_attr, edge_index, h_src)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
@@ -185,9 +173,7 @@ class GATConv(AttentionConv):
             )
             pairs = pairs_of(support)[0] if need_weights else None
         else:
-            pairs, source_id = pairs_of(support)
-            if edge_attr is not None and isinstance(support, PendingEdges):
-                edge_attr = edge_attr.index_select(0, source_id)
+            pairs, edge_attr = pairs_with(support, edge_attr)
             out, weights = self._pass_messages(
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
@@ -247,11 +233,7 @@ class GATConv(AttentionConv):
 
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
         """What the features of each edge add to its score, `[E, H]`."""
-        assert self.lin_edge is not None
-        if edge_attr.dim() == 1:
-            edge_attr = edge_attr.unsqueeze(1)
-        features = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
-        return (features * self.att_edge).sum(-1)
+        return (self._project_edges(edge_attr) * self.att_edge).sum(-1)
 
     def _pass_messages(
         self,

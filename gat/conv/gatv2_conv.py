@@ -10,22 +10,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
-from attn_core import Additive, PendingEdges, attend, scatter_softmax
-from gat.conv.base import (
-    AttentionConv,
-    both_sides,
-    check_arguments,
-    check_fill_value,
-    pairs_of,
-    trusted,
-    weights_like_input,
-    width_of,
-)
+from attn_core import Additive, attend, scatter_softmax
+from gat.conv.base import pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
 from gat.sparse import Linear
 
 
 @trusted
-class GATv2Conv(AttentionConv):
+class GATv2Conv(ProjectingConv):
     r"""Graph attention with the activation *inside* the score: Bahdanau's, with LeakyReLU.
 
     .. math::
@@ -82,16 +74,9 @@ class GATv2Conv(AttentionConv):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_arguments(in_channels, out_channels, heads, dropout)
-        super().__init__(node_dim=0, **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.heads = heads
-        self.concat = concat
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, **kwargs)
         self.negative_slope = negative_slope
-        self.dropout = dropout
         self.add_self_loops = add_self_loops
-        self.edge_dim = edge_dim
         self.fill_value = check_fill_value(fill_value)
         self.residual = residual
         self.share_weights = share_weights
@@ -99,9 +84,7 @@ class GATv2Conv(AttentionConv):
         def linear(inputs: int, outputs: int, bias: bool) -> Linear:
             return Linear(inputs, outputs, bias=bias, weight_initializer="glorot")
 
-        of_sources, of_targets = (
-            (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
-        )
+        of_sources, of_targets = widths_of(in_channels)
         width = heads * out_channels
         self.lin_l = linear(of_sources, width, bias)
         self.lin_r = self.lin_l if share_weights else linear(of_targets, width, bias)
@@ -149,8 +132,7 @@ class GATv2Conv(AttentionConv):
         """
         h_l, h_r, residual = self._project(x)
         support = self._support(edge_index, h_l, h_r.shape[0], self.add_self_loops)
-        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
-        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, h_l)
+        edge_attr = self._edge_features(edge_attr, edge_index, h_l)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
@@ -170,9 +152,7 @@ class GATv2Conv(AttentionConv):
             )
             pairs = pairs_of(support)[0] if need_weights else None
         else:
-            pairs, source_id = pairs_of(support)
-            if edge_attr is not None and isinstance(support, PendingEdges):
-                edge_attr = edge_attr.index_select(0, source_id)
+            pairs, edge_attr = pairs_with(support, edge_attr)
             out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
 
         out = self._finish(out, residual, h_l.dtype, fused)
@@ -190,13 +170,6 @@ class GATv2Conv(AttentionConv):
         shape = (-1, self.heads, self.out_channels)
         h_l = self.lin_l(x_l).view(shape)
         return h_l, h_l if shared else self.lin_r(x_r).view(shape), residual
-
-    def _project_edges(self, edge_attr: Tensor) -> Tensor:
-        """What the features of each edge add inside its score, `[E, H, C]`."""
-        assert self.lin_edge is not None
-        if edge_attr.dim() == 1:
-            edge_attr = edge_attr.unsqueeze(1)
-        return self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
 
     def _pass_messages(
         self, pairs: Tensor, x: tuple[Tensor, Tensor], edge_attr: Tensor | None

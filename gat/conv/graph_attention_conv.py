@@ -33,16 +33,8 @@ from attn_core import (
 )
 from attn_core.named import named_normalizer, named_score, redraw, register, with_own
 from attn_core.scores import ACTIVATIONS
-from gat.conv.base import (
-    AttentionConv,
-    both_sides,
-    check_arguments,
-    check_fill_value,
-    pairs_of,
-    trusted,
-    weights_like_input,
-    width_of,
-)
+from gat.conv.base import pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
 from gat.edge_attention import EdgeAttention
 from gat.sparse import Linear
 
@@ -60,7 +52,7 @@ class _Parts:
 
 
 @trusted
-class GraphAttentionConv(AttentionConv):
+class GraphAttentionConv(ProjectingConv):
     r"""Attention among neighbours with a score and a normaliser of your choice.
 
     .. math::
@@ -132,16 +124,9 @@ class GraphAttentionConv(AttentionConv):
         residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_arguments(in_channels, out_channels, heads, dropout)
         kwargs.setdefault("aggr", "add")
-        super().__init__(node_dim=0, **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.heads = heads
-        self.concat = concat
-        self.dropout = dropout
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, **kwargs)
         self.add_self_loops = add_self_loops
-        self.edge_dim = edge_dim
         self.fill_value = check_fill_value(fill_value)
         self.share_weights = share_weights
         self.residual = residual
@@ -166,9 +151,7 @@ class GraphAttentionConv(AttentionConv):
         def linear(inputs: int, outputs: int, bias: bool) -> Linear:
             return Linear(inputs, outputs, bias=bias, weight_initializer="glorot")
 
-        of_sources, of_targets = (
-            (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
-        )
+        of_sources, of_targets = widths_of(in_channels)
         if share_weights and of_sources != of_targets:
             raise ValueError(
                 f"share_weights is True, but in_channels is {in_channels}: sources and targets "
@@ -250,21 +233,14 @@ class GraphAttentionConv(AttentionConv):
             )
             pairs = pairs_of(support)[0] if need_weights else None
         else:
-            pairs, source_id = pairs_of(support)
-            pair_key = parts.pair_key
-            if pair_key is not None and isinstance(support, PendingEdges):
-                pair_key = pair_key.index_select(0, source_id)
+            pairs, pair_key = pairs_with(support, parts.pair_key)
             # edge_updater_type: (query: Tensor, key: Tensor, pair_key: Tensor | None)
             weights = self.edge_updater(pairs, query=parts.query, key=parts.key, pair_key=pair_key)
             # propagate_type: (value: Tensor, alpha: Tensor)
             size = support.num_keys, support.num_queries
             out = self.propagate(pairs, value=parts.value, alpha=weights, size=size)
 
-        out = self._merge_heads(out).to(dtype)
-        if parts.residual is not None:
-            out = out + parts.residual
-        if self.bias is not None:
-            out = out + self.bias.to(dtype)
+        out = self._finish(out, parts.residual, dtype)
         if not need_weights:
             return out
         assert pairs is not None and weights is not None
@@ -323,12 +299,11 @@ class GraphAttentionConv(AttentionConv):
         query = key if shared else self.lin_query(x_dst).view(shape)
         value = key if self.lin_value is None else self.lin_value(x_src).view(shape)
         support = self._support(edge_index, key, query.shape[0], self.add_self_loops)
-        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
-        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, key)
+        edge_attr = self._edge_features(edge_attr, edge_index, key)
         pair_key = None
-        if edge_attr is not None and self.lin_edge is not None:
+        if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
-            pair_key = self.lin_edge(edge_attr).view(shape)
+            pair_key = self._project_edges(edge_attr)
         return _Parts(query, key, self._drop_values(value), support, pair_key, residual)
 
     def _is_one_op(self, parts: _Parts) -> bool:

@@ -10,23 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
-from attn_core import Edges, PendingEdges, ScaledDot, attend, scatter_softmax
-from gat.conv.base import (
-    AttentionConv,
-    add_to,
-    both_sides,
-    check_arguments,
-    is_plain,
-    pairs_of,
-    trusted,
-    weights_like_input,
-    width_of,
-)
+from attn_core import Edges, ScaledDot, attend, scatter_softmax
+from gat.conv.base import pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.projecting import ProjectingConv, add_to, both_sides, is_plain, widths_of
 from gat.sparse import Linear
 
 
 @trusted
-class TransformerConv(AttentionConv):
+class TransformerConv(ProjectingConv):
     r"""The scaled dot-product attention of the Transformer, among neighbours.
 
     .. math::
@@ -78,22 +69,13 @@ class TransformerConv(AttentionConv):
         root_weight: bool = True,
         **kwargs: Any,
     ) -> None:
-        check_arguments(in_channels, out_channels, heads, dropout)
         kwargs.setdefault("aggr", "add")
-        super().__init__(node_dim=0, **kwargs)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.heads = heads
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, **kwargs)
         self.beta = beta and root_weight
         self.root_weight = root_weight
-        self.concat = concat
-        self.dropout = dropout
-        self.edge_dim = edge_dim
         self._alpha = None  # torch_geometric's explainers look for it; between calls it is None
 
-        of_sources, of_targets = (
-            (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
-        )
+        of_sources, of_targets = widths_of(in_channels)
         width = heads * out_channels
         self.lin_key = Linear(of_sources, width, bias=bias)
         self.lin_query = Linear(of_targets, width, bias=bias)
@@ -156,8 +138,7 @@ class TransformerConv(AttentionConv):
         key = self.lin_key(x_src).view(shape)
         value = self._drop_values(self.lin_value(x_src).view(shape))
         support = self._support(edge_index, key, query.shape[0], self_loops=False)
-        edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
-        edge_attr = self._edge_features(edge_attr, edge_index, edge_dim, key)
+        edge_attr = self._edge_features(edge_attr, edge_index, key)
         if edge_attr is not None and isinstance(support, Edges) and support.given is not support:
             raise ValueError(
                 "edge_index is Edges to which self-loops were added, and edge_attr has no features "
@@ -180,9 +161,7 @@ class TransformerConv(AttentionConv):
             )
             pairs = pairs_of(support)[0] if need_weights else None
         else:
-            pairs, source_id = pairs_of(support)
-            if edge_attr is not None and isinstance(support, PendingEdges):
-                edge_attr = edge_attr.index_select(0, source_id)
+            pairs, edge_attr = pairs_with(support, edge_attr)
             # propagate_type: (query: Tensor, key: Tensor, value: Tensor, edge_attr: Tensor | None)
             out = self.propagate(pairs, query=query, key=key, value=value, edge_attr=edge_attr)
             weights, self._alpha = self._alpha, None
@@ -201,13 +180,6 @@ class TransformerConv(AttentionConv):
         if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
             return out, (edge_index, weights)  # which are in the order of its entries
         return out, weights_like_input(edge_index, support, pairs, weights)
-
-    def _project_edges(self, edge_attr: Tensor) -> Tensor:
-        """What the features of each edge add to its key and to its value, `[E, H, C]`."""
-        assert self.lin_edge is not None
-        if edge_attr.dim() == 1:
-            edge_attr = edge_attr.unsqueeze(1)
-        return self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
 
     def message(
         self,

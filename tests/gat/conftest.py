@@ -31,7 +31,10 @@ class Twins(Protocol):
 
 @pytest.fixture
 def twins() -> Twins:
-    """Makes our layer and theirs with the same parameters, of which none is zero."""
+    """Makes our layer and theirs with the same parameters, of which none is zero.
+
+    A `state_dict` goes both ways for it, as it must for whoever comes or goes.
+    """
 
     def make(
         *args: Any,
@@ -44,6 +47,10 @@ def twins() -> Twins:
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter)
         ours.load_state_dict(theirs.state_dict(), strict=True)
+        with torch.no_grad():
+            for parameter in ours.parameters():
+                parameter.mul_(0.9)
+        theirs.load_state_dict(ours.state_dict(), strict=True)
         return ours, theirs
 
     return make

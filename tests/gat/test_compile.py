@@ -20,6 +20,7 @@ from gat import GAT, AGNNConv, GATConv, GATv2Conv, TransformerConv
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
+MAIN = [GATConv, GATv2Conv, TransformerConv]
 
 
 @pytest.fixture(autouse=True)
@@ -134,13 +135,16 @@ def test_weights_come_out_of_one_graph(conv: Any, aggr: str, edge_dim: int | Non
         )
 
 
+@pytest.mark.parametrize("conv", MAIN)
 @pytest.mark.parametrize("built_with_loops", [True, False])
 @pytest.mark.parametrize("edge_dim", [None, 2])
 def test_edges_in_place_of_an_edge_index_compile(
-    built_with_loops: bool, edge_dim: int | None
+    conv: Any, built_with_loops: bool, edge_dim: int | None
 ) -> None:
+    if conv is TransformerConv and edge_dim is not None:
+        built_with_loops = False  # which would have no features
     edges = Edges.from_edge_index(EDGES, size=6, self_loops=built_with_loops)
-    layer = GATConv(4, 3, heads=2, edge_dim=edge_dim, dropout=0.5)
+    layer = conv(4, 3, heads=2, edge_dim=edge_dim, dropout=0.5)
     given = (X, edges) if edge_dim is None else (X, edges, torch.randn(7, edge_dim))
     expected = outcome(layer, layer, *given)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -159,13 +163,15 @@ def test_edges_of_other_sizes_need_one_recompilation_at_most() -> None:
     assert counter.frame_count <= 2
 
 
-def test_meta_tensors_give_shapes() -> None:
-    layer = GATConv(4, 3, heads=2).to("meta")
+@pytest.mark.parametrize("conv", MAIN)
+def test_meta_tensors_give_shapes(conv: Any) -> None:
+    layer = conv(4, 3, heads=2).to("meta")
     assert layer(X.to("meta"), EDGES.to("meta")).shape == (6, 6)
 
 
-def test_compiled_code_sees_edits_and_bad_edges() -> None:
-    layer, edge_index = GATConv(4, 3), EDGES.clone()
+@pytest.mark.parametrize("conv", MAIN)
+def test_compiled_code_sees_edits_and_bad_edges(conv: Any) -> None:
+    layer, edge_index = conv(4, 3), EDGES.clone()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     compiled(X, edge_index)
     edge_index[0, 0] = 3
@@ -175,8 +181,9 @@ def test_compiled_code_sees_edits_and_bad_edges() -> None:
         compiled(X, edge_index)
 
 
-def test_gradients_with_respect_to_functional_parameters() -> None:
-    layer = GATConv(4, 3, heads=2)
+@pytest.mark.parametrize("conv", MAIN)
+def test_gradients_with_respect_to_functional_parameters(conv: Any) -> None:
+    layer = conv(4, 3, heads=2)
     parameters = dict(layer.named_parameters())
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
@@ -187,8 +194,9 @@ def test_gradients_with_respect_to_functional_parameters() -> None:
         torch.testing.assert_close(gradient, parameters[name].grad)
 
 
-def test_an_ensemble_runs_as_one_vectorised_call() -> None:
-    layers = [GATConv(4, 3, heads=2, edge_dim=2) for _ in range(3)]
+@pytest.mark.parametrize("conv", MAIN)
+def test_an_ensemble_runs_as_one_vectorised_call(conv: Any) -> None:
+    layers = [conv(4, 3, heads=2, edge_dim=2) for _ in range(3)]
     edge_attr = torch.randn(7, 2)
     out = vmap(lambda *state: functional_call(layers[0], state, (X, EDGES, edge_attr)))(
         *stack_module_state(layers)
@@ -196,8 +204,9 @@ def test_an_ensemble_runs_as_one_vectorised_call() -> None:
     torch.testing.assert_close(out, torch.stack([layer(X, EDGES, edge_attr) for layer in layers]))
 
 
-def test_forward_mode_gives_the_directional_derivative() -> None:
-    layer, x = GATConv(4, 3, heads=2).double(), X.double()
+@pytest.mark.parametrize("conv", MAIN)
+def test_forward_mode_gives_the_directional_derivative(conv: Any) -> None:
+    layer, x = conv(4, 3, heads=2).double(), X.double()
     direction = torch.ones_like(x)
     _, derivative = jvp(lambda x: layer(x, EDGES), (x,), (direction,))
     step = 1e-6 * direction
@@ -205,10 +214,13 @@ def test_forward_mode_gives_the_directional_derivative() -> None:
     torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("conv", MAIN)
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("edge_dim", [None, 2])
-def test_an_exported_layer_serves_graphs_of_other_sizes(strict: bool, edge_dim: int | None) -> None:
-    layer = GATConv(4, 3, heads=2, edge_dim=edge_dim)
+def test_an_exported_layer_serves_graphs_of_other_sizes(
+    conv: Any, strict: bool, edge_dim: int | None
+) -> None:
+    layer = conv(4, 3, heads=2, edge_dim=edge_dim)
     inputs = [(x, pairs, *([edge_attr] if edge_dim else [])) for x, pairs, edge_attr in graphs(2)]
     nodes, edges = torch.export.Dim("nodes"), torch.export.Dim("edges")
     shapes = {
@@ -224,9 +236,10 @@ def test_an_exported_layer_serves_graphs_of_other_sizes(strict: bool, edge_dim: 
     torch.testing.assert_close(loaded(*inputs[1]), layer(*inputs[1]))
 
 
+@pytest.mark.parametrize("conv", MAIN)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_draws_the_same_dropout_again(reentrant: bool) -> None:
-    layer = GATConv(4, 3, heads=2, dropout=0.5)
+def test_checkpointing_draws_the_same_dropout_again(conv: Any, reentrant: bool) -> None:
+    layer = conv(4, 3, heads=2, dropout=0.5)
     x = X.clone().requires_grad_()
 
     def again(x: Tensor, edge_index: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 import sys
 import types
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 import torch_geometric.nn
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer, PGExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.nn import HeteroConv, SAGPooling, SumAggregation, to_hetero
 from torch_geometric.nn.models.basic_gnn import BasicGNN
@@ -30,6 +31,12 @@ ALL = [*PROJECTING, "AGNNConv"]
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
 EDGE_ATTR = torch.randn(7, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+CLASSIFICATION = {
+    "mode": "multiclass_classification",
+    "task_level": "node",
+    "return_type": "raw",
+}
 
 
 class Net(nn.Module):
@@ -86,11 +93,7 @@ def test_explainers_find_the_same_masks(
             explanation_type="model",
             edge_mask_type="object",
             node_mask_type=node_mask,
-            model_config={
-                "mode": "multiclass_classification",
-                "task_level": "node",
-                "return_type": "raw",
-            },
+            model_config=CLASSIFICATION,
         )
         if algorithm is AttentionExplainer and isinstance(nets[0].first, AGNNConv):
             with pytest.raises(ValueError, match="Could not collect any attention"):
@@ -100,6 +103,24 @@ def test_explainers_find_the_same_masks(
     if masks:
         assert_same(*masks)
         assert masks[0].any()
+
+
+def test_a_network_that_draws_masks_learns_the_same(nets: Any) -> None:
+    masks, target = [], torch.tensor([0, 1, 0, 1, 0])
+    for net in nets:
+        torch.manual_seed(0)
+        explainer = Explainer(
+            net,
+            PGExplainer(epochs=3).double(),
+            explanation_type="phenomenon",
+            edge_mask_type="object",
+            model_config=CLASSIFICATION,
+        )
+        for epoch, index in itertools.product(range(3), range(5)):
+            explainer.algorithm.train(epoch, net, X, EDGES, target=target, index=index)
+        masks.append(explainer(X, EDGES, target=target, index=1).edge_mask)
+    assert_same(*masks)
+    assert masks[0].any()
 
 
 def test_edge_masks_act_until_they_are_cleared(nets: Any) -> None:
@@ -450,6 +471,26 @@ def test_hetero_conv(twins: Any, name: str) -> None:
     assert_same(*(net(HETERO_X, HETERO_EDGES)["paper"] for net in nets))
 
 
+def test_agnn_among_the_nodes_of_one_type(twins: Any) -> None:
+    """It looks at one set of nodes; between two types HeteroConv would hand it a pair."""
+
+    class Model(nn.Module):
+        def __init__(self, conv: Any) -> None:
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.conv(x, edge_index).relu()
+
+    metadata = ["paper"], EDGE_TYPES[:1]
+    for make in (
+        lambda conv: lambda: HeteroConv({EDGE_TYPES[0]: conv()}),
+        lambda conv: lambda: to_hetero(Model(conv), metadata),
+    ):
+        nets = twins(classes=tuple(map(make, classes("AGNNConv"))))
+        assert_same(*(net({"paper": X}, {EDGE_TYPES[0]: EDGES})["paper"] for net in nets))
+
+
 @pytest.mark.parametrize("name", PROJECTING)
 def test_to_hetero(name: str) -> None:
     class Lazy(nn.Module):
@@ -513,7 +554,7 @@ def test_in_a_model_built_on_torch_geometrics_base(
     assert_same(*(net(*given[0], **given[1]) for net in nets))
 
 
-@pytest.mark.parametrize("name", PROJECTING)
+@pytest.mark.parametrize("name", ALL)
 def test_as_the_score_of_self_attention_pooling(twins: Any, name: str) -> None:
     ours, theirs = classes(name)
     pools = twins(classes=(lambda: SAGPooling(4, GNN=ours), lambda: SAGPooling(4, GNN=theirs)))
@@ -527,23 +568,6 @@ def test_a_batch_of_graphs_is_their_disjoint_union(name: str) -> None:
     batch = Batch.from_data_list(graphs)
     apart = [layer(graph.x, graph.edge_index) for graph in graphs]
     assert_same(layer(batch.x, batch.edge_index), torch.cat(apart))
-
-
-@pytest.mark.parametrize("in_channels", [4, (4, 4)])
-@pytest.mark.parametrize("name", PROJECTING)
-def test_sampled_neighbourhoods_give_the_targets_of_the_whole_graph(
-    twins: Any, name: str, in_channels: Any
-) -> None:
-    """As a NeighborLoader hands them over: the targets are the first of the sources."""
-    ours, theirs = twins(in_channels, 3, 2, classes=classes(name))
-    edge_index = EDGES[:, EDGES[1] < 2]
-    size = {"size": (5, 2)} if name == "GATConv" else {}
-    sampled = [
-        layer((X, X[:2]), edge_index, return_attention_weights=True, **size)[0]
-        for layer in (ours, theirs)
-    ]
-    assert_same(*sampled)
-    assert_same(sampled[0], ours((X, X), EDGES)[:2])
 
 
 def test_summary_lists_it(nets: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,9 @@
-"""Models built of graph attention layers: one body, and the layer it is made of."""
+"""The body of the models: layers of graph attention, and what comes after them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +11,10 @@ from torch import Tensor, nn
 from torch_geometric.nn import JumpingKnowledge
 from torch_geometric.utils import scatter
 
-from attn_core import Normalizer
 from gat.checks import check_probability
-from gat.conv import (
-    AGNNConv,
-    EdgeAttention,
-    GATConv,
-    GATv2Conv,
-    GraphAttentionConv,
-    TransformerConv,
-)
-from gat.conv.base import AttentionConv
-from gat.sparse import Linear, SparseDropout
+from gat.conv import EdgeAttention
+from gat.conv.projecting import ProjectingConv
+from gat.sparse import SparseDropout
 
 LEVELS = ("node", "edge", "graph")
 JUMPING = ("cat", "max", "lstm")
@@ -58,8 +49,9 @@ class AttentionNetwork(nn.Module):
     over each graph, or a network with one hidden layer for each pair of nodes.
 
     Args:
-        make_conv: builds a layer; it is given in_channels, out_channels, heads, and by name concat,
-            dropout and edge_dim.
+        conv: builds a layer; it is given in_channels, out_channels, heads, and by name concat,
+            dropout, edge_dim and what is in of_conv.
+        of_conv: arguments of each layer, which become part of `config`.
         in_channels: features per node; -1 to take it from the first call.
         hidden_channels: features per head of the hidden layers.
         out_channels: what comes out per node, pair or graph, such as the number of classes.
@@ -86,7 +78,8 @@ class AttentionNetwork(nn.Module):
 
     def __init__(
         self,
-        make_conv: Callable[..., AttentionConv],
+        conv: Callable[..., ProjectingConv],
+        of_conv: dict[str, Any],
         in_channels: int,
         hidden_channels: int,
         out_channels: int,
@@ -136,10 +129,11 @@ class AttentionNetwork(nn.Module):
             "jumping": jumping,
             "level": level,
             "edge_dim": edge_dim,
+            **of_conv,
         }
         self.drop = SparseDropout(dropout)
         width = heads * hidden_channels
-        shared: dict[str, Any] = {
+        shared = of_conv | {
             "dropout": dropout if attention_dropout is None else attention_dropout,
             "edge_dim": edge_dim,
         }
@@ -147,13 +141,13 @@ class AttentionNetwork(nn.Module):
         num_hidden = num_layers if has_head else num_layers - 1
         widths = [in_channels] + [width] * num_layers
         convs = [
-            make_conv(widths[i], hidden_channels, heads, concat=True, **shared)
+            conv(widths[i], hidden_channels, heads, concat=True, **shared)
             for i in range(num_hidden)
         ]
         if not has_head:
-            convs.append(make_conv(widths[-2], out_channels, out_heads, concat=False, **shared))
-        for conv in convs:
-            conv.value_dropout = value_dropout
+            convs.append(conv(widths[-2], out_channels, out_heads, concat=False, **shared))
+        for layer in convs:
+            layer.value_dropout = value_dropout
         self.convs = nn.ModuleList(convs)
 
         def each(make: Callable[[], nn.Module], wanted: bool) -> nn.ModuleList:
@@ -296,298 +290,6 @@ class AttentionNetwork(nn.Module):
             )
         if level == "edge":
             _check_pairs(edge_label_index, num_nodes)
-
-
-class GAT(AttentionNetwork):
-    """A graph attention network of L layers, as in the paper that introduced them.
-
-    Dropout and a GATConv in each layer, ELU between them; hidden layers concatenate their heads,
-    the last one averages its own. Veličković et al., "Graph Attention Networks", ICLR 2018.
-
-    Args:
-        in_channels: features per node.
-        hidden_channels: features per head of the hidden layers.
-        out_channels: what comes out per node, such as the number of classes.
-        negative_slope: of LeakyReLU in the scores. Default 0.2.
-        residual: add to each layer a linear map of its input. Default False.
-        add_self_loops: let each node attend to itself. Default True.
-        **options: of `gat.models.AttentionNetwork`, with its defaults: num_layers=2, heads=8,
-            out_heads=1, dropout=0.6, attention_dropout (the same), value_dropout=0, norm=False,
-            feed_forward=0, jumping=None, level="node", edge_dim=None.
-
-    Raises:
-        ValueError: fewer than one layer or head, or a dropout outside [0, 1].
-
-    >>> import torch
-    >>> model = GAT(in_channels=4, hidden_channels=8, out_channels=3)
-    >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
-    >>> model(x, edge_index).shape
-    torch.Size([5, 3])
-    >>> logits, attention = model(x, edge_index, return_attention_weights=True)
-    >>> [layer.weights.shape for layer in attention]  # 4 edges and 5 self-loops
-    [torch.Size([9, 8]), torch.Size([9, 1])]
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        negative_slope: float = 0.2,
-        residual: bool = False,
-        add_self_loops: bool = True,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        own: dict[str, Any] = {
-            "negative_slope": negative_slope,
-            "residual": residual,
-            "add_self_loops": add_self_loops,
-        }
-        make_conv = partial(GATConv, **own)
-        super().__init__(make_conv, in_channels, hidden_channels, out_channels, **options)
-        self.config |= own
-
-
-class GATv2(AttentionNetwork):
-    """A graph attention network whose nodes rank their neighbours each in its own way.
-
-    `GAT` with GATv2Conv as its layers. Brody, Alon, Yahav, "How Attentive are Graph Attention
-    Networks?", ICLR 2022.
-
-    Args:
-        in_channels, hidden_channels, out_channels, negative_slope, residual, add_self_loops: as in
-            `GAT`.
-        share_weights: one projection for sources and targets. Default False.
-        **options: of `gat.models.AttentionNetwork`, with its defaults.
-
-    Raises:
-        ValueError: see `gat.models.AttentionNetwork`.
-
-    >>> import torch
-    >>> model = GATv2(4, 8, 3, level="graph", jumping="max")
-    >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 0, 4]])
-    >>> model(x, edge_index, batch=torch.tensor([0, 0, 0, 1, 1])).shape
-    torch.Size([2, 3])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        negative_slope: float = 0.2,
-        residual: bool = False,
-        add_self_loops: bool = True,
-        share_weights: bool = False,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        own: dict[str, Any] = {
-            "negative_slope": negative_slope,
-            "residual": residual,
-            "add_self_loops": add_self_loops,
-            "share_weights": share_weights,
-        }
-        make_conv = partial(GATv2Conv, **own)
-        super().__init__(make_conv, in_channels, hidden_channels, out_channels, **options)
-        self.config |= own
-
-
-class GraphTransformer(AttentionNetwork):
-    """A Transformer whose attention runs along the edges of a graph.
-
-    TransformerConv as layers, with layer normalisation and feed-forward networks. Shi et al.,
-    "Masked Label Prediction: Unified Message Passing Model for Semi-Supervised Classification",
-    IJCAI 2021; Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
-
-    Args:
-        in_channels, hidden_channels, out_channels: as in `GAT`.
-        residual: add to each layer a linear map of its input. Default True.
-        beta: let a gate choose between that and what attention brings. Default False.
-        norm: layer normalisation. Default True.
-        feed_forward: hidden width of the feed-forward networks, as a multiple of their input's; 0
-            leaves them out. Default 2.
-        dropout: of the input of each layer and of the weights. Default 0.1.
-        **options: of `gat.models.AttentionNetwork`, with its defaults.
-
-    Raises:
-        ValueError: see `gat.models.AttentionNetwork`.
-
-    >>> import torch
-    >>> model = GraphTransformer(4, 8, 1, level="edge")
-    >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
-    >>> model(x, edge_index, edge_label_index=torch.tensor([[0, 4], [3, 1]])).shape
-    torch.Size([2, 1])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        residual: bool = True,
-        beta: bool = False,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        make_conv = partial(TransformerConv, root_weight=residual, beta=beta)
-        defaults: NetworkOptions = {"norm": True, "feed_forward": 2, "dropout": 0.1}
-        chosen: NetworkOptions = {**defaults, **options}
-        super().__init__(make_conv, in_channels, hidden_channels, out_channels, **chosen)
-        self.config |= {"residual": residual, "beta": beta}
-
-
-class GraphAttention(AttentionNetwork):
-    """A graph attention network with a score and a normaliser of your choice.
-
-    `GAT` with GraphAttentionConv as its layers; what they compute is told there.
-
-    Args:
-        in_channels, hidden_channels, out_channels, residual, add_self_loops: as in `GAT`.
-        score: the name of a score. Default "additive". A score of `attn_core`, which every layer
-            would share, is better given to the layers of a model of your own.
-        normalizer: the name of a normaliser, or one of `attn_core`. Default "softmax".
-        activation: in the score, where it has one. Default: the score's own.
-        share_weights: one projection for sources and targets. Default False.
-        value_projection: give the values a projection of their own. Default True.
-        **options: of `gat.models.AttentionNetwork`, with its defaults.
-
-    Raises:
-        ValueError: see `gat.models.AttentionNetwork` and `gat.GraphAttentionConv`.
-
-    >>> import torch
-    >>> model = GraphAttention(4, 8, 3, score="cosine", normalizer="sparsemax")
-    >>> model(torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])).shape
-    torch.Size([5, 3])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        score: str = "additive",
-        normalizer: str | Normalizer = "softmax",
-        activation: str | None = None,
-        share_weights: bool = False,
-        value_projection: bool = True,
-        residual: bool = False,
-        add_self_loops: bool = True,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        own: dict[str, Any] = {
-            "score": score,
-            "normalizer": normalizer,
-            "activation": activation,
-            "share_weights": share_weights,
-            "value_projection": value_projection,
-            "residual": residual,
-            "add_self_loops": add_self_loops,
-        }
-        make_conv = partial(GraphAttentionConv, **own)
-        super().__init__(make_conv, in_channels, hidden_channels, out_channels, **options)
-        self.config |= own
-
-
-class AGNN(nn.Module):
-    """A linear map, L layers of attention by the direction of the features, and a linear map.
-
-    Attention has one parameter in each layer, β, which in the first stays 1 (on whose learning
-    nothing was gained). Thekumparampil et al., "Attention-based Graph Neural Network for
-    Semi-Supervised Learning", 2018.
-
-    Args:
-        in_channels: features per node.
-        hidden_channels: features per node between the two maps.
-        out_channels: what comes out per node, such as the number of classes.
-        num_layers: L. Default 2.
-        dropout: of the input of both maps, in training. Default 0.5.
-        add_self_loops: let each node attend to itself. Default True.
-
-    Raises:
-        ValueError: fewer than one layer, or a dropout outside [0, 1].
-
-    >>> import torch
-    >>> model = AGNN(in_channels=4, hidden_channels=16, out_channels=3)
-    >>> model(torch.randn(3, 4), torch.tensor([[0, 1], [1, 2]])).shape
-    torch.Size([3, 3])
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        num_layers: int = 2,
-        dropout: float = 0.5,
-        add_self_loops: bool = True,
-    ) -> None:
-        super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers is {num_layers}; a network needs at least one")
-        check_probability("dropout", dropout)
-        self.config: dict[str, Any] = {
-            "in_channels": in_channels,
-            "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
-            "num_layers": num_layers,
-            "dropout": dropout,
-            "add_self_loops": add_self_loops,
-        }
-        self.drop = SparseDropout(dropout)
-        self.first = Linear(in_channels, hidden_channels, weight_initializer="glorot")
-        self.convs = nn.ModuleList(
-            AGNNConv(requires_grad=i > 0, add_self_loops=add_self_loops) for i in range(num_layers)
-        )
-        self.last = Linear(hidden_channels, out_channels, weight_initializer="glorot")
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters of all layers anew."""
-        for part in (self.first, *self.convs, self.last):
-            part.reset_parameters()
-
-    def forward(
-        self,
-        x: Tensor,
-        edge_index: Any,
-        edge_attr: Tensor | None = None,
-        return_attention_weights: bool = False,
-    ) -> Any:
-        """The output of the last map.
-
-        Args:
-            x: `[N, in_channels]`, dense or `torch.sparse_csr`.
-            edge_index: the edges, in any form that AGNNConv takes.
-            edge_attr: must be None; AGNNConv has no use for them.
-            return_attention_weights: return every layer's attention as well. Default False.
-
-        Returns:
-            `[N, out_channels]`; with return_attention_weights, that and a list of one
-            `EdgeAttention(edge_index, weights)` per layer.
-        """
-        if edge_attr is not None:
-            raise ValueError(
-                f"edge_attr of shape {list(edge_attr.shape)} is given to an AGNN, whose attention "
-                "knows no features of edges: leave it out, or take another model"
-            )
-        x = F.relu(self.first(self.drop(x)))
-        attention = []
-        for conv in self.convs:
-            if return_attention_weights:
-                attention.append(conv.attention(x, edge_index))  # type: ignore[operator]
-            x = conv(x, edge_index)
-        out = self.last(self.drop(x))
-        return (out, attention) if return_attention_weights else out
-
-    def embed(self, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Tensor:
-        """What enters the last map, `[N, hidden_channels]`."""
-        x = F.relu(self.first(self.drop(x)))
-        for conv in self.convs:
-            x = conv(x, edge_index)
-        return x
 
 
 def _check_pairs(pairs: Tensor | None, num_nodes: int) -> None:
