@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.kernels import csr
+from attn_core.kernels import csr, triton
 from attn_core.kernels.call import Call
 from attn_core.kernels.request import Request
 from attn_core.scores import ACTIVATIONS, Additive, Dot
@@ -65,9 +65,14 @@ def edge_scores(
     constant: float,
 ) -> Tensor:
     """Logits `[E, H]` in the order of edge_index; the arguments are those of `edge_attention`."""
-    problem = _problem(
+    request = _request(
         query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
     )
+    if triton.serves(key, key):
+        from attn_core.kernels.triton import scores  # which imports Triton
+
+        return scores.forward(request)
+    problem = csr.Problem.of(request)
     ordered = problem.logits()
     logits = torch.empty_like(ordered)
     logits[problem.pair] = ordered
@@ -95,9 +100,15 @@ def edge_scores_backward(
     constant: float,
 ) -> list[Tensor]:
     """Gradients of query, key, vector and pair_key; those that are not `needed` are empty."""
-    problem = _problem(
+    request = _request(
         query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
     )
+    if triton.serves(key, grad):
+        from attn_core.kernels.triton import scores
+
+        found = scores.backward(request, grad, needed)
+        return [grad.new_empty(0) if g is None else g for g in found]
+    problem = csr.Problem.of(request)
     gradients = csr.score_backward(problem, grad.index_select(0, problem.pair), *needed)
     return [grad.new_empty(0) if g is None else g for g in gradients]
 
@@ -111,7 +122,7 @@ def _(*inputs: Any) -> list[Tensor]:
     ]
 
 
-def _problem(
+def _request(
     query: Tensor | None,
     key: Tensor,
     vector: Tensor | None,
@@ -121,10 +132,10 @@ def _problem(
     num_queries: int,
     kind: str,
     constant: float,
-) -> csr.Problem:
+) -> Request:
     # By the pairs that Edges own, unless these Edges are gone by the time of the backward pass
     edges = handled_edges(edge_index) or cached_edges(edge_index, num_keys, num_queries, False)
-    request = Request(
+    return Request(
         edges,
         None,
         edges.num_edges,
@@ -141,7 +152,6 @@ def _problem(
         seed=None,
         pair_id=None,
     )
-    return csr.Problem.of(request)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

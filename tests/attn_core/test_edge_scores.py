@@ -154,9 +154,10 @@ def test_weights_make_no_tensor_of_pairs_times_heads_times_channels(
     x = leaf(nodes, heads, width, dtype=torch.float32)
     score = Dot() if kind == "dot" else Additive(leaf(heads, width, dtype=torch.float32))
     spy, saved = Largest(), [0]
-    for function in ("_problem",):  # what follows in a body runs below the dispatcher otherwise
-        monkeypatch.setattr(edge_scores, function, spied(spy, getattr(edge_scores, function)))
-    for owner, function in ((csr.Problem, "logits"), (csr, "score_backward")):
+    for owner, function in (  # these run below the dispatcher otherwise, in the bodies of ops
+        (edge_scores, "_request"), (csr.Problem, "of"), (csr.Problem, "logits"),
+        (csr, "score_backward"),
+    ):  # fmt: skip
         monkeypatch.setattr(owner, function, spied(spy, getattr(owner, function)))
 
     def pack(tensor: Tensor) -> Tensor:
