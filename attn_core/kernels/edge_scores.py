@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.kernels import csr
+from attn_core.kernels import csr, triton
 from attn_core.kernels.call import Call
 from attn_core.kernels.cpu import pairs
 from attn_core.kernels.request import Request
@@ -65,11 +65,16 @@ def edge_scores(
     constant: float,
 ) -> Tensor:
     """Logits `[E, H]` in the order of edge_index; the arguments are those of `edge_attention`."""
-    problem = _problem(
+    request = _request(
         query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
     )
-    if pairs.serves(problem.edges, key, kind):
-        return pairs.scores(problem.edges, query, key, vector, pair_key, kind, constant)
+    if triton.serves(key, key):
+        from attn_core.kernels.triton import scores  # which imports Triton
+
+        return scores.forward(request)
+    if pairs.serves(request.edges, key, kind):
+        return pairs.scores(request.edges, query, key, vector, pair_key, kind, constant)
+    problem = csr.Problem.of(request)
     ordered = problem.logits()
     logits = torch.empty_like(ordered)
     logits[problem.pair] = ordered
@@ -97,14 +102,18 @@ def edge_scores_backward(
     constant: float,
 ) -> list[Tensor]:
     """Gradients of query, key, vector and pair_key; those that are not `needed` are empty."""
-    problem = _problem(
+    request = _request(
         query, key, vector, pair_key, edge_index, num_keys, num_queries, kind, constant
     )
-    gradients = (
-        _by_kernel(problem, grad, *needed)
-        if pairs.serves(problem.edges, key, kind)
-        else csr.score_backward(problem, grad.index_select(0, problem.pair), *needed)
-    )
+    if triton.serves(key, grad):
+        from attn_core.kernels.triton import scores
+
+        gradients = scores.backward(request, grad, needed)
+    elif pairs.serves(request.edges, key, kind):
+        gradients = list(_by_kernel(request, grad, *needed))
+    else:
+        problem = csr.Problem.of(request)
+        gradients = list(csr.score_backward(problem, grad.index_select(0, problem.pair), *needed))
     return [grad.new_empty(0) if g is None else g for g in gradients]
 
 
@@ -117,7 +126,7 @@ def _(*inputs: Any) -> list[Tensor]:
     ]
 
 
-def _problem(
+def _request(
     query: Tensor | None,
     key: Tensor,
     vector: Tensor | None,
@@ -127,10 +136,10 @@ def _problem(
     num_queries: int,
     kind: str,
     constant: float,
-) -> csr.Problem:
+) -> Request:
     # By the pairs that Edges own, unless these Edges are gone by the time of the backward pass
     edges = handled_edges(edge_index) or cached_edges(edge_index, num_keys, num_queries, False)
-    request = Request(
+    return Request(
         edges,
         None,
         edges.num_edges,
@@ -147,18 +156,17 @@ def _problem(
         seed=None,
         pair_id=None,
     )
-    return csr.Problem.of(request)
 
 
 def _by_kernel(
-    problem: csr.Problem,
+    request: Request,
     grad: Tensor,
     need_query: bool,
     need_key: bool,
     need_vector: bool,
     need_pair_key: bool,
 ) -> tuple[Tensor | None, ...]:
-    p, query, key = problem, problem.query, problem.key
+    p, query, key = request, request.query, request.key
     if query is None:
         query = key.new_zeros(1, *key.shape[1:]).expand(p.edges.num_queries, -1, -1)
     settings: dict[str, Any] = {"kind": p.kind, "constant": p.constant}

@@ -162,7 +162,8 @@ def test_weights_make_no_tensor_of_pairs_times_heads_times_channels(
     score = Dot() if kind == "dot" else Additive(leaf(heads, width, dtype=torch.float32))
     spy, saved = Largest(), [0]
     for owner, function in (  # what follows in a body runs below the dispatcher otherwise
-        (edge_scores, "_problem"),
+        (edge_scores, "_request"),
+        (csr.Problem, "of"),
         (csr.Problem, "logits"),
         (csr, "score_backward"),
         (csr, "weighted_sums"),

@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 import gat
 from attn_core import Edges, Entmax, ScaledDot, Sparsemax, scatter_softmax, segments
-from attn_core.kernels import edges
+from attn_core.kernels import edge_scores, edges
 
 pytest.importorskip("triton", reason="needs the extra gat[gpu]")
 
-from attn_core.kernels.triton import plan, run
+from attn_core.kernels.triton import plan, run, scores
 from attn_core.kernels.triton import segments as of_segments
 
 # What looks at the numbers, or makes tensors whose sizes depend on them
@@ -58,6 +58,7 @@ class Watch(TorchFunctionMode):
 IN_BACKWARD = (
     (edges, "_request"),
     (run, "backward"),
+    (scores, "backward"),
     (segments, "_items"),
     (of_segments, "sums"),
     (of_segments, "softmax_backward"),
@@ -83,7 +84,9 @@ def watched(device: str) -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small graphs are treated like large ones."""
     monkeypatch.setattr(plan, "CHUNK", 4)
+    monkeypatch.setattr(edge_scores, "SMALL", 0)
 
 
 def a_graph(device: str) -> Tensor:

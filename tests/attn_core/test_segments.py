@@ -32,6 +32,7 @@ from attn_core import (
     supports,
     weights,
 )
+from attn_core.kernels import csr, edge_scores
 from attn_core.normalizers import EdgeRows
 
 pytest.importorskip("triton", reason="needs the extra gat[gpu]")
@@ -253,8 +254,14 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_is_added_atomically(device: str) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_nothing_is_added_atomically(
+    large: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither forward nor backward calls what torch sums in whichever order threads come."""
+    if large:
+        monkeypatch.setattr(edge_scores, "SMALL", 0)
+        monkeypatch.setattr(csr.Problem, "of", lambda *_: pytest.fail("plain torch was called"))
     edges = Edges.from_edge_index(torch.randint(5, (2, 20)).to(device), 5)
     x = torch.randn(5, 2, 3, device=device, requires_grad=True)
     with Operators() as spy:

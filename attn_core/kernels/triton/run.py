@@ -54,8 +54,8 @@ class Problem(Request):
                 edge_id = self.pair_id.index_select(0, order.permutation)
         return (
             *items[:4], len(items.row), side.other, place, edge_id, self.seed, threshold,
-            keep_scale, *_strided(self.query), *_strided(self.key), *_strided(self.value),
-            self.vector, *_strided(self.bias), *_strided(self.pair_key), *_strided(self.pair_value),
+            keep_scale, *strided(self.query), *strided(self.key), *strided(self.value),
+            self.vector, *strided(self.bias), *strided(self.pair_key), *strided(self.pair_value),
         )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def _forward(p: Problem) -> tuple[Tensor, Tensor]:
     if not log_sum_exp.numel():
         return output, log_sum_exp
     side = side_of(p.edges, "query")
-    part_output, part_log_sum_exp = _parts(p, side, width), _parts(p, side)
+    part_output, part_log_sum_exp = parts_of(p, side, width), parts_of(p, side)
     settings = p.settings()
-    attend_rows[_grid(len(side.items.row), settings)](
+    attend_rows[grid_of(side, settings)](
         *p.arguments(side, "query"), output, log_sum_exp, part_output, part_log_sum_exp, **settings
     )
-    _combine(side, part_output, output, part_log_sum_exp, log_sum_exp)
+    combine(side, part_output, output, part_log_sum_exp, log_sum_exp)
     return output, log_sum_exp
 
 
@@ -136,8 +136,8 @@ def _backward(
     grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
     if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
         side = side_of(p.edges, "query")
-        grid = _grid(len(side.items.row), settings)
-        part_query = None if grad_query is None else _parts(p, side, p.key.shape[2])
+        grid = grid_of(side, settings)
+        part_query = None if grad_query is None else parts_of(p, side, p.key.shape[2])
         part_vector = None
         if grad_vector is not None:
             part_vector = mean.new_empty(grid[0], p.heads, p.key.shape[2])
@@ -145,24 +145,24 @@ def _backward(
             *p.arguments(side, "query"), *of_rows, grad_query, part_query, part_vector, *grad_pairs,
             **settings,
         )  # fmt: skip
-        _combine(side, part_query, grad_query)
+        combine(side, part_query, grad_query)
         if part_vector is not None:
             grads[3] = part_vector.sum(0)
     if grad_key is not None or grad_value is not None:
         side = side_of(p.edges, "key")
-        part_key = None if grad_key is None else _parts(p, side, p.key.shape[2])
-        part_value = None if grad_value is None else _parts(p, side, p.value.shape[2])
+        part_key = None if grad_key is None else parts_of(p, side, p.key.shape[2])
+        part_value = None if grad_value is None else parts_of(p, side, p.value.shape[2])
         if len(side.items.row):
-            by_key[_grid(len(side.items.row), settings)](
+            by_key[grid_of(side, settings)](
                 *p.arguments(side, "key"), *of_rows, grad_key, part_key, grad_value, part_value,
                 **settings,
             )  # fmt: skip
-        _combine(side, part_key, grad_key)
-        _combine(side, part_value, grad_value)
+        combine(side, part_key, grad_key)
+        combine(side, part_value, grad_value)
     return grads
 
 
-def _combine(
+def combine(
     side: Side,
     parts: Tensor | None,
     x: Tensor | None,
@@ -181,14 +181,16 @@ def _combine(
     )  # fmt: skip
 
 
-def _parts(p: Problem, side: Side, *width: int) -> Tensor | None:
+def parts_of(p: Problem, side: Side, *width: int) -> Tensor | None:
     """Room for partial results `[parts, H, *width]`; None if no row was cut."""
     if not side.items.num_parts:
         return None
     return p.value.new_empty(side.items.num_parts, p.heads, *width, dtype=p.dtype)
 
 
-def _grid(items: int, settings: dict[str, Any]) -> tuple[int, int]:
+def grid_of(side: Side, settings: dict[str, Any]) -> tuple[int, int]:
+    """The programs: items by heads."""
+    items = len(side.items.row)
     return triton.cdiv(items, settings["ROWS"]), triton.cdiv(settings["heads"], settings["HEADS"])
 
 
@@ -204,7 +206,7 @@ def _packed(x: _Maybe) -> _Maybe:
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _strided(x: Tensor | None) -> tuple[Tensor | None, int, int]:
+def strided(x: Tensor | None) -> tuple[Tensor | None, int, int]:
     """A tensor with the strides of its rows and heads."""
     return (None, 0, 0) if x is None else (x, x.stride(0), x.stride(1))
 

@@ -21,6 +21,7 @@ TYPES = {
 LAUNCHED = {
     "attend_rows", "combine_rows", "mean_rows", "by_query", "by_key", "reduce_rows",
     "softmax_entries", "softmax_backward_entries", "additive_logits", "additive_grads",
+    "score_rows", "score_grads",
 }  # fmt: skip
 
 
@@ -64,10 +65,10 @@ def compile_all(capability: int) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
     from attn_core import Additive, Dot, Edges, attend, scatter_softmax
     from attn_core.kernels import triton as kernels
-    from attn_core.kernels.triton import additive, plan, run, segments
+    from attn_core.kernels.triton import additive, plan, run, scores, segments
     from attn_core.normalizers import EdgeRows
 
-    for module in (run, segments, additive):
+    for module in (run, segments, additive, scores):
         for name, kernel in list(vars(module).items()):
             if type(kernel).__name__ == "JITFunction" and name in LAUNCHED:
                 setattr(module, name, Compiling(kernel, capability))
@@ -100,6 +101,13 @@ def compile_all(capability: int) -> None:
                 dropout=0.5 if per_pair else 0.0,
             )
             result.output.sum().backward()
+            tokens = leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)
+            vector = None if score == "dot" else leaf(heads, width, dtype=dtype)
+            pairs = leaf(*rows, width, dtype=dtype) if per_pair else None
+            logits = torch.ops.attn_core.edge_scores(
+                *tokens, vector, pairs, support.pairs, 4, 4, score, 0.2
+            )
+            logits.sum().backward()
     for dtype, columns in ((torch.float32, 8), (torch.float16, 300), (torch.float64, 1)):
         x = leaf(support.num_edges, columns, dtype=dtype)
         with kernels.on_cpu():

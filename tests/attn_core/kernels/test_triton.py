@@ -475,7 +475,7 @@ def test_they_compile_for_a_gpu(capability: int, tmp_path: Path) -> None:
     names = {
         "attend_rows", "combine_rows", "mean_rows", "by_query", "by_key",
         "reduce_rows", "softmax_entries", "softmax_backward_entries",
-        "additive_logits", "additive_grads",
+        "additive_logits", "additive_grads", "score_rows", "score_grads",
     }  # fmt: skip
     assert {line.split()[0] for line in done.stdout.splitlines()} == names
 
