@@ -28,7 +28,6 @@ from attn_core import (
 )
 from benchmarks._graphs import make_graph
 from benchmarks._worker import Contender, of_layers
-from datasets import karate_club, planetoid
 
 FORWARD, BOTH = "forward", "forward and backward"
 OURS, PEER, COMPILED = "ours", "torch_geometric", "torch_geometric, compiled"
@@ -129,7 +128,7 @@ def steps(graph: str, nodes: int, edges: int, heads: int, width: int) -> Contend
 
     def sort() -> None:
         anew = Edges.from_edge_index(support.pairs, nodes)
-        _ = anew.by_query, anew.by_key
+        _ = anew.keys_by_query, anew.queries_by_key
 
     def forward(score: str) -> Tensor:
         query, key, score_of = cases[score]
@@ -170,6 +169,8 @@ class TwoLayers(nn.Module):
 
 def training(contender: str, sparse: bool, data: str) -> Contender:
     """A training step in the configuration of the paper, the optimiser's included."""
+    from datasets import karate_club, planetoid  # takes other processes a second
+
     _refuse_fallback(contender)
     graph = planetoid(data) if data == "cora" else karate_club()
     size = graph.x.shape[1], len(graph.class_names)

@@ -107,7 +107,7 @@ def header(command: str) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory": f"{_memory() / 2**30:.0f} GiB",
+        **({"memory": f"{_memory() / 2**30:.0f} GiB"} if hasattr(os, "sysconf") else {}),
         "threads": torch.get_num_threads(),
         "CPU kernels": cpu.description(),
         **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),

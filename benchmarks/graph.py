@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,22 +83,22 @@ def _find_dgl(arguments: argparse.Namespace) -> str | None:
             )
         return None
     asked = f"--dgl-python {python}"
-    try:
-        # Absolute, but not resolved: where a virtual environment's python links to says nothing
-        python = str(Path(python).absolute())
-        done = subprocess.run([python, "-c", "import dgl.nn"], capture_output=True, text=True)
-    except OSError as error:
+    found = shutil.which(python)
+    if found is None:
         raise UserError(
-            f"{asked} cannot be run ({error.strerror}): give the python of a virtual environment "
-            "that has DGL, such as path/to/venv/bin/python"
-        ) from error
+            f"{asked} is no program that can be run: give the python of a virtual environment that "
+            "has DGL, such as path/to/venv/bin/python"
+        )
+    # Absolute, but links are kept: by its own path a python knows its virtual environment
+    found = str(Path(found).absolute())
+    done = subprocess.run([found, "-c", "import dgl.nn"], capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise UserError(
             f"{asked} cannot import DGL ({said[-1]}): install it in that environment, or name "
             "another"
         )
-    return str(python)
+    return found
 
 
 # --- Layers ---
