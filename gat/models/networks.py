@@ -146,8 +146,10 @@ class GraphTransformer(AttentionNetwork):
         )
 
 
-def _transformer_conv(*args: Any, residual: bool, **kwargs: Any) -> TransformerConv:
-    return TransformerConv(*args, root_weight=residual, **kwargs)
+def _transformer_conv(
+    in_channels: int, out_channels: int, heads: int, *, residual: bool, **kwargs: Any
+) -> TransformerConv:
+    return TransformerConv(in_channels, out_channels, heads, root_weight=residual, **kwargs)
 
 
 class GraphAttention(AttentionNetwork):
