@@ -1,14 +1,16 @@
-"""What the programs share: how they read their command line, and say mean ± deviation."""
+"""What the programs share: how they read their command line, end, and say mean ± deviation."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
 
+from datasets import DataFileError, GraphFileError
 from examples._files import UserError
 
 
@@ -17,6 +19,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """What `work` returns; 2 after an error that the user can mend, 130 if interrupted.
+
+    >>> exit_status(lambda: 0)
+    0
+    """
+    try:
+        return work()
+    except (UserError, GraphFileError, DataFileError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 def check_device(name: str) -> None:

@@ -53,9 +53,9 @@ from examples._captioning import (
     write,
 )
 from examples._comparison import Job, aligned, percent, run_jobs, summary
-from examples._files import UserError, prepare_folder, write_atomically, write_json
+from examples._files import prepare_folder, write_atomically, write_json
 from examples._graphs import SEED, number
-from examples._program import Parser
+from examples._program import Parser, exit_status
 
 PROGRAM = "python -m examples.captioning"
 MODELS = {
@@ -357,14 +357,7 @@ def temperature(words: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from datasets import LookupGraphs, dictionary_lookup
 from examples._comparison import Job, aligned, percent, run_jobs, summary
 from examples._files import UserError, prepare_folder, write_atomically, write_json
 from examples._graphs import SEED, number
-from examples._program import Parser
+from examples._program import Parser, exit_status
 from gat import GATConv, GATv2Conv
 from sequence_attn.plot import heatmap
 
@@ -398,14 +398,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from torch_geometric.data import Data
 from torch_geometric.utils import remove_self_loops
 from tqdm import tqdm
 
-from datasets import DataFileError, GraphFileError
 from examples._comparison import aligned
 from examples._explaining import METHODS, Reason, explain, neighbourhood
 from examples._explanation_pictures import draw
@@ -49,7 +48,7 @@ from examples._graphs import (
     load_graph,
     number,
 )
-from examples._program import Parser
+from examples._program import Parser, exit_status
 from examples._training import Run, Settings
 
 PROGRAM = "python -m examples.explain"
@@ -226,14 +225,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        return run(parser().parse_args(argv))
-    except (UserError, GraphFileError, DataFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

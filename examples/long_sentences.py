@@ -41,7 +41,7 @@ from examples._long_sentences import (
     text_task,
     train,
 )
-from examples._program import Parser
+from examples._program import Parser, exit_status
 
 PROGRAM = "python -m examples.long_sentences"
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -276,14 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from attn_core import patterns
 from attn_core.patterns import Pattern
 from examples._files import UserError, prepare_folder, write_atomically
 from examples._graphs import SEED, number
-from examples._program import Parser
+from examples._program import Parser, exit_status
 from gat.plot import draw_attention
 from sequence_attn import MultiHead, SinusoidalPositions, TransformerEncoder, TransformerLayer
 from sequence_attn.plot import heatmap
@@ -303,14 +303,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 1 if two ways differ, 2 after an error that can be mended."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from datasets import read_conllu
 from examples._files import UserError, prepare_folder, write_atomically, write_json
 from examples._graphs import SEED, number
-from examples._program import Parser, check_device, mean_and_deviation
+from examples._program import Parser, check_device, exit_status, mean_and_deviation
 from examples._tagging import (
     MODELS,
     Task,
@@ -280,14 +280,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

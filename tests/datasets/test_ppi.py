@@ -1,9 +1,7 @@
 """PPI, on a small archive in its format."""
 
 import hashlib
-import importlib
 import io
-import json
 import os
 import zipfile
 
@@ -12,53 +10,20 @@ import pytest
 import torch
 
 from datasets import DataFileError, ppi
+from tests.datasets.ppi_archive import expect, write
+from tests.datasets.ppi_archive import ppi as module
 
-module = importlib.import_module("datasets.ppi")  # the package has a function of that name
 SIZES = {"train": [3, 4], "valid": [2], "test": [5]}  # nodes per graph
 
 
-def stand_in() -> bytes:
-    """Rings of proteins, numbered through in each split, as the archive has them."""
-    rng = np.random.default_rng(0)
-    out = io.BytesIO()
-    first = 1
-    with zipfile.ZipFile(out, "w") as archive:
-        for split, sizes in SIZES.items():
-            graph_id = np.repeat(np.arange(first, first + len(sizes)), sizes)
-            first += len(sizes)
-            links, start = [], 0
-            for size in sizes:
-                links += [
-                    {"source": start + n, "target": start + other}
-                    for n in range(size)
-                    for other in (n, (n + 1) % size)  # a self-loop each, as in the real ones
-                ]
-                start += size
-            graph = {"directed": False, "multigraph": False, "graph": {}, "links": links}
-            graph["nodes"] = [{"id": n} for n in range(start)]
-            archive.writestr(f"{split}_graph.json", json.dumps(graph))
-            arrays = {
-                "feats": rng.normal(size=(start, 50)),
-                "labels": rng.integers(0, 2, size=(start, 121)),
-                "graph_id": graph_id,
-            }
-            for name, array in arrays.items():
-                file = io.BytesIO()
-                np.save(file, array)
-                archive.writestr(f"{split}_{name}.npy", file.getvalue())
-    return out.getvalue()
+def labels(rng, feats):
+    return rng.integers(0, 2, size=(len(feats), 121))
 
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
     """The path of the stand-in, which is what is expected."""
-    path = tmp_path / "data" / "ppi" / "ppi.zip"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(stand_in())
-    monkeypatch.setenv("GAT_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("GAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    return path
+    return expect(write(SIZES, labels), tmp_path, monkeypatch)
 
 
 def test_graphs_features_labels_and_edges(archive):

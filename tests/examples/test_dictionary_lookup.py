@@ -97,9 +97,11 @@ def test_of_several_first_weights_the_best_is_trained_on(monkeypatch):
 
 @pytest.mark.slow
 def test_gatv2_learns_to_look_up_and_gat_does_not():
-    settings = SMALL._replace(k=5, graphs=120, size=64, epochs=30, starts=6, batch_size=32, lr=3e-3)
+    settings = SMALL._replace(
+        k=5, graphs=120, size=128, epochs=30, starts=12, batch_size=32, lr=3e-3
+    )
     found = {name: train(name, settings, seed=0)[1] for name in MODELS}
-    assert found["gatv2"]["train_accuracy"] == 1 and found["gatv2"]["test_accuracy"] > 0.8
+    assert found["gatv2"]["train_accuracy"] == 1 and found["gatv2"]["test_accuracy"] > 0.95
     assert found["gatv2"]["disagreement"] == 1
     assert found["gat"]["train_accuracy"] < 0.5 and found["gat"]["disagreement"] == 0
 

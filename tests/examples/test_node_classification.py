@@ -1,5 +1,6 @@
 """The program as its user meets it: what it writes, what it says, and how it goes on."""
 
+import argparse
 import csv
 import errno
 import json
@@ -23,7 +24,9 @@ from datasets import PPIGraphs
 from examples import _files, _graph_models, _graphs, _training, node_classification
 from examples._files import load_checkpoint, save_checkpoint
 from examples._graph_models import MODELS, NAMES, load_model
+from examples._graphs import load_graph
 from examples.node_classification import PROGRAM, main
+from tests.datasets.ppi_archive import expect, write
 
 REPOSITORY = Path(__file__).parents[2]
 FAST = ["--dataset", "karate", "--epochs", "12", "--runs", "2"]
@@ -336,10 +339,39 @@ class TestManyGraphs:
             "train": 120, "val": 60, "test": 90,
         }  # fmt: skip
 
-    def test_the_papers_configuration(self):
-        ours = node_classification.DEFAULTS["ppi"]
-        assert (ours["layers"], ours["heads"], ours["hidden"], ours["out_heads"]) == (3, 4, 256, 6)
-        assert (ours["dropout"], ours["lr"], ours["residual"]) == (0, 0.005, True)
+    def test_the_archive_is_trained_on_as_in_the_paper(self, tmp_path, monkeypatch, no_pictures):
+        """From the files on, with defaults; interrupted, resumed, stopped early."""
+
+        def signs(rng, feats):
+            return (feats[:, np.arange(121) % 50] > 0).astype(int)
+
+        sizes = {"train": [30, 40, 20], "valid": [30], "test": [40]}
+        expect(write(sizes, signs), tmp_path, monkeypatch)
+        words = ["--dataset", "ppi", "--runs", "1", "--patience", "8"]
+        out = tmp_path / "out"
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at(patch, 5)
+            assert main([*words, "--out", str(out)]) == 130
+        assert read(out)["unfinished_run"]["epochs"] == 4
+        assert main([*words, "--out", str(out), "--resume"]) == 0
+        (run,) = read(out)["runs"]
+        assert run["stopped_early"] and run["epochs"] < 1000
+        assert run["test_accuracy"] > 0.8
+        data = load_graph(argparse.Namespace(dataset="ppi", edges=None))
+        model, _ = load_model(out)
+        found = model(data.x, data.edge_index)[data.test_mask] > 0
+        truth = data.y[data.test_mask] > 0
+        hits = (found & truth).sum().item()
+        assert run["test_accuracy"] == pytest.approx(
+            2 * hits / (found.sum() + truth.sum()).item(), abs=1e-6
+        )
+        shapes = [tuple(conv.lin.weight.shape) for conv in model.convs]
+        assert shapes == [(4 * 256, 50), (4 * 256, 4 * 256), (6 * 121, 4 * 256)]
+        assert [conv.heads for conv in model.convs] == [4, 4, 6]
+        assert [conv.concat for conv in model.convs] == [True, True, False]  # averaged at last
+        assert all(conv.res is not None for conv in model.convs)
+        config = read(out)["config"]
+        assert (config["dropout"], config["lr"], config["weight_decay"]) == (0, 0.005, 0)
         assert SETTINGS.batch_graphs == 2
 
     def test_scores_by_hand(self):
