@@ -120,8 +120,8 @@ def test_the_log_probability_of_choices_goes_through_it(monkeypatch: pytest.Monk
     ).weights
     assert drawn is not None
     calls: list[int] = []
-    problem = edge_scores._problem
-    monkeypatch.setattr(edge_scores, "_problem", lambda *a: calls.append(1) or problem(*a))
+    request = edge_scores._request
+    monkeypatch.setattr(edge_scores, "_request", lambda *a: calls.append(1) or request(*a))
     found = hard_log_prob(x, x, drawn, score=score, support=edges)
     assert calls
     with backend("reference"):
@@ -264,7 +264,7 @@ def test_transforms_take_the_definition() -> None:
 def test_a_small_graph_takes_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it can be differentiated twice: blocks are for what would not fit the cache."""
     monkeypatch.setattr(edge_scores, "SMALL", PAIRS.shape[1] * HEADS * WIDTH)
-    monkeypatch.setattr(edge_scores, "_problem", lambda *_: pytest.fail("in blocks"))
+    monkeypatch.setattr(edge_scores, "_request", lambda *_: pytest.fail("in blocks"))
     x, edges = leaf(NODES, HEADS, WIDTH), Edges.from_edge_index(PAIRS, NODES)
     score = Additive(leaf(HEADS, WIDTH))
     weights(x, x, score=score, support=edges)
