@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pytest
 import torch
 import torch_geometric.nn
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric import EdgeIndex
@@ -153,6 +154,44 @@ def graphs(draw: st.DrawFn) -> tuple[int, int | None, Tensor]:
     edge = st.tuples(st.integers(0, max(nodes - 1, 0)), st.integers(0, max(ends - 1, 0)))
     edges = draw(st.lists(edge, max_size=12)) if nodes and ends else []
     return nodes, targets, torch.tensor(edges, dtype=torch.int64).view(-1, 2).t()
+
+
+def with_options(test: Callable[..., None]) -> Callable[..., None]:
+    """Draws what GATConv and GATv2Conv have in common, for `assert_parity_on`."""
+    drawn = given(
+        graph=graphs(),
+        heads=st.integers(1, 3),
+        slope=st.sampled_from([0.0, 0.2, 1.5]),
+        loops=st.booleans(),
+        edge_dim=st.none() | st.integers(1, 2),
+        fill=st.sampled_from(["mean", "add", "min", "max", "mul", 2.0]),
+        path=st.sampled_from(PATHS),
+    )
+    return settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)(
+        drawn(test)
+    )
+
+
+def assert_parity_on(
+    twins: Any,
+    graph: tuple[int, int | None, Tensor],
+    heads: int,
+    slope: float,
+    loops: bool,
+    edge_dim: int | None,
+    fill: Any,
+    path: str,
+) -> None:
+    """The same on a graph, whatever the options."""
+    nodes, targets, edge_index = graph
+    # Theirs cannot reduce the features of edges to a node that gets no self-loop
+    assume(not (loops and edge_dim and isinstance(fill, str)) or (targets or 0) <= nodes)
+    in_channels = 2 if targets is None else (2, 3)
+    options = {"add_self_loops": loops, "edge_dim": edge_dim, "fill_value": fill}
+    ours, theirs = twins(in_channels, 2, heads, negative_slope=slope, **options)
+    x = features(nodes if targets is None else (nodes, targets), in_channels, torch.float64)
+    edge_attr = None if edge_dim is None else torch.randn(edge_index.shape[1], edge_dim).double()
+    assert_parity(ours, theirs, x, edge_index, edge_attr, path)
 
 
 # --- What an edge_index may be --------------------------------------------------------------------

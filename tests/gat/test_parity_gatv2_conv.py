@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch_geometric.nn
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
@@ -23,9 +21,10 @@ from tests.gat.conftest import (
     PATHS,
     TOLERANCE,
     assert_parity,
+    assert_parity_on,
     assert_same,
     features,
-    graphs,
+    with_options,
 )
 
 # name: (in_channels, nodes of x)
@@ -70,35 +69,9 @@ def test_agrees_on_every_path_in_both_precisions(twins: Any, options: str, path:
         parity_of(twins, inputs, options, path, dtype, heads=2, residual=True)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(
-    graph=graphs(),
-    heads=st.integers(1, 3),
-    slope=st.sampled_from([0.0, 0.2, 1.5]),
-    loops=st.booleans(),
-    edge_dim=st.none() | st.integers(1, 2),
-    fill=st.sampled_from(["mean", "add", "min", "max", "mul", 2.0]),
-    path=st.sampled_from(PATHS),
-)
-def test_agrees_on_any_graph(
-    twins: Any,
-    graph: Any,
-    heads: int,
-    slope: float,
-    loops: bool,
-    edge_dim: int | None,
-    fill: Any,
-    path: str,
-) -> None:
-    nodes, targets, edge_index = graph
-    # Theirs cannot reduce the features of edges to a node that gets no self-loop
-    assume(not (loops and edge_dim and isinstance(fill, str)) or (targets or 0) <= nodes)
-    in_channels = 2 if targets is None else (2, 3)
-    options = {"add_self_loops": loops, "edge_dim": edge_dim, "fill_value": fill}
-    ours, theirs = twins(in_channels, 2, heads, negative_slope=slope, **options)
-    x = features(nodes if targets is None else (nodes, targets), in_channels, torch.float64)
-    edge_attr = None if edge_dim is None else torch.randn(edge_index.shape[1], edge_dim).double()
-    assert_parity(ours, theirs, x, edge_index, edge_attr, path)
+@with_options
+def test_agrees_on_any_graph(twins: Any, **options: Any) -> None:
+    assert_parity_on(twins, **options)
 
 
 @pytest.mark.parametrize("aggr", ["sum", "mean", "max", "softmax"])
