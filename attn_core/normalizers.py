@@ -435,7 +435,9 @@ class Identity(Normalizer):
 
 
 def _by_kernel(scores: Tensor, rows: Rows, alpha: float) -> Tensor | None:
-    return rows.weights(scores, alpha) if isinstance(rows, EdgeRows) else None
+    if not isinstance(rows, EdgeRows) or segments.serves(scores):
+        return None
+    return rows.weights(scores, alpha)
 
 
 def _is_compiled(scores: Tensor) -> bool:

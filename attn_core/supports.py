@@ -33,7 +33,7 @@ from attn_core.edge_index import (
 from attn_core.gpu import is_gpu
 from attn_core.normalizers import DenseRows, EdgeRows, Rows
 from attn_core.scores import Score
-from attn_core.transforms import is_transformed, values_are_visible
+from attn_core.transforms import bare, is_transformed, values_are_visible
 
 
 class Support(Protocol):
@@ -646,6 +646,7 @@ def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor |
     if is_gpu(nodes.device):
         return sort_nodes(nodes, num), None
     if compiled.is_on() and nodes.device.type == "cpu" and not is_transformed():
+        nodes, others = bare(nodes), bare(others)
         pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
         sorted_others = torch.empty(len(nodes), dtype=torch.int32)
         if compiled.module.sort(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -15,3 +16,8 @@ def is_transformed() -> bool:
 def values_are_visible() -> bool:
     """Whether a check may look at the numbers in a tensor: neither compiled nor transformed."""
     return not torch.compiler.is_compiling() and not is_transformed()
+
+
+def bare(x: Tensor) -> Tensor:
+    """x without the wrapper that torch.func leaves around what was made, and kept, inside of it."""
+    return torch._C._functorch.unwrap_if_dead(x)

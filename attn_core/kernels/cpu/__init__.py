@@ -16,6 +16,7 @@ from torch import Tensor
 
 from attn_core import compiled
 from attn_core.kernels.request import Request
+from attn_core.transforms import bare
 
 KINDS = {"dot": 0, "leaky_relu": 1, "identity": 1, "tanh": 2}
 _LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
@@ -89,9 +90,9 @@ def backward(
         *arguments,
         _plain(_wide(output, 4), dtype),
         _plain(log_sum_exp, dtype),
-        _bare(by_key.pointer),
-        _bare(columns),
-        _bare(by_key.permutation),
+        bare(by_key.pointer),
+        bare(columns),
+        bare(by_key.permutation),
         _plain(_wide(grad_output, 4), dtype),
         _plain(grad_log_sum_exp, dtype),
         of_query,
@@ -126,11 +127,11 @@ def _arguments(request: Request) -> tuple[tuple[Any, ...], torch.dtype]:
     seed = request.seed
     return (
         *tensors,
-        _bare(edges.by_query.pointer),
-        _bare(edges.keys_by_query),
-        _bare(edges.by_query.permutation),
-        None if request.pair_row is None else _bare(request.pair_row),
-        None if seed is None or request.pair_id is None else _bare(request.pair_id),
+        bare(edges.by_query.pointer),
+        bare(edges.keys_by_query),
+        bare(edges.by_query.permutation),
+        None if request.pair_row is None else bare(request.pair_row),
+        None if seed is None or request.pair_id is None else bare(request.pair_id),
         KINDS[kind],
         1.0 if kind == "identity" else float(request.constant),
         0.0 if seed is None else request.dropout,
@@ -152,14 +153,9 @@ def _wide(x: Tensor, step: int) -> Tensor:
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
     """As the kernels take it: in their dtype, each row packed, without a graph."""
-    x = _bare(x.detach().to(dtype))
+    x = bare(x.detach().to(dtype))
     packed = x.stride(-1) == 1 and (x.dim() < 3 or x.stride(1) == x.shape[2])
     return x if packed else x.contiguous()
-
-
-def _bare(x: Tensor) -> Tensor:
-    """Without the wrapper that torch.func leaves around what was made, and cached, inside of it."""
-    return torch._C._functorch.unwrap_if_dead(x)
 
 
 def _cut(x: Tensor, width: int) -> Tensor:

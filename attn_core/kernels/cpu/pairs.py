@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attn_core.edge_index import Order
-from attn_core.kernels.cpu import KINDS, _bare, _cpu, _cut, _plain, _wide, available
+from attn_core.kernels.cpu import KINDS, _cpu, _cut, _plain, _wide, available
 from attn_core.supports import Edges
+from attn_core.transforms import bare
 
 _DTYPES = torch.float32, torch.float64
 _WIDEST = 2**16  # numbers in a row: each thread holds some hundred rows
@@ -159,11 +160,11 @@ def _pairs(edges: Edges, by_key: bool) -> tuple[Tensor, Tensor, Tensor]:
     order, column = (
         (edges.by_key, edges.queries_by_key) if by_key else (edges.by_query, edges.keys_by_query)
     )
-    return _bare(order.pointer), _bare(column), _bare(order.permutation)
+    return bare(order.pointer), bare(column), bare(order.permutation)
 
 
 def _order(order: Order) -> tuple[Tensor, Tensor]:
-    return _bare(order.pointer), _bare(order.permutation)
+    return bare(order.pointer), bare(order.permutation)
 
 
 def _settings(kind: str, constant: float) -> tuple[int, float, int]:
