@@ -10,7 +10,8 @@ import importlib
 import os
 from typing import Any
 
-import torch  # noqa: F401  # first: the module borrows the threads of torch's OpenMP
+import torch  # first: the module borrows the threads of torch's OpenMP
+from torch.utils.dlpack import to_dlpack
 
 module: Any = None
 reason = ""
@@ -31,6 +32,17 @@ except ImportError as error:
 def is_on() -> bool:
     """Whether the compiled part is there and switched on."""
     return _on and module is not None
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the module.
+
+    Tensors go as capsules: for what the module would ask them, Python takes longer than C++ for a
+    small graph.
+    """
+    return getattr(module, name)(
+        *(to_dlpack(x) if isinstance(x, torch.Tensor) else x for x in arguments)
+    )
 
 
 def is_wanted() -> bool:

@@ -649,8 +649,8 @@ def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor |
         nodes, others = bare(nodes), bare(others)
         pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
         sorted_others = torch.empty(len(nodes), dtype=torch.int32)
-        if compiled.module.sort(
-            nodes.contiguous(), others.contiguous(), pointer, order, sorted_others
+        if compiled.call(
+            "sort", nodes.contiguous(), others.contiguous(), pointer, order, sorted_others
         ):
             return Order(pointer, order), sorted_others
     pointer = row_pointer(nodes, num)

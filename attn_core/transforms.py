@@ -18,6 +18,19 @@ def values_are_visible() -> bool:
     return not torch.compiler.is_compiling() and not is_transformed()
 
 
+def nobody_watches(*arguments: object) -> bool:
+    """Whether an op on these may be left out: no trace, transform, mode or subclass sees it."""
+    return (
+        values_are_visible()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
+    )
+
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
 def bare(x: Tensor) -> Tensor:
     """x without the wrapper that torch.func leaves around what was made, and kept, inside of it."""
     return torch._C._functorch.unwrap_if_dead(x)

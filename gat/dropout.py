@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from attn_core import compiled
+from attn_core.dropout import draw_seed, dropout_scale
+from attn_core.transforms import is_transformed
+
+_DRAWS = 16  # neighbours in memory that the hash takes for the heads of one edge
 
 
 def drop(x: Tensor, p: float) -> Tensor:
     """x with numbers dropped with probability p, the others divided by 1 - p.
 
-    That is `F.dropout(x, p)`, which on CPUs draws each number's fate in four times the time that a
-    uniform number takes.
+    That is `F.dropout(x, p)`, which on CPUs takes most of its time to draw. Here the hash that
+    drops attention weights (`attn_core.dropout`) draws, several numbers at once, and once more in
+    the backward pass, so that no mask is kept.
 
     >>> drop(torch.ones(3), 1.0)
     tensor([0., 0., 0.])
     """
     if x.device.type != "cpu" or p == 1:
         return F.dropout(x, p)
-    drawn = torch.rand(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
-    return x * (drawn >= p).to(x.dtype).mul_(1 / (1 - p))
+    if not compiled.is_on() or x.dtype not in (torch.float32, torch.float64):
+        drawn = torch.rand(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
+        return x * (drawn >= p).to(x.dtype).mul_(1 / (1 - p))
+    seed = draw_seed(x.device)
+    if torch.compiler.is_compiling() or is_transformed():
+        edges = torch.arange((x.numel() + _DRAWS - 1) // _DRAWS)
+        scale = dropout_scale(seed, edges, _DRAWS, p).flatten()[: x.numel()]
+        return x * scale.view(x.shape).to(x.dtype)
+    out: Tensor = _Drop.apply(x, p, int(seed))
+    return out
+
+
+class _Drop(torch.autograd.Function):
+    """The same in C++, whose gradient is dropped alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
+        ctx.settings = p, seed
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        compiled.call("drop", x.detach().view(-1), p, seed, torch.get_num_threads(), out.view(-1))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _Drop.apply(grads[0], *ctx.settings), None, None

@@ -10,6 +10,9 @@ import torch_geometric.nn.dense.linear
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from attn_core.edge_index import Order, row_pointer
+from attn_core.kernels.cpu import pairs
+from attn_core.transforms import values_are_visible
 from gat.checks import check_probability
 from gat.dropout import drop
 
@@ -67,7 +70,7 @@ class SparseDropout(nn.Module):
 @torch.compiler.disable
 def _drop_stored(x: Tensor, p: float) -> Tensor:
     out = _csr(x.crow_indices(), x.col_indices(), drop(x.values(), p), x.shape)
-    _TRANSPOSES[out] = _transpose_of(x)  # the same places are filled
+    _PLACES[out] = _places_of(x)  # the same ones are filled
     return out
 
 
@@ -116,66 +119,77 @@ def _sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     exact = torch.promote_types(dtype, torch.float32)
     with torch.autocast(device, enabled=False):
         x, dense = _as_csr(x).to(exact), weight.t().to(exact)
-        out = x @ dense if x.requires_grad else _Product.apply(x, dense)
+        out = x @ dense if x.requires_grad else _Product.apply(x, dense, False)
         out = out.to(dtype)
         return out if bias is None else out + bias.to(dtype)
 
 
 class _Product(torch.autograd.Function):
-    """A sparse matrix without gradient, times a dense one."""
+    """A sparse matrix without gradient, or its transpose, times a dense one."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, dense: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, dense: Tensor, transposed: bool) -> Tensor:
         ctx.save_for_backward(matrix)
         ctx.save_for_forward(matrix)
-        return matrix @ dense
+        ctx.transposed = transposed
+        return _multiply(matrix, dense, transposed)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (matrix,) = ctx.saved_tensors
-        return None, _Product.apply(_transposed(matrix), grads[0])
+        return None, _Product.apply(matrix, grads[0], not ctx.transposed), None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         (matrix,) = ctx.saved_tensors
-        return matrix @ tangents[1]
+        return _multiply(matrix, tangents[1], ctx.transposed)
 
 
-class _Transpose(NamedTuple):
-    """Where the values of a CSR matrix stand in its transpose, and what that was found from."""
+def _multiply(matrix: Tensor, dense: Tensor, transposed: bool) -> Tensor:
+    values, places = matrix.values(), _places_of(matrix)
+    side = places.by_column if transposed else places.by_row
+    if pairs.serves_rows(dense) and dense.shape[1] % 4 == 0 and values_are_visible():
+        return pairs.product(values, side.order, side.other, dense)
+    if not transposed:
+        return matrix @ dense
+    values = values.index_select(0, side.order.permutation)
+    return _csr(side.order.pointer, side.other.long(), values, matrix.shape[::-1]) @ dense
+
+
+class _Side(NamedTuple):
+    """The values of a matrix sorted by one of their ends."""
+
+    order: Order
+    other: Tensor  # the other end of each, int32
+
+
+class _Places(NamedTuple):
+    """Where the values of a CSR matrix stand, by row and by column, and what it was found from."""
 
     crow: Tensor
     col: Tensor
-    transposed_crow: Tensor
-    transposed_col: Tensor
-    order: Tensor  # the number in x of each value of the transpose
+    by_row: _Side
+    by_column: _Side
 
 
 # By weak reference, and without one to the matrix: an entry goes when its matrix does
-_TRANSPOSES = WeakTensorKeyDictionary()
+_PLACES = WeakTensorKeyDictionary()
 
 
-def _transposed(x: Tensor) -> Tensor:
-    found = _transpose_of(x)
-    values = x.values().index_select(0, found.order)
-    return torch.sparse_csr_tensor(
-        found.transposed_crow, found.transposed_col, values, x.shape[::-1]
-    )
-
-
-def _transpose_of(x: Tensor) -> _Transpose:
+def _places_of(x: Tensor) -> _Places:
     crow, col = x.crow_indices(), x.col_indices()
-    found = _TRANSPOSES.get(x)
+    found = _PLACES.get(x)
     if found is not None and torch.equal(found.crow, crow) and torch.equal(found.col, col):
         return found
+    count = torch.arange(len(col), device=x.device)
     row = torch.repeat_interleave(
-        torch.arange(x.shape[0], dtype=crow.dtype, device=x.device), crow.diff()
+        torch.arange(x.shape[0], dtype=torch.int32, device=x.device), crow.diff()
     )
     order = torch.argsort(col, stable=True)
-    transposed_crow = torch.zeros(x.shape[1] + 1, dtype=crow.dtype, device=x.device)
-    transposed_crow[1:] = torch.bincount(col, minlength=x.shape[1]).cumsum(0)
-    found = _Transpose(crow.clone(), col.clone(), transposed_crow, row[order], order)
-    _TRANSPOSES[x] = found
+    by_row = _Side(Order(crow.long(), count), col.int())
+    by_column = _Side(Order(row_pointer(col.long(), x.shape[1]), order), row[order])
+    found = _Places(crow.clone(), col.clone(), by_row, by_column)
+    _PLACES[x] = found
     return found
 
 

@@ -54,32 +54,38 @@ class Call:
         """The work of each token done, and all tensors checked and given their heads and batch."""
         score, query, key, pair_key = self.score.prepare(self.query, self.key, self.pair_key)
         call = dataclasses.replace(self, score=score, query=query, key=key, pair_key=pair_key)
-        tokens = [x for x in (query, key, self.value) if x is not None]
-        try:
-            batch = torch.broadcast_shapes(*(x.shape[:-3] for x in tokens))
-        except RuntimeError as error:
-            shapes = ", ".join(str(list(x.shape)) for x in tokens)
-            raise ValueError(
-                f"query, key and value have the shapes {shapes}, whose batch dimensions (all but "
-                "the last three) do not broadcast"
-            ) from error
-        heads = call._heads()
+        batch, heads, support = call._batch(), call._heads(), call.support
         full: dict[str, Any] = {
             name: x.expand(*batch, x.shape[-3], heads, x.shape[-1])
             for name in ("query", "key", "value")
             if (x := getattr(call, name)) is not None
         }
+        if isinstance(support, Edges | PendingEdges):
+            full |= call._edge_pairs(support, heads)
         call = dataclasses.replace(call, **full)
-        if isinstance(call.support, Edges | PendingEdges):
-            return call._with_edge_pairs(call.support, heads)
-        if isinstance(call.support, Dense | Window):
-            return call._with_dense_pairs(call.support, batch, heads)
+        if isinstance(support, Dense | Window):
+            call._check_dense_pairs(support, batch, heads)
         return call
 
     @property
     def num_keys(self) -> int:
         """Tk, or the number of source nodes."""
         return self.key.shape[-3]
+
+    def _batch(self) -> tuple[int, ...]:
+        """The batch dimensions of all tensors, broadcast."""
+        tokens = [x for x in (self.query, self.key, self.value) if x is not None]
+        batches = {x.shape[:-3] for x in tokens}
+        if len(batches) == 1:
+            return tuple(*batches)
+        try:
+            return tuple(torch.broadcast_shapes(*batches))
+        except RuntimeError as error:
+            shapes = ", ".join(str(list(x.shape)) for x in tokens)
+            raise ValueError(
+                f"query, key and value have the shapes {shapes}, whose batch dimensions (all but "
+                "the last three) do not broadcast"
+            ) from error
 
     def _heads(self) -> int:
         """The number of heads, which every tensor has, unless it has one for all."""
@@ -102,9 +108,9 @@ class Call:
                 )
         return most
 
-    def _with_dense_pairs(
+    def _check_dense_pairs(
         self, support: Dense | Window, batch: tuple[int, ...], heads: int
-    ) -> Call:
+    ) -> None:
         queries = support.num_queries(self.query, self.num_keys)
         pairs = queries, support.columns(self.num_keys)
         shapes = {
@@ -119,9 +125,9 @@ class Call:
                     f"{name} has shape {list(tensor.shape)}; expected {list(shape)}, or what "
                     "broadcasts to it"
                 )
-        return self
 
-    def _with_edge_pairs(self, support: Edges | PendingEdges, heads: int) -> Call:
+    def _edge_pairs(self, support: Edges | PendingEdges, heads: int) -> dict[str, Any]:
+        """What is given for each pair, checked and given its heads."""
         rows, loops = support.num_rows, isinstance(support, PendingEdges) and support.self_loops
         full: dict[str, Any] = {}
         for name, width in (
@@ -140,7 +146,7 @@ class Call:
                     + (", then one for each self-loop" if loops else "")
                 )
             full[name] = shaped.expand(rows, heads, *width)
-        return dataclasses.replace(self, **full)
+        return full
 
     def in_full_precision(self) -> Call:
         """All tensors in one dtype, float32 at least."""

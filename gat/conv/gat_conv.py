@@ -22,6 +22,8 @@ from gat.conv.base import (
 from gat.conv.projecting import ProjectingConv, check_fill_value, is_plain, widths_of
 from gat.sparse import Linear
 
+_FEW = 16  # heads: so much more than need be may a product compute that does them all at once
+
 
 @trusted
 class GATConv(ProjectingConv):
@@ -212,23 +214,29 @@ class GATConv(ProjectingConv):
         self, x: Tensor | tuple[Tensor, Tensor | None], h_src: Tensor, h_dst: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """aᵀ W x of each node and head, of sources and of targets, `[N, H]`."""
-        if isinstance(x, Tensor) and h_dst is h_src and self._is_narrow(x):
-            # Wᵀa first: fewer numbers to read than in h, and none as large as h to write
+        one = isinstance(x, Tensor) and h_dst is h_src and not is_autocast(h_src)
+        narrow = one and self._is_narrow(x)
+        if not (narrow or (one and self.heads <= _FEW)):
+            alpha_src = (h_src * self.att_src).sum(-1)
+            return alpha_src, None if h_dst is None else (h_dst * self.att_dst).sum(-1)
+        # One product for both, which writes nothing as large as h
+        att = torch.stack([self.att_src[0], self.att_dst[0]], -1)  # [H, C, 2]
+        if narrow:  # Wᵀa first, as x has fewer numbers than h
             assert self.lin is not None
             weight = self.lin.weight.view(self.heads, self.out_channels, -1)
-            att = torch.cat([self.att_src, self.att_dst]).transpose(0, 1)  # [H, 2, C]
-            alpha = x @ (att @ weight).transpose(0, 1).flatten(0, 1).t()
-            return alpha[:, : self.heads], alpha[:, self.heads :]
-        alpha_src = (h_src * self.att_src).sum(-1)
-        return alpha_src, None if h_dst is None else (h_dst * self.att_dst).sum(-1)
+            alpha = x @ (weight.mT @ att).permute(1, 2, 0).flatten(1)
+        else:  # a block for each head
+            own = torch.eye(self.heads, dtype=att.dtype, device=att.device)
+            blocks = (att[..., None] * own[:, None, None]).reshape(-1, 2 * self.heads)
+            alpha = h_src.flatten(1) @ blocks
+        return alpha[:, : self.heads], alpha[:, self.heads :]
 
-    def _is_narrow(self, x: Tensor) -> bool:
+    def _is_narrow(self, x: Any) -> bool:
         """Whether x has fewer numbers than Wx, and the linear map is no more than its weight."""
         return (
             is_plain(self.lin)
             and x.layout == torch.strided
             and x.shape[1] <= self.heads * self.out_channels
-            and not is_autocast(x)
         )
 
     def _score_edges(self, edge_attr: Tensor) -> Tensor:

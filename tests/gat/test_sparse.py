@@ -13,7 +13,7 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 import gat
 from gat.dropout import drop
-from gat.sparse import _TRANSPOSES, Linear, SparseDropout, linear
+from gat.sparse import _PLACES, Linear, SparseDropout, linear
 
 DENSE = torch.tensor(
     [
@@ -45,10 +45,13 @@ def assert_as_dense(module: torch.nn.Module, call: Any, sparse: Tensor, dense: T
 
 @pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [3, 4, 24])  # the kernels take multiples of 4
 @pytest.mark.parametrize("bias", [True, False])
-def test_maps_as_if_it_were_dense(layout: torch.layout, dtype: torch.dtype, bias: bool) -> None:
+def test_maps_as_if_it_were_dense(
+    layout: torch.layout, dtype: torch.dtype, bias: bool, width: int
+) -> None:
     dense = DENSE.to(dtype)
-    module = Linear(5, 3, bias=bias).to(dtype)
+    module = Linear(5, width, bias=bias).to(dtype)
     assert_as_dense(module, module, dense.to_sparse(layout=layout), dense)
 
 
@@ -104,19 +107,39 @@ def test_autocast_gives_the_dtype_that_dense_features_give(name: str) -> None:
     torch.testing.assert_close(out, expected, rtol=0.05, atol=0.05)
 
 
-def test_second_derivatives() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_matrix_with_a_full_row_and_a_full_column(threads: int) -> None:
+    torch.manual_seed(0)
+    dense = torch.randn(6_000, 5_000) * (torch.rand(6_000, 5_000) < 0.002)
+    dense[7], dense[:, 9] = 1.0, -1.0
+    module = Linear(5_000, 8).double()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        exact = gradients(module, module(dense.double()))
+        out = module.float()(dense.to_sparse_csr())
+        torch.testing.assert_close(out, dense @ module.weight.T + module.bias, rtol=1e-4, atol=1e-4)
+        found = gradients(module, out)["weight"].double()
+    finally:
+        torch.set_num_threads(before)
+    assert (found - exact["weight"]).norm() < 1e-6 * exact["weight"].norm()
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_second_derivatives(width: int) -> None:
     x = DENSE.double().to_sparse_csr()
 
     def energy(weight: Tensor) -> Tensor:
         return linear(x, weight).tanh()
 
-    weight = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(width, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(energy, weight)
     assert torch.autograd.gradgradcheck(energy, weight)
 
 
-def test_forward_mode_differentiation() -> None:
-    x, weight, tangent = DENSE.to_sparse_csr(), torch.randn(3, 5), torch.randn(3, 5)
+@pytest.mark.parametrize("width", [3, 4])
+def test_forward_mode_differentiation(width: int) -> None:
+    x, (weight, tangent) = DENSE.to_sparse_csr(), torch.randn(2, width, 5)
     with dual_level():
         out = unpack_dual(linear(x, make_dual(weight, tangent)))
         torch.testing.assert_close(out.primal, DENSE @ weight.T)
@@ -161,7 +184,7 @@ def test_an_edit_in_place_is_noticed() -> None:
 
 
 def test_no_transpose_outlives_its_features() -> None:
-    before = len(_TRANSPOSES)
+    before = len(_PLACES)
     x, module = DENSE.to_sparse_csr(), Linear(5, 3)
     out = module(SparseDropout(0.5)(x))
     del x
@@ -169,7 +192,7 @@ def test_no_transpose_outlives_its_features() -> None:
     out.sum().backward()  # which needs the features that went
     del out
     gc.collect()
-    assert len(_TRANSPOSES) == before
+    assert len(_PLACES) == before
 
 
 def test_torch_compile() -> None:

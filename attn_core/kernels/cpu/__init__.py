@@ -21,8 +21,6 @@ from attn_core.transforms import bare
 KINDS = {"dot": 0, "leaky_relu": 1, "identity": 1, "tanh": 2}
 _LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
 
-_cpu: Any = compiled.module
-
 
 def available() -> bool:
     """Whether the compiled kernels are there and not switched off."""
@@ -31,9 +29,9 @@ def available() -> bool:
 
 def description() -> str:
     """What is live on this machine, in words for a bug report."""
-    if _cpu is None:
+    if (cpu := compiled.module) is None:
         return f"not there ({compiled.reason}); plain torch serves"
-    live = f"{_cpu.instruction_set()}, threads of {_cpu.threading()}"
+    live = f"{cpu.instruction_set()}, threads of {cpu.threading()}"
     return live if available() else f"there ({live}), but switched off; plain torch serves"
 
 
@@ -56,7 +54,7 @@ def forward(request: Request) -> tuple[Tensor, Tensor]:
     heads, width = request.value.shape[1:]
     output = torch.empty(request.edges.num_queries, heads, _up(width), dtype=dtype)
     log_sum_exp = output.new_empty(output.shape[:2])
-    _cpu.forward(*arguments, output, log_sum_exp)
+    compiled.call("forward", *arguments, output, log_sum_exp)
     return _cut(output, width), log_sum_exp
 
 
@@ -86,7 +84,8 @@ def backward(
     if numbers or of_key is not None or of_value is not None:
         by_key = edges.by_key
     columns = edges.queries_by_key if by_key is edges.by_key else edges.keys_by_query
-    _cpu.backward(
+    compiled.call(
+        "backward",
         *arguments,
         _plain(_wide(output, 4), dtype),
         _plain(log_sum_exp, dtype),

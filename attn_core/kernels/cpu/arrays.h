@@ -45,6 +45,12 @@ attn::Rows<T> rows(const char* name, const Maybe<T>& x, int64_t num, int64_t hea
   return x ? rows<T>(name, *x, num, heads, width, numbers) : attn::Rows<T>();
 }
 
+// Whether rows of so many numbers in all are more than a core has at hand in its own cache.
+template <class T>
+bool is_far(int64_t numbers) {
+  return numbers * int64_t(sizeof(T)) > (1 << 21);
+}
+
 template <class I>
 void within(const char* name, const I* x, int64_t count, int64_t end) {
   I low = 0, high = -1;

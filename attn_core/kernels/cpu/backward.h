@@ -42,23 +42,21 @@ INLINE void sum_pairs(const Problem<T>& p, int n, T* numbers, T* acc) {
   for (int at = 0; at < step; at += W) {
     Vec<T, W> sum = {};
     for (int i = at; i < end; i += step) sum += load<T, W>(numbers + i);
-    for (int i = 0; i < W; i++) {
-      const int h = (at + i) % p.lanes;
-      if (h < p.heads) acc[h] += sum[i];
+    int lanes = W;  // below W, those of a pair are a power of 2
+    for (; lanes > p.lanes; lanes /= 2) {
+      for (int i = 0; i < lanes / 2; i++) sum[i] += sum[i + lanes / 2];
     }
+    for (int i = 0; i < lanes && at + i < p.heads; i++) acc[at + i] += sum[i];
   }
 }
 
 // The mean gradient of a query's weights, weighted by them.
 template <class T>
-INLINE void mean_gradient(const Problem<T>& p, int64_t row, T* mean) {
-  const T *grad = p.grad_output[row], *output = p.output[row];
-  for (int h = 0; h < p.heads; h++) {
-    T sum = -p.grad_log_sum_exp[row][h];
-#pragma omp simd reduction(+ : sum)
-    for (int c = h * p.value_width; c < (h + 1) * p.value_width; c++) sum += grad[c] * output[c];
-    mean[h] = sum;
-  }
+INLINE void mean_gradient(const Problem<T>& p, const Functions<T>& f, int64_t row, T* mean) {
+  const T* output = p.output[row];
+  const T* const outputs[] = {output, output, output, output};
+  f.dot(p, outputs, nullptr, 1, p.grad_output[row], p.value_width, mean);
+  for (int h = 0; h < p.heads; h++) mean[h] -= p.grad_log_sum_exp[row][h];
 }
 
 // The numbers of each pair go to where the caller has it.
@@ -105,9 +103,8 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     const T *const *with = keys, *const *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
-      find_next(p.value, p.by_query, at, n, next);
       with = values;
-      later = next;
+      later = find_next(p, p.value, p.by_query, at, n, next);
     }
     f.dot(p, with, later, n, grad, p.value_width, s.grads);
     if (p.drops) draw(p, p.by_query, at, n, s.keep);
@@ -192,20 +189,18 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     const T* ones = at == begin ? nullptr : s.ones;
-    prefetch_next(statistics, p.by_key, at, n, 2 * p.heads);
+    prefetch_next(p, statistics, p.by_key, at, n, 2 * p.heads);
     find_rows(p.query, product ? none : p.pair_key, p, p.by_key, at, n, size, s.made_key, queries);
     if (f.score_numbers) {
-      prefetch_next(p.query, p.by_key, at, n, size);
+      prefetch_next(p, p.query, p.by_key, at, n, size);
       f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
     } else {
-      find_next(p.query, p.by_key, at, n, next);
-      multiply(p, f.score, queries, next, at, n, key, p.width, product ? p.pair_key : none,
+      multiply(p, f.score, queries, find_next(p, p.query, p.by_key, at, n, next), at, n, key, p.width, product ? p.pair_key : none,
                s.made_key, s.weights);
     }
     add_bias(p, p.by_key, at, n, s.weights);
     find_rows(p.grad_output, none, p, p.by_key, at, n, value_size, s.made_value, grads);
-    find_next(p.grad_output, p.by_key, at, n, next);
-    multiply(p, f.dot, grads, next, at, n, value, p.value_width, p.pair_value, s.made_value,
+    multiply(p, f.dot, grads, find_next(p, p.grad_output, p.by_key, at, n, next), at, n, value, p.value_width, p.pair_value, s.made_value,
              s.grads);
     for (int e = 0; e < n; e++) {
       const T* of_query = statistics[p.by_key.other[at + e]];
@@ -245,10 +240,10 @@ void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch
 }
 
 template <class T>
-void statistics_row(const Problem<T>& p, int64_t row) {
+void statistics_row(const Problem<T>& p, const Functions<T>& f, int64_t row) {
   T* out = p.statistics + 2 * p.heads * row;
   copy_heads(static_cast<const T*>(p.log_sum_exp[row]), p.heads, out);
-  mean_gradient(p, row, out + p.heads);
+  mean_gradient(p, f, row, out + p.heads);
 }
 
 // The gradient of a query of single numbers, from what the pass by key left of each pair.
@@ -260,7 +255,7 @@ void sum_query_pairs(const Problem<T>& p, int64_t begin, int64_t end, T* grad_qu
   const int64_t last = p.by_query.pointer[p.by_query.num] - 1;
   for (int h = 0; h < p.heads; h++) grad_query[h] = 0;
   for (int64_t e = begin; e < end; e++) {
-    __builtin_prefetch(own(e + AHEAD < last ? e + AHEAD : last));
+    if (p.far) __builtin_prefetch(own(e + AHEAD < last ? e + AHEAD : last));
     const T* from = own(e);
     for (int h = 0; h < p.heads; h++) grad_query[h] += from[h];
   }

@@ -17,6 +17,22 @@ using namespace arrays;
 
 namespace {
 
+attn::Dropout dropout_of(double p, int64_t seed) {
+  const auto mix = [](uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7FEB352Du;
+    x ^= x >> 15;
+    x *= 0x846CA68Bu;
+    return x ^ (x >> 16);
+  };
+  const uint32_t low = uint32_t(uint64_t(seed)), high = uint32_t(uint64_t(seed) >> 32);
+  attn::Dropout dropout;
+  dropout.seed_state = mix((mix(low ^ 0x9E3779B9u) + high * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
+  dropout.threshold = p < 1 ? uint32_t(p * 4294967296.0) : 0;
+  dropout.keep_scale = p < 1 ? float(1 / (1 - p)) : 0;
+  return dropout;
+}
+
 template <class T>
 struct Call {
   attn::Problem<T> problem;
@@ -75,20 +91,9 @@ struct Call {
       if (int64_t(pair_id->size()) != pairs) refuse("pair_id", "has another length than the pairs");
       p.pair_id = pair_id->data();
     }
+    p.far = is_far<T>((num_queries + num_keys) * heads * (width + value_width));
     p.drops = dropout > 0;
-    if (p.drops) {
-      auto mix = [](uint32_t x) {
-        x ^= x >> 16;
-        x *= 0x7FEB352Du;
-        x ^= x >> 15;
-        x *= 0x846CA68Bu;
-        return x ^ (x >> 16);
-      };
-      const uint32_t low = uint32_t(uint64_t(seed)), high = uint32_t(uint64_t(seed) >> 32);
-      p.seed_state = mix((mix(low ^ 0x9E3779B9u) + high * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
-      p.threshold = dropout < 1 ? uint32_t(dropout * 4294967296.0) : 0;
-      p.keep_scale = dropout < 1 ? T(float(1 / (1 - dropout))) : T(0);
-    }
+    if (p.drops) p.dropout = dropout_of(dropout, seed);
   }
 };
 
@@ -177,7 +182,23 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
 }
 
 template <class T>
+void drop(const Array<const T>& from, double p, int64_t seed, int threads, const Array<T>& to) {
+  nb::gil_scoped_release released;
+  const int64_t size = from.size(), task = 128 * attn::DRAWS;
+  if (from.ndim() != 1 || to.ndim() != 1 || int64_t(to.size()) != size ||
+      (size > 1 && (from.stride(0) != 1 || to.stride(0) != 1))) {
+    refuse("from", "or to is not [N], packed");
+  }
+  const attn::Dropout dropout = dropout_of(p, seed);
+  const auto& kernels = attn::chosen<T>();
+  attn::share((size + task - 1) / task, threads, [&](int64_t i, int) {
+    kernels.drop(dropout, from.data(), i * task, std::min(size, (i + 1) * task), to.data());
+  });
+}
+
+template <class T>
 void define(nb::module_& m) {
+  m.def("drop", &drop<T>, "from"_a.noconvert(), "p"_a, "seed"_a, "threads"_a, "to"_a.noconvert());
   m.def("forward", &forward<T>, "query"_a.noconvert(), "key"_a.noconvert(), "value"_a.noconvert(),
         "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
         "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),

@@ -135,22 +135,24 @@ INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, co
   for (int e = n; e < n + 4; e++) rows[e] = rows[0];
 }
 
-// The rows of the pairs that come AHEAD later.
+// The rows of the pairs that come AHEAD later; null where all rows are near anyhow.
 template <class T>
-INLINE void find_next(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int n,
-                      const T** next) {
+INLINE const T* const* find_next(const Problem<T>& p, const Rows<const T>& tokens,
+                                 const Graph& graph, int64_t begin, int n, const T** next) {
+  if (!p.far) return nullptr;
   const int64_t last = graph.pointer[graph.num] - 1;
   for (int e = 0; e < n + 4; e++) {
     const int64_t at = begin + e + AHEAD;
     next[e] = tokens[graph.other[at < last ? at : last]];
   }
+  return next;
 }
 // The same for rows of single numbers and the like, asked for at once.
 template <class T>
-INLINE void prefetch_next(const Rows<const T>& tokens, const Graph& graph, int64_t begin, int n,
-                          int64_t size) {
+INLINE void prefetch_next(const Problem<T>& p, const Rows<const T>& tokens, const Graph& graph,
+                          int64_t begin, int n, int64_t size) {
   const T* next[ROWS];
-  find_next(tokens, graph, begin, n, next);
+  if (!find_next(p, tokens, graph, begin, n, next)) return;
   for (int e = 0; e < n; e++) {
     for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(next[e] + c);
   }
@@ -189,13 +191,13 @@ INLINE void draw(const Problem<T>& p, const Graph& graph, int64_t begin, int n, 
   }
   Words states[BLOCK / WORDS];
   for (int i = 0; i * WORDS < n; i++) {
-    const Words seed = p.seed_state - Words{};
+    const Words seed = p.dropout.seed_state - Words{};
     states[i] = absorb(absorb(seed, *reinterpret_cast<const Words*>(low + i * WORDS)),
                        *reinterpret_cast<const Words*>(high + i * WORDS));
   }
-  const Words threshold = p.threshold - Words{}, count = {0, 1, 2, 3, 4, 5, 6, 7};
+  const Words threshold = p.dropout.threshold - Words{}, count = {0, 1, 2, 3, 4, 5, 6, 7};
   const auto kept = [&](Words hash) {  // -1 becomes 1 / (1 - p)
-    return __builtin_convertvector(hash >= threshold, Vec<T, WORDS>) * -p.keep_scale;
+    return __builtin_convertvector(hash >= threshold, Vec<T, WORDS>) * -T(p.dropout.keep_scale);
   };
   if (p.lanes < WORDS) {
     for (int h = 0; h < p.heads; h++) {

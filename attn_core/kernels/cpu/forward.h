@@ -63,12 +63,11 @@ INLINE void score_pairs(const Problem<T>& p, const Functions<T>& f, int64_t begi
   const int64_t size = int64_t(p.heads) * p.width;
   find_rows(p.key, p.pair_key, p, p.by_query, begin, n, size, s.made_key, keys);
   if (f.score_numbers) {
-    prefetch_next(p.key, p.by_query, begin, n, size);
+    prefetch_next(p, p.key, p.by_query, begin, n, size);
     f.score_numbers(p, keys, n, s.fixed, s.vector, s.x, logits);
   } else {
     const T* next[ROWS];
-    find_next(p.key, p.by_query, begin, n, next);
-    f.score(p, keys, next, n, query, p.width, logits);
+    f.score(p, keys, find_next(p, p.key, p.by_query, begin, n, next), n, query, p.width, logits);
   }
   add_bias(p, p.by_query, begin, n, logits);
 }
@@ -91,9 +90,8 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
     const T *const *summed = keys, *const *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
-      find_next(p.value, p.by_query, at, n, next);
       summed = values;
-      later = next;
+      later = find_next(p, p.value, p.by_query, at, n, next);
     }
     f.gather_value(p, summed, later, n, s.logits, at == begin ? nullptr : s.scale, p.value_width,
                    output);

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core import compiled
 from attn_core.edge_index import Order
-from attn_core.kernels.cpu import KINDS, _cpu, _cut, _plain, _wide, available
+from attn_core.kernels.cpu import KINDS, _cut, _plain, _wide, available
 from attn_core.supports import Edges
 from attn_core.transforms import bare
 
@@ -53,8 +54,15 @@ def scores(
     if query is None:
         query = key.new_zeros(1, *key.shape[1:]).expand(edges.num_queries, -1, -1)
     row, other, vector, pair = _laid(step, query, key, _vector(vector, key, kind), pair)
-    _cpu.pair_scores(
-        row, other, vector, pair, *_pairs(edges, False), *_settings(kind, constant), out
+    compiled.call(
+        "pair_scores",
+        row,
+        other,
+        vector,
+        pair,
+        *_pairs(edges, False),
+        *_settings(kind, constant),
+        out,
     )
     return out
 
@@ -104,11 +112,29 @@ def sums(
     of_rows = other.new_empty(num, *shape) if need_rows else None
     of_vector = other.new_empty(shape) if need_vector else None
     of_pair = other.new_empty(edges.num_edges, *shape) if need_pair else None
-    _cpu.pair_sums(
-        _plain(given, other.dtype), row, other, vector, pair, *_pairs(edges, by_key),
+    compiled.call(
+        "pair_sums", _plain(given, other.dtype), row, other, vector, pair, *_pairs(edges, by_key),
         *_settings(kind, constant), of_rows, of_vector, of_pair,
     )  # fmt: skip
     return Sums(*(None if x is None else _cut(x, width) for x in (of_rows, of_vector, of_pair)))
+
+
+def product(values: Tensor, order: Order, column: Tensor, dense: Tensor) -> Tensor:
+    """A sparse matrix `[n, m]`, whose entries are sorted by row, times a dense one `[m, k]`.
+
+    Args:
+        values: `[E]`, in any order.
+        order: of the rows: where the entries of each begin, and which of `values` they are.
+        column: int32 `[E]`, of the sorted entries.
+        dense: k is a multiple of 4.
+    """
+    out = dense.new_empty(len(order.pointer) - 1, dense.shape[1])
+    given, rows = values.contiguous().unsqueeze(1), dense.contiguous().unsqueeze(1)
+    compiled.call(
+        "pair_sums", given, None, rows, None, None, order.pointer, column, order.permutation,
+        *_settings("dot", 1.0), out.unsqueeze(1), None, None,
+    )  # fmt: skip
+    return out
 
 
 def weights(given: Tensor, order: Order, alpha: float) -> Tensor:
@@ -117,9 +143,9 @@ def weights(given: Tensor, order: Order, alpha: float) -> Tensor:
     out = torch.empty(given.shape, dtype=given.dtype)
     threads = torch.get_num_threads()
     if alpha == 1:
-        _cpu.segment_softmax(given, *_order(order), threads, out, None)
+        compiled.call("segment_softmax", given, *_order(order), threads, out, None)
     else:
-        _cpu.segment_sparse(given, *_order(order), _POWERS[alpha], threads, out)
+        compiled.call("segment_sparse", given, *_order(order), _POWERS[alpha], threads, out)
     return out
 
 
@@ -127,7 +153,7 @@ def log_sum_exp(given: Tensor, order: Order) -> Tensor:
     """The log-sum-exp of each row, `[num, H]`."""
     given = _plain(given, given.dtype)
     out = given.new_empty(len(order.pointer) - 1, given.shape[1])
-    _cpu.segment_softmax(given, *_order(order), torch.get_num_threads(), None, out)
+    compiled.call("segment_softmax", given, *_order(order), torch.get_num_threads(), None, out)
     return out
 
 
@@ -135,9 +161,9 @@ def gradient(grad: Tensor, found: Tensor, order: Order, alpha: float) -> Tensor:
     """The gradient of the scores from that of the weights that were found."""
     dtype = found.dtype
     out = torch.empty(found.shape, dtype=dtype)
-    _cpu.segment_gradient(
-        _plain(grad, dtype), _plain(found, dtype), *_order(order), _POWERS[alpha],
-        torch.get_num_threads(), out,
+    compiled.call(
+        "segment_gradient", _plain(grad, dtype), _plain(found, dtype), *_order(order),
+        _POWERS[alpha], torch.get_num_threads(), out,
     )  # fmt: skip
     return out
 

@@ -34,6 +34,7 @@ attn::Problem<T> pairs(const Maybe<const T>& row, const Array<const T>& other,
   p.heads = int(heads);
   p.lanes = attn::lanes_of(heads);
   p.width = int(width);
+  p.far = is_far<T>((num + int64_t(other.shape(0))) * heads * width);
   p.query = rows<const T>("row", row, num, heads, width);
   p.key = rows<const T>("other", other, other.shape(0), heads, width);
   p.pair_key = rows<const T>("pair", pair, count, heads, width);

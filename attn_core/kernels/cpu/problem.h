@@ -53,6 +53,13 @@ struct Graph {
   int64_t num = 0;
 };
 
+// What the hash of attn_core/dropout.py starts from, what it must reach, and what is kept for it.
+struct Dropout {
+  uint32_t seed_state = 0, threshold = 0;
+  float keep_scale = 1;
+};
+constexpr int DRAWS = 16;  // dropout of features calls so many neighbours an edge
+
 template <class T>
 struct Problem {
   Kind kind = DOT;
@@ -65,9 +72,9 @@ struct Problem {
   Rows<const T> bias, pair_key, pair_value;
   const int64_t* source = nullptr;   // [E], the row of each pair in bias, pair_key and pair_value
   const int64_t* pair_id = nullptr;  // [E], by which dropout knows each pair
+  bool far = true;  // rows are worth asking for before they are used
   bool drops = false;
-  uint32_t seed_state = 0, threshold = 0;
-  T keep_scale = 1;
+  Dropout dropout;
   Graph by_query, by_key;
   Rows<T> output, log_sum_exp;  // the results of the forward pass, later its inputs
   // Backward
@@ -114,6 +121,8 @@ struct Kernels {
                T* partial, T* grad_vector);
   // The parts of a long row, in their order.
   void (*merge)(const Problem<T>&, Pass, int64_t row, const T* partials, int64_t count, T* scratch);
+  // The numbers [begin, end) of a tensor; begin is a multiple of 8 * DRAWS.
+  void (*drop)(const Dropout&, const T* from, int64_t begin, int64_t end, T* to);
 };
 
 template <class T>

@@ -9,7 +9,12 @@
 namespace attn {
 namespace {
 
-constexpr int64_t TASK = 4 * CHUNK;  // pairs and rows in a task
+// Pairs and rows in a task: many for the cost of a task not to count, but fewer on a small graph,
+// for all threads to have some.
+int64_t task_size(const Graph& graph) {
+  const int64_t share = (graph.pointer[graph.num] + graph.num) / 64;
+  return std::max<int64_t>(CHUNK / 4, std::min<int64_t>(share, 4 * CHUNK));
+}
 
 struct Task {
   int64_t row, end;             // whole rows [row, end) …
@@ -26,10 +31,11 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
   const Graph& graph = p.graph(pass);
   std::vector<Task> tasks;
   std::vector<Long> longs;
+  const int64_t most = task_size(graph);
   int64_t parts = 0, first = 0, load = 0;
   for (int64_t row = 0; row < graph.num; row++) {
     if (pass == STATISTICS) {  // takes the same time for each row
-      row = std::min(row + TASK, graph.num) - 1;
+      row = std::min(row + most, graph.num) - 1;
       tasks.push_back({first, row + 1, 0, 0, -1});
       first = row + 1;
       continue;
@@ -37,7 +43,7 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
     const int64_t begin = graph.pointer[row], end = graph.pointer[row + 1];
     if (end - begin <= CHUNK) {
       load += end - begin + 1;
-      if (load < TASK) continue;
+      if (load < most) continue;
       tasks.push_back({first, row + 1, 0, 0, -1});
     } else {
       if (first < row) tasks.push_back({first, row, 0, 0, -1});

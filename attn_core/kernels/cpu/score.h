@@ -129,9 +129,15 @@ void gather(const Problem<T>& p, const T* const* rows, const T* const* next, int
       for (; c + TILE * W <= end; c += TILE * W) {
         gather_tile<T, W, TILE, TILE>(rows, next, n, weights + h, lanes, of(h), c, acc);
       }
-      for (; c < end; c += W) {
-        gather_tile<T, W, 1, 1>(rows, next, n, weights + h, lanes, of(h), c, acc);
+      if constexpr (TILE > 4) {
+        for (; c + 4 * W <= end; c += 4 * W) {
+          gather_tile<T, W, 4, 4>(rows, next, n, weights + h, lanes, of(h), c, acc);
+        }
       }
+      for (; c + 2 * W <= end; c += 2 * W) {
+        gather_tile<T, W, 2, 2>(rows, next, n, weights + h, lanes, of(h), c, acc);
+      }
+      if (c < end) gather_tile<T, W, 1, 1>(rows, next, n, weights + h, lanes, of(h), c, acc);
     }
   }
 }
