@@ -53,7 +53,7 @@ def attend(
     pair_key: Tensor | None = None,
     pair_value: Tensor | None = None,
     dropout: float = 0.0,
-    need_weights: bool = False,
+    need_weights: bool | Tensor = False,
 ) -> Attended:
     """Attend: `output_i = Σ_j weight_ij value_j`, with `weight_i = normalizer(score(q_i, k_j))`.
 
@@ -74,7 +74,8 @@ def attend(
             `[..., Tq, Tk, H, D]`, or is `[E, H, D]` or `[E, 1, D]`. Default: none.
         pair_value: one vector per pair, added to the value, likewise. Default: none.
         dropout: the probability with which a weight is dropped, in [0, 1]. Default 0.
-        need_weights: return the weights as well. Default False.
+        need_weights: return the weights as well, or, over edges, those of some queries alone:
+            integers `[n]` or bool `[Nq]`; `support.of_queries` tells of which pairs. Default False.
 
     Returns:
         Attended(output, weights, log_sum_exp). A query without any pair has zeros for its output
@@ -94,17 +95,21 @@ def attend(
     call = Call(score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout)
     call.check()
     dtype = _output_dtype(value)
+    needed = isinstance(need_weights, Tensor) or bool(need_weights)
     with _without_autocast(key.device.type):
         call = _prepared(call)
-        kernel = choose(call, need_weights) if _backend != "reference" else None
+        kernel = choose(call, needed) if _backend != "reference" else None
         if kernel is None:
             output, weights, log_sum_exp = _reference(call)
         else:
             output, log_sum_exp, weights = kernel(call)
-            if need_weights and weights is None:
-                weights = _weights(call, log_sum_exp)
-    if weights is None or not need_weights:
-        return Attended(output.to(dtype), None, log_sum_exp)
+        if not needed:
+            return Attended(output.to(dtype), None, log_sum_exp)
+        if isinstance(need_weights, Tensor):
+            call, positions = call.of_queries(need_weights)
+            weights = None if weights is None else weights.index_select(0, positions)
+        if weights is None:
+            weights = _weights(call, log_sum_exp)
     return Attended(output.to(dtype), weights.to(dtype), log_sum_exp)
 
 
@@ -185,7 +190,7 @@ def weights(
     with _without_autocast(key.device.type):
         call = _prepared(call)
         if queries is not None:
-            call = call.of_queries(queries)
+            call, _ = call.of_queries(queries)
         return _weights(call, log_sum_exp).to(dtype)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from attn_core import Edges
 from attn_core.edge_index import as_plain, read_edge_index
 from gat.conv.agnn_conv import AGNNConv
 from gat.conv.base import AttentionConv
@@ -59,24 +60,30 @@ class LayerAttention:
         return f"LayerAttention({self.name!r}, edges={edges}, heads={heads}, size={self.size})"
 
 
-def attention_weights(model: nn.Module, *args: Any, **kwargs: Any) -> list[LayerAttention]:
+def attention_weights(
+    model: nn.Module, *args: Any, nodes: Tensor | None = None, **kwargs: Any
+) -> list[LayerAttention]:
     """Call a model and return what each of its layers attended to.
 
     The model need not know how to return weights: one of `gat`'s, a `BasicGNN` or `Sequential` of
     torch_geometric, a module of your own. It runs once, in the mode and with the gradients that the
     caller has chosen, compiled code as if it were not; nothing is left behind in it. (Where a
-    checkpoint computes a layer again, the weights can be read but not differentiated.)
+    checkpoint computes a layer again, the weights can be read but not differentiated. Where the
+    model itself asks a layer for the weights of some targets, there are no others.)
 
     Args:
         model: a module with attention layers of `gat` in it, or one such layer; those of
             torch_geometric become such by `gat.replace(model)`.
         *args, **kwargs: what the model is called with.
+        nodes: only what these targets attended to, of every layer: integers `[n]`, or bool `[N]`.
+            The weights of no other edges are computed. Default: all.
 
     Returns:
         One LayerAttention for each call of a layer, in the order of the calls.
 
     Raises:
         ValueError: the model has no attention layer.
+        IndexError: a layer has no such node.
         TypeError: it has a subclass of one whose forward cannot be asked for weights.
 
     >>> import gat
@@ -86,6 +93,9 @@ def attention_weights(model: nn.Module, *args: Any, **kwargs: Any) -> list[Layer
     ...     print(layer)
     LayerAttention('convs.0', edges=9, heads=2, size=(5, 5))
     LayerAttention('convs.1', edges=9, heads=1, size=(5, 5))
+    >>> attention_weights(model, x, edge_index, nodes=torch.tensor([3]))[0].edge_index
+    tensor([[2, 3],
+            [3, 3]])
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, AttentionConv)}
     if not layers:
@@ -98,7 +108,7 @@ def attention_weights(model: nn.Module, *args: Any, **kwargs: Any) -> list[Layer
     try:
         for name, layer in layers.items():
             watch = _watch_agnn if isinstance(layer, AGNNConv) else _watch
-            handles += watch(name, layer, found.append)
+            handles += watch(name, layer, nodes, found.append)
         with torch.compiler.set_stance("force_eager"):
             model(*args, **kwargs)
     finally:
@@ -110,7 +120,7 @@ def attention_weights(model: nn.Module, *args: Any, **kwargs: Any) -> list[Layer
 _Report = Callable[[LayerAttention], None]
 
 
-def _watch(name: str, layer: AttentionConv, report: _Report) -> list[Any]:
+def _watch(name: str, layer: AttentionConv, nodes: Tensor | None, report: _Report) -> list[Any]:
     """Have every call of a layer return its weights, and take them off before its caller sees."""
     signature = inspect.signature(layer.forward)
     if "return_attention_weights" not in signature.parameters:
@@ -122,15 +132,18 @@ def _watch(name: str, layer: AttentionConv, report: _Report) -> list[Any]:
 
     def ask(_: nn.Module, args: Any, kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
-        calls.append((given.arguments["x"], given.arguments.get("return_attention_weights")))
-        given.arguments["return_attention_weights"] = True
+        asked = layer.weights_for(given.arguments.get("return_attention_weights"))
+        calls.append((given.arguments["x"], asked))
+        wanted = True if nodes is None else nodes
+        given.arguments["return_attention_weights"] = wanted if asked is False else asked
         return given.args, given.kwargs
 
     def take(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
         x, asked = calls.pop()
         out, attention = result
-        report(_layer_attention(name, layer, x, out, attention))
-        return result if layer.returns_weights(asked) else out
+        of_nodes = None if asked is False else nodes
+        report(_layer_attention(name, layer, x, out, attention, of_nodes))
+        return out if asked is False else result
 
     # Outside what else is hooked in, which should see nothing of this
     return [
@@ -139,20 +152,21 @@ def _watch(name: str, layer: AttentionConv, report: _Report) -> list[Any]:
     ]
 
 
-def _watch_agnn(name: str, layer: AGNNConv, report: _Report) -> list[Any]:
+def _watch_agnn(name: str, layer: AGNNConv, nodes: Tensor | None, report: _Report) -> list[Any]:
     """AGNNConv returns no weights, but tells what they are."""
     signature = inspect.signature(layer.forward)
 
     def take(_: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
         given = signature.bind(*args, **kwargs).arguments
         x, edge_index = given["x"], given["edge_index"]
-        report(_layer_attention(name, layer, x, out, layer.attention(x, edge_index)))
+        attention = layer.attention(x, edge_index, nodes)
+        report(_layer_attention(name, layer, x, out, attention, None))
 
     return [layer.register_forward_hook(take, with_kwargs=True, prepend=True)]
 
 
 def _layer_attention(
-    name: str, layer: AttentionConv, x: Any, out: Tensor, attention: Any
+    name: str, layer: AttentionConv, x: Any, out: Tensor, attention: Any, nodes: Tensor | None
 ) -> LayerAttention:
     """Weights in any of the forms that torch_geometric returns, as pairs and their numbers."""
     if isinstance(attention, EdgeAttention):
@@ -165,4 +179,8 @@ def _layer_attention(
     if layer.flow == "target_to_source":
         pairs = pairs.flip(0)
     sources = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
-    return LayerAttention(name, pairs, weights, (sources, out.shape[0]))
+    size = sources, out.shape[0]
+    if nodes is not None:
+        positions = Edges(pairs, *size).of_queries(nodes)[1]
+        pairs, weights = pairs.index_select(1, positions), weights.index_select(0, positions)
+    return LayerAttention(name, pairs, weights, size)

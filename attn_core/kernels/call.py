@@ -56,9 +56,10 @@ class Call:
         call = dataclasses.replace(self, score=score, query=query, key=key, pair_key=pair_key)
         batch, heads, support = call._batch(), call._heads(), call.support
         full: dict[str, Any] = {
-            name: x.expand(*batch, x.shape[-3], heads, x.shape[-1])
+            name: x.expand(shape)
             for name in ("query", "key", "value")
             if (x := getattr(call, name)) is not None
+            and x.shape != (shape := (*batch, x.shape[-3], heads, x.shape[-1]))
         }
         if isinstance(support, Edges | PendingEdges):
             full |= call._edge_pairs(support, heads)
@@ -171,20 +172,21 @@ class Call:
         }
         return dataclasses.replace(self, support=edges, **given), edges
 
-    def of_queries(self, queries: Tensor) -> Call:
-        """The same call over the pairs of some queries alone."""
-        if not isinstance(self.support, Edges):
+    def of_queries(self, queries: Tensor) -> tuple[Call, Tensor]:
+        """The same call over the pairs of some queries alone, and where these stand among all."""
+        call, support = self.on_resolved_support()
+        if not isinstance(support, Edges):
             raise TypeError(
-                f"queries are chosen over Edges, but support is {type(self.support).__name__}: "
+                f"queries are chosen over Edges, but support is {type(support).__name__}: "
                 "index the query tensor, or the weights"
             )
-        edges, positions = self.support.of_queries(queries)
+        edges, positions = support.of_queries(queries)
         given: dict[str, Any] = {
             name: tensor.index_select(0, positions)
             for name in ("bias", "pair_key", "pair_value")
-            if (tensor := getattr(self, name)) is not None
+            if (tensor := getattr(call, name)) is not None
         }
-        return dataclasses.replace(self, support=edges, **given)
+        return dataclasses.replace(call, support=edges, **given), positions
 
     def scores(self, support: Support) -> Tensor:
         """The logits of all pairs of the resolved support, bias included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +44,6 @@ class Request:
             self.pair_value,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         return compute_dtype(*self.tensors)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from attn_core import Cosine, Dot, PendingEdges, attend, scatter_softmax, weights
+from attn_core import Cosine, Dot, Edges, PendingEdges, attend, scatter_softmax, weights
 from gat.conv.base import (
     AttentionConv,
     check_features,
     is_autocast,
     pairs_of,
+    pairs_of_chosen,
     trusted,
 )
 from gat.edge_attention import EdgeAttention
@@ -89,14 +90,23 @@ class AGNNConv(AttentionConv):
         query, key, value = (self.beta * unit).unsqueeze(1), unit.unsqueeze(1), x.unsqueeze(1)
         return attend(query, key, value, score=Dot(), support=support).output.squeeze(1)
 
-    def attention(self, x: Tensor, edge_index: Any) -> EdgeAttention:
-        """The weights `[E', 1]` with their edges; the arguments are those of `forward`."""
+    def attention(self, x: Tensor, edge_index: Any, nodes: Tensor | None = None) -> EdgeAttention:
+        """The weights `[E', 1]` with their edges, or those of some targets alone.
+
+        Args:
+            x, edge_index: as in `forward`.
+            nodes: integers `[n]`, or bool `[N]`. Default: all.
+        """
         check_features(type(self).__name__, "x", x)
         support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
         unit = _unit(x).unsqueeze(1)
         edges = support.resolve() if isinstance(support, PendingEdges) else support
-        found = weights(self.beta * unit, unit, score=Dot(), support=edges)
-        return EdgeAttention(pairs_of(edges)[0], found)
+        if turned := self.flow == "target_to_source":  # row 0 names who attends
+            edges = Edges(edges.pairs.flip(0), edges.num_queries, edges.num_keys)
+        found = weights(self.beta * unit, unit, score=Dot(), support=edges, queries=nodes)
+        pairs = pairs_of_chosen(edges, True if nodes is None else nodes)
+        assert pairs is not None
+        return EdgeAttention(pairs.flip(0) if turned else pairs, found)
 
     def message(
         self,

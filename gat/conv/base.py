@@ -41,9 +41,24 @@ class AttentionConv(MessagePassing):
         if parent is not None and cls._orig_propagate is parent._jinja_propagate:
             cls._orig_propagate = parent._orig_propagate
 
-    def returns_weights(self, asked: bool | None) -> bool:
-        """Whether forward returns a tuple for this `return_attention_weights`."""
-        return bool(asked)
+    def weights_for(self, asked: bool | Tensor | None) -> bool | Tensor:
+        """What forward returns for this `return_attention_weights`: no weights (then no tuple
+        either), all, or those of the in-edges of some targets."""
+        return asked if isinstance(asked, Tensor) else bool(asked)
+
+    def _chosen(
+        self, pairs: Tensor, weights: Tensor, support: Edges | PendingEdges, chosen: bool | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of all pairs and weights, those that `weights_for` names."""
+        if not isinstance(chosen, Tensor):
+            return pairs, weights
+        size = support.num_keys, support.num_queries
+        if self.flow == "source_to_target":
+            edges = Edges(pairs, *size)
+        else:  # row 0 names the targets
+            edges = Edges(pairs.flip(0), *size[::-1])
+        positions = edges.of_queries(chosen)[1]
+        return pairs.index_select(1, positions), weights.index_select(0, positions)
 
     def _is_fused(self) -> bool:
         """Whether nobody watches or changes message passing, so that it need not take place."""
@@ -118,6 +133,14 @@ def pairs_of(support: Edges | PendingEdges) -> tuple[Tensor, Tensor]:
         return pairs, source_id
     edges = support.resolve() if isinstance(support, PendingEdges) else support
     return edges.edge_index, edges.source_id
+
+
+def pairs_of_chosen(support: Edges | PendingEdges, chosen: bool | Tensor) -> Tensor | None:
+    """The pairs `[2, E']` whose weights `attend` returns for `need_weights=chosen`."""
+    if not isinstance(chosen, Tensor):
+        return pairs_of(support)[0] if chosen else None
+    edges = support.resolve() if isinstance(support, PendingEdges) else support
+    return edges.of_queries(chosen)[0].edge_index
 
 
 def pairs_with(support: Edges | PendingEdges, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:

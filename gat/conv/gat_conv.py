@@ -14,7 +14,7 @@ from attn_core import Separable, attend, scatter_softmax
 from gat.conv.base import (
     check_features,
     is_autocast,
-    pairs_of,
+    pairs_of_chosen,
     pairs_with,
     trusted,
     weights_like_input,
@@ -128,7 +128,7 @@ class GATConv(ProjectingConv):
         edge_index: Any,
         edge_attr: Tensor | None = None,
         size: tuple[int, int] | None = None,
-        return_attention_weights: bool | None = None,
+        return_attention_weights: bool | Tensor | None = None,
     ) -> Any:
         """Attend over the edges.
 
@@ -141,7 +141,8 @@ class GATConv(ProjectingConv):
                 `attn_core.Edges`, which are sorted once and for all.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
             size: the numbers of source and target nodes. Default: those of x.
-            return_attention_weights: also return the weights, with their edges. Default None.
+            return_attention_weights: also return the weights, with their edges: of all (True), or
+                of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
         Returns:
             `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
@@ -159,9 +160,9 @@ class GATConv(ProjectingConv):
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        need_weights = self.returns_weights(return_attention_weights)
+        need_weights = self.weights_for(return_attention_weights)
         # How many weights there are depends on the data: torch.compile must then see the pairs
-        fused = self._is_fused() and not (need_weights and torch.compiler.is_compiling())
+        fused = self._is_fused() and (need_weights is False or not torch.compiler.is_compiling())
         if fused:
             out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),
@@ -173,15 +174,16 @@ class GATConv(ProjectingConv):
                 dropout=self.dropout if self.training else 0.0,
                 need_weights=need_weights,
             )
-            pairs = pairs_of(support)[0] if need_weights else None
+            pairs = pairs_of_chosen(support, need_weights)
         else:
             pairs, edge_attr = pairs_with(support, edge_attr)
             out, weights = self._pass_messages(
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
+            pairs, weights = self._chosen(pairs, weights, support, need_weights)
 
         out = self._finish(out, residual, h_src.dtype, fused)
-        if not need_weights:
+        if need_weights is False:
             return out
         assert pairs is not None and weights is not None
         return out, weights_like_input(edge_index, support, pairs, weights.to(h_src.dtype))
@@ -220,16 +222,16 @@ class GATConv(ProjectingConv):
             alpha_src = (h_src * self.att_src).sum(-1)
             return alpha_src, None if h_dst is None else (h_dst * self.att_dst).sum(-1)
         # One product for both, which writes nothing as large as h
-        att = torch.stack([self.att_src[0], self.att_dst[0]], -1)  # [H, C, 2]
+        att = torch.stack([self.att_src[0], self.att_dst[0]])  # [2, H, C]
         if narrow:  # Wᵀa first, as x has fewer numbers than h
             assert self.lin is not None
             weight = self.lin.weight.view(self.heads, self.out_channels, -1)
-            alpha = x @ (weight.mT @ att).permute(1, 2, 0).flatten(1)
-        else:  # a block for each head
-            own = torch.eye(self.heads, dtype=att.dtype, device=att.device)
-            blocks = (att[..., None] * own[:, None, None]).reshape(-1, 2 * self.heads)
-            alpha = h_src.flatten(1) @ blocks
-        return alpha[:, : self.heads], alpha[:, self.heads :]
+            alpha = x @ (att.unsqueeze(2) @ weight).flatten(0, 2).t()
+        else:  # a block of the matrix for each head
+            blocks = torch.diag_embed(att.permute(2, 0, 1)).permute(2, 0, 1, 3)  # [H, C, 2, H]
+            alpha = h_src.flatten(1) @ blocks.reshape(-1, 2 * self.heads)
+        alpha_src, alpha_dst = alpha.split(self.heads, 1)
+        return alpha_src, alpha_dst
 
     def _is_narrow(self, x: Any) -> bool:
         """Whether x has fewer numbers than Wx, and the linear map is no more than its weight."""

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Additive, attend, scatter_softmax
-from gat.conv.base import pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
 from gat.sparse import Linear
 
@@ -109,7 +109,7 @@ class GATv2Conv(ProjectingConv):
         x: Tensor | tuple[Tensor, Tensor],
         edge_index: Any,
         edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
+        return_attention_weights: bool | Tensor | None = None,
     ) -> Any:
         """Attend over the edges.
 
@@ -120,7 +120,8 @@ class GATv2Conv(ProjectingConv):
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
-            return_attention_weights: also return the weights, with their edges. Default None.
+            return_attention_weights: also return the weights, with their edges: of all (True), or
+                of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
         Returns:
             `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
@@ -136,9 +137,9 @@ class GATv2Conv(ProjectingConv):
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        need_weights = self.returns_weights(return_attention_weights)
+        need_weights = self.weights_for(return_attention_weights)
         # How many weights there are depends on the data: torch.compile must then see the pairs
-        fused = self._is_fused() and not (need_weights and torch.compiler.is_compiling())
+        fused = self._is_fused() and (need_weights is False or not torch.compiler.is_compiling())
         if fused:
             out, weights, _ = attend(
                 h_r,
@@ -150,13 +151,14 @@ class GATv2Conv(ProjectingConv):
                 dropout=self.dropout if self.training else 0.0,
                 need_weights=need_weights,
             )
-            pairs = pairs_of(support)[0] if need_weights else None
+            pairs = pairs_of_chosen(support, need_weights)
         else:
             pairs, edge_attr = pairs_with(support, edge_attr)
             out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
+            pairs, weights = self._chosen(pairs, weights, support, need_weights)
 
         out = self._finish(out, residual, h_l.dtype, fused)
-        if not need_weights:
+        if need_weights is False:
             return out
         assert pairs is not None and weights is not None
         return out, weights_like_input(edge_index, support, pairs, weights.to(h_l.dtype))

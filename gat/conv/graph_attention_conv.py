@@ -33,7 +33,7 @@ from attn_core import (
 )
 from attn_core.named import named_normalizer, named_score, redraw, register, with_own
 from attn_core.scores import ACTIVATIONS
-from gat.conv.base import pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
 from gat.edge_attention import EdgeAttention
 from gat.sparse import Linear
@@ -192,7 +192,7 @@ class GraphAttentionConv(ProjectingConv):
         x: Tensor | tuple[Tensor, Tensor],
         edge_index: Any,
         edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
+        return_attention_weights: bool | Tensor | None = None,
     ) -> Any:
         """Attend over the edges.
 
@@ -203,7 +203,8 @@ class GraphAttentionConv(ProjectingConv):
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
-            return_attention_weights: also return the weights, with their edges. Default None.
+            return_attention_weights: also return the weights, with their edges: of all (True), or
+                of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
         Returns:
             `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
@@ -215,10 +216,11 @@ class GraphAttentionConv(ProjectingConv):
         """
         parts = self._parts(x, edge_index, edge_attr)
         support, dtype = parts.support, parts.key.dtype
-        need_weights = self.returns_weights(return_attention_weights)
+        need_weights = self.weights_for(return_attention_weights)
         # Where torch.compile would have to look into Edges, it sees the pairs as messages instead
         if self._is_fused() and not (
-            torch.compiler.is_compiling() and (need_weights or not self._is_one_op(parts))
+            torch.compiler.is_compiling()
+            and (need_weights is not False or not self._is_one_op(parts))
         ):
             out, weights, _ = attend(
                 parts.query,
@@ -231,7 +233,7 @@ class GraphAttentionConv(ProjectingConv):
                 dropout=self.dropout if self.training else 0.0,
                 need_weights=need_weights,
             )
-            pairs = pairs_of(support)[0] if need_weights else None
+            pairs = pairs_of_chosen(support, need_weights)
         else:
             pairs, pair_key = pairs_with(support, parts.pair_key)
             # edge_updater_type: (query: Tensor, key: Tensor, pair_key: Tensor | None)
@@ -239,9 +241,10 @@ class GraphAttentionConv(ProjectingConv):
             # propagate_type: (value: Tensor, alpha: Tensor)
             size = support.num_keys, support.num_queries
             out = self.propagate(pairs, value=parts.value, alpha=weights, size=size)
+            pairs, weights = self._chosen(pairs, weights, support, need_weights)
 
         out = self._finish(out, parts.residual, dtype)
-        if not need_weights:
+        if need_weights is False:
             return out
         assert pairs is not None and weights is not None
         return out, weights_like_input(edge_index, support, pairs, weights.to(dtype))

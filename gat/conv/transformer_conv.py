@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, ScaledDot, attend, scatter_softmax
-from gat.conv.base import pairs_of, pairs_with, trusted, weights_like_input
+from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, add_to, both_sides, is_plain, widths_of
 from gat.sparse import Linear
 
@@ -100,16 +100,16 @@ class TransformerConv(ProjectingConv):
             if linear is not None:
                 linear.reset_parameters()
 
-    def returns_weights(self, asked: bool | None) -> bool:
+    def weights_for(self, asked: bool | Tensor | None) -> bool | Tensor:
         """As in torch_geometric, forward returns a tuple for False too in this layer."""
-        return isinstance(asked, bool)
+        return isinstance(asked, bool) or super().weights_for(asked)
 
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor],
         edge_index: Any,
         edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
+        return_attention_weights: bool | Tensor | None = None,
     ) -> Any:
         """Attend over the edges.
 
@@ -120,8 +120,9 @@ class TransformerConv(ProjectingConv):
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
-            return_attention_weights: also return the weights, with their edges, for True *and* for
-                False, as torch_geometric does in this layer. Default None: the output alone.
+            return_attention_weights: also return the weights, with their edges: of all, for True
+                *and* for False, as torch_geometric does in this layer, or of the edges into some
+                targets alone (integers `[n]`, or bool `[N]`). Default None: the output alone.
 
         Returns:
             `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
@@ -145,8 +146,8 @@ class TransformerConv(ProjectingConv):
                 "for these: build the Edges with self_loops=False"
             )
 
-        need_weights = self.returns_weights(return_attention_weights)
-        if self._is_fused() and not (need_weights and torch.compiler.is_compiling()):
+        need_weights = self.weights_for(return_attention_weights)
+        if self._is_fused() and (need_weights is False or not torch.compiler.is_compiling()):
             of_edges = None if edge_attr is None else self._project_edges(edge_attr)
             out, weights, _ = attend(
                 query,
@@ -159,12 +160,14 @@ class TransformerConv(ProjectingConv):
                 dropout=self.dropout if self.training else 0.0,
                 need_weights=need_weights,
             )
-            pairs = pairs_of(support)[0] if need_weights else None
+            pairs = pairs_of_chosen(support, need_weights)
         else:
             pairs, edge_attr = pairs_with(support, edge_attr)
             # propagate_type: (query: Tensor, key: Tensor, value: Tensor, edge_attr: Tensor | None)
             out = self.propagate(pairs, query=query, key=key, value=value, edge_attr=edge_attr)
             weights, self._alpha = self._alpha, None
+            if weights is not None:
+                pairs, weights = self._chosen(pairs, weights, support, need_weights)
 
         out = self._merge_heads(out)
         if self.root_weight:
@@ -174,10 +177,10 @@ class TransformerConv(ProjectingConv):
             else:
                 gate = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
                 out = gate * skip + (1 - gate) * out
-        if not need_weights:
+        if need_weights is False:
             return out
         assert pairs is not None and weights is not None
-        if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
+        if need_weights is True and is_torch_sparse_tensor(edge_index):
             return out, (edge_index, weights)  # which are in the order of its entries
         return out, weights_like_input(edge_index, support, pairs, weights)
 

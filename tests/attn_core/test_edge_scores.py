@@ -313,6 +313,30 @@ def test_weights_of_chosen_queries_are_those_among_all(
             torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("implementation", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("normalizer", [Softmax(), Softmax(temperature=0.5), Hard("sample")])
+def test_attend_returns_the_weights_of_chosen_queries(normalizer: Any, implementation: str) -> None:
+    x = leaf(NODES, HEADS, WIDTH)
+    bias, pair_key = leaf(PAIRS.shape[1] + NODES, HEADS), leaf(PAIRS.shape[1] + NODES, 1, WIDTH)
+    support = PendingEdges(PAIRS, NODES, NODES, self_loops=True)
+    given: dict[str, Any] = {
+        "score": ScaledDot(), "normalizer": normalizer, "support": support, "bias": bias,
+        "pair_key": pair_key,
+    }  # fmt: skip
+    chosen = torch.tensor([4, 1])
+    positions = support.resolve().of_queries(chosen)[1]
+    with backend(implementation):
+        torch.manual_seed(0)
+        expected = attend(x, x, x, **given, need_weights=True)
+        torch.manual_seed(0)  # hard attention draws; what it drew is what is returned
+        found = attend(x, x, x, **given, need_weights=chosen)
+    assert found.weights is not None and expected.weights is not None
+    torch.testing.assert_close(found.output, expected.output)
+    torch.testing.assert_close(found.weights, expected.weights[positions])
+    with pytest.raises(TypeError, match="support is Dense"):
+        attend(x, x, x, score=Dot(), support=Dense(), need_weights=chosen)
+
+
 def test_only_the_pairs_of_chosen_queries_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     edges = Edges.from_edge_index(torch.randint(1000, (2, 100_000)), 1000)
     edges.by_query  # noqa: B018  # sorted once for all

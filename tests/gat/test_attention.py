@@ -16,7 +16,15 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 import gat
 from attn_core import Edges
-from gat import AGNNConv, EdgeAttention, GATConv, GATv2Conv, TransformerConv, attention_weights
+from gat import (
+    AGNNConv,
+    EdgeAttention,
+    GATConv,
+    GATv2Conv,
+    GraphAttentionConv,
+    TransformerConv,
+    attention_weights,
+)
 from tests.gat.conftest import KINDS, SIMPLE
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -52,8 +60,53 @@ def test_a_layer_alone_tells_what_it_attends_to(conv: Any) -> None:
     torch.testing.assert_close(totals, has_edges.expand_as(totals))
 
 
-def test_agnn_weights_are_those_that_make_its_output() -> None:
-    layer = AGNNConv()
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("conv", [*CONVS, GraphAttentionConv])
+def test_the_weights_of_chosen_nodes(conv: Any, kind: str, flow: str) -> None:
+    if flow == "target_to_source" and kind != "int64":
+        pytest.skip("these name sources and targets themselves")
+    layer, edges = build(conv), KINDS[kind](SIMPLE.clone())
+    layer.flow = flow
+    mask = torch.tensor([False, True, True, False, False, False])
+    (everything,) = attention_weights(layer, X, edges)
+    expected = torch.where(mask[:, None], everything.to_dense(), 0.0)
+    for nodes in (mask, torch.tensor([2, 1])):
+        (found,) = attention_weights(layer, X, edges, nodes=nodes)
+        assert len(found.weights) == mask[everything.edge_index[1]].sum()
+        torch.testing.assert_close(found.to_dense(), expected)
+        for node in (1, 2):
+            assert torch.equal(found.top_k(node).sources, everything.top_k(node).sources)
+    with pytest.raises(IndexError, match="queries has the entry 6"):
+        attention_weights(layer, X, edges, nodes=torch.tensor([6]))
+
+
+def test_chosen_nodes_where_the_caller_asks_for_weights_too_or_messages_are_watched() -> None:
+    nodes = torch.tensor([0, 3])
+    model = gat.GAT(4, 8, 3, heads=2).eval()
+    everything = attention_weights(model, X, EDGES)
+    returned = attention_weights(AsksItself(model), X, EDGES, nodes=nodes)
+    model.convs[1].register_message_forward_hook(lambda *_: None)
+    for found in (returned, attention_weights(model, X, EDGES, nodes=nodes)):
+        for some, all_of_them in zip(found, everything, strict=True):
+            kept = torch.isin(all_of_them.edge_index[1], nodes)
+            assert_ties(some, (all_of_them.edge_index[:, kept], all_of_them.weights[kept]))
+
+
+class AsksItself(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out, attention = self.model(x, edge_index, return_attention_weights=True)
+        assert all(int(pairs[1].unique().numel()) == 6 for pairs, _ in attention)  # all of them
+        return out  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+def test_agnn_weights_are_those_that_make_its_output(flow: str) -> None:
+    layer = AGNNConv(flow=flow)
     torch.nn.init.constant_(layer.beta, 1.7)
     (found,) = attention_weights(layer, X, EDGES)
     torch.testing.assert_close(found.to_dense()[0] @ X, layer(X, EDGES))

@@ -4,8 +4,87 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
+from attn_core import compiled
+from attn_core.dropout import draw_seed, dropout_scale
 from gat.dropout import drop
+
+SIZES = [(0,), (1,), (16,), (127,), (128,), (129,), (2049,), (70_001,), (3, 5, 7)]
+
+
+def defined(x: Tensor, p: float) -> Tensor:
+    """Sixteen neighbours in memory are the heads of one edge of attention dropout."""
+    edges = torch.arange((x.numel() + 15) // 16)
+    scale = dropout_scale(draw_seed(x.device), edges, 16, p).flatten()[: x.numel()]
+    return x * scale.view(x.shape).to(x.dtype)
+
+
+@pytest.mark.skipif(not compiled.is_on(), reason="needs the compiled kernels")
+@pytest.mark.parametrize("name", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_draws_what_attention_dropout_would(
+    size: tuple[int, ...], dtype: torch.dtype, name: str
+) -> None:
+    before, threads = compiled.module.instruction_set(), torch.get_num_threads()
+    if not compiled.module.choose_instruction_set(name):
+        pytest.skip(f"this machine has no {name}")
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            x = torch.randn(size, dtype=dtype, requires_grad=True)
+            found = []
+            for function in (drop, defined):
+                torch.manual_seed(3)
+                out = function(x, 0.6)
+                found += [(out, *torch.autograd.grad(out, x, out.detach().cos()))]
+            assert all(torch.equal(ours, right) for ours, right in zip(*found, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+        compiled.module.choose_instruction_set(before)
+
+
+def test_numbers_that_lie_apart_and_their_gradient() -> None:
+    x = torch.randn(6, 40)[:, ::2].t().requires_grad_()
+    torch.manual_seed(4)
+    out = drop(x, 0.5)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad == 0, out == 0) and 0 < (out == 0).sum() < out.numel()
+
+
+def test_infinite_numbers_stay_and_dropped_ones_are_nan_as_in_torch() -> None:
+    torch.manual_seed(5)
+    out = drop(torch.full((100,), torch.inf), 0.5)
+    assert ((out == torch.inf) | out.isnan()).all() and 0 < out.isnan().sum() < 100
+
+
+def test_compiled_draws_the_same() -> None:
+    x = torch.randn(300, requires_grad=True)
+    results = []
+    for function in (drop, torch.compile(drop, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(6)
+        out = function(x, 0.5)
+        results.append((out, *torch.autograd.grad(out.sum(), x)))
+    assert all(torch.equal(ours, right) for ours, right in zip(*results, strict=True))
+
+
+def test_second_derivatives_and_transforms() -> None:
+    x = torch.randn(20, dtype=torch.float64, requires_grad=True)
+
+    def smooth(x: Tensor) -> Tensor:
+        torch.manual_seed(7)
+        return drop(x.sin(), 0.5)
+
+    assert torch.autograd.gradcheck(smooth, x) and torch.autograd.gradgradcheck(smooth, x)
+    expected = torch.autograd.functional.jvp(smooth, x, torch.ones_like(x))[1]
+    with dual_level():
+        tangent = unpack_dual(smooth(make_dual(x, torch.ones_like(x)))).tangent
+    torch.testing.assert_close(tangent, expected)
+    torch.testing.assert_close(torch.func.jacfwd(smooth, randomness="same")(x).diagonal(), expected)
+    rows = torch.func.vmap(lambda row: drop(row, 0.5), randomness="different")(torch.ones(2, 64))
+    assert set(rows.unique().tolist()) == {0.0, 2.0}
 
 
 @pytest.mark.parametrize("p", [0.1, 0.6])

@@ -151,8 +151,10 @@ def _wide(x: Tensor, step: int) -> Tensor:
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the kernels take it: in their dtype, each row packed, without a graph."""
-    x = bare(x.detach().to(dtype))
+    """As the kernels take it: in their dtype, each row packed."""
+    x = bare(x)
+    if x.dtype != dtype:
+        x = x.to(dtype)
     packed = x.stride(-1) == 1 and (x.dim() < 3 or x.stride(1) == x.shape[2])
     return x if packed else x.contiguous()
 
