@@ -161,10 +161,11 @@ INLINE void prefetch_next(const Problem<T>& p, const Rows<const T>& tokens, cons
 // What numbers of a block there are, up to whole vectors: those behind the last pair become x.
 template <class T>
 INLINE int fill_rest(const Problem<T>& p, int n, T x, T* numbers) {
+  constexpr int W = WIDEST<T>;
   const int end = n * p.lanes;
-  int to = end;
-  for (; to % WIDEST<T>; to++) numbers[to] = x;
-  return to;
+  if (end % W == 0) return end;
+  store<T, W>(numbers + end, all<T, W>(x));  // lanes are fewer than W then: there is room
+  return (end + W - 1) / W * W;
 }
 
 // Makes logits of products scaled ones, and adds the bias.
@@ -203,6 +204,10 @@ INLINE void draw(const Problem<T>& p, const Graph& graph, int64_t begin, int n, 
     for (int h = 0; h < p.heads; h++) {
       for (int e = 0; e < n; e += WORDS) {
         const Vec<T, WORDS> x = kept(absorb(states[e / WORDS], uint32_t(h) - Words{}));
+        if (p.lanes == 1) {
+          store<T, WORDS>(keep + e, x);
+          continue;
+        }
         for (int u = 0; u < WORDS && e + u < n; u++) keep[(e + u) * p.lanes + h] = x[u];
       }
     }
