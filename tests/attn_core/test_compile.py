@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from attn_core import (
     Additive,
@@ -220,6 +222,53 @@ def test_the_reference_path_over_edges_is_correct() -> None:
     for _ in range(2):
         torch.testing.assert_close(step(compiled, x, pairs), step(of_pairs, x, pairs))
         pairs[0] = pairs[0].flip(0)
+
+
+class TestWhoeverWatchesSeesTheOp:
+    """Nobody does in most calls, which then go straight to what the op computes."""
+
+    EDGES = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])
+
+    def attend(self, x: Tensor) -> Tensor:
+        support = PendingEdges(self.EDGES, 3, 3, self_loops=True)
+        return attend(x, x, x, score=ScaledDot(), support=support).output
+
+    def test_make_fx(self) -> None:
+        x = torch.randn(3, HEADS, WIDTH, requires_grad=True)
+        traced = make_fx(self.attend)(x)
+        targets = [node.target for node in traced.graph.nodes]
+        assert torch.ops.attn_core.edge_attention.default in targets
+        torch.testing.assert_close(traced(2 * x), self.attend(2 * x))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit")
+    def test_jit_trace(self) -> None:
+        traced = torch.jit.trace(self.attend, (torch.randn(3, HEADS, WIDTH),))
+        x = torch.randn(3, HEADS, WIDTH)
+        torch.testing.assert_close(traced(x), self.attend(x))
+
+    def test_fake_tensors(self) -> None:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            found = self.attend(torch.empty(3, HEADS, WIDTH))
+        assert isinstance(found, FakeTensor) and found.shape == (3, HEADS, WIDTH)
+
+    def test_subclasses(self) -> None:
+        class Marked(Tensor):
+            pass
+
+        assert type(self.attend(torch.randn(3, HEADS, WIDTH).as_subclass(Marked))) is Marked
+
+    def test_the_straight_way_keeps_what_the_op_promises(self) -> None:
+        x = torch.randn(3, HEADS, WIDTH, requires_grad=True)
+        (grad,) = torch.autograd.grad(self.attend(x).sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match=r'inside attn_core\.backend\("reference"\)'):
+            grad.sum().backward()
+        out = self.attend(x)
+        with torch.no_grad():
+            x.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+        with torch.inference_mode():
+            assert not self.attend(x).requires_grad
 
 
 def test_export() -> None:
