@@ -278,8 +278,8 @@ def measure_training(report: Report, arguments: argparse.Namespace) -> None:
             columns,
             rows,
             "Two layers, 8 heads × 8, then 1; dropout 0.6 of the input of both and of the "
-            "attention; Adam. With equal parameters, and without dropout, all were shown to "
-            f"compute the same.{group.left_out()}",
+            "attention; torch's fused Adam. With equal parameters, and without dropout, all were "
+            f"shown to compute the same.{group.left_out()}",
             findings=findings,
         )
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attn_core import compiled
 from attn_core.dropout import draw_seed, dropout_scale
-from attn_core.transforms import is_transformed
+from attn_core.transforms import nobody_watches
 
 _DRAWS = 16  # neighbours in memory that the hash takes for the heads of one edge
 
@@ -31,7 +31,7 @@ def drop(x: Tensor, p: float) -> Tensor:
         drawn = torch.rand(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
         return x * (drawn >= p).to(x.dtype).mul_(1 / (1 - p))
     seed = draw_seed(x.device)
-    if torch.compiler.is_compiling() or is_transformed():
+    if not nobody_watches(x):
         edges = torch.arange((x.numel() + _DRAWS - 1) // _DRAWS)
         scale = dropout_scale(seed, edges, _DRAWS, p).flatten()[: x.numel()]
         return x * scale.view(x.shape).to(x.dtype)

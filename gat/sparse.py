@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from attn_core.edge_index import Order, row_pointer
 from attn_core.kernels.cpu import pairs
-from attn_core.transforms import values_are_visible
+from attn_core.transforms import nobody_watches
 from gat.checks import check_probability
 from gat.dropout import drop
 
@@ -148,7 +148,7 @@ class _Product(torch.autograd.Function):
 def _multiply(matrix: Tensor, dense: Tensor, transposed: bool) -> Tensor:
     values, places = matrix.values(), _places_of(matrix)
     side = places.by_column if transposed else places.by_row
-    if pairs.serves_rows(dense) and dense.shape[1] % 4 == 0 and values_are_visible():
+    if pairs.serves_rows(dense) and dense.shape[1] % 4 == 0 and nobody_watches(values, dense):
         return pairs.product(values, side.order, side.other, dense)
     if not transposed:
         return matrix @ dense

@@ -412,8 +412,10 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
     for bad in (torch.tensor([0, 2]), torch.tensor([-1, 0])):
         with pytest.raises(IndexError, match="by_query has an index out of range"):
             call(other=bad.int())
-        with pytest.raises(IndexError, match="by_query has an index out of range"):
-            call(place=bad)
+        for reads_it in ({"dropout": 0.5}, {"bias": torch.zeros(2, 1)}, {"pair_value": x}):
+            with pytest.raises(IndexError, match="by_query has an index out of range"):
+                call(place=bad, **reads_it)
+        call(place=bad)  # which nobody reads
     for bad in (torch.tensor([0, 2, 1]), torch.tensor([1, 1, 2]), torch.tensor([0, 1, 3])):
         with pytest.raises(ValueError, match="pointer that does not rise"):
             call(pointer=bad)

@@ -64,21 +64,24 @@ void within(const char* name, const I* x, int64_t count, int64_t end) {
 }
 
 // Pairs sorted by one of their ends, of which there are `num`.
-inline attn::Graph graph(const char* name, const Index& pointer, const Index& place, int64_t num) {
+// Where nobody reads `place`, it need not be looked through.
+inline attn::Graph graph(const char* name, const Index& pointer, const Index& place, int64_t num,
+                         bool reads_place = true) {
   const int64_t count = int64_t(place.size());
   if (int64_t(pointer.size()) != num + 1) refuse(name, "has a shape that does not fit the others");
   const int64_t* at = pointer.data();
   bool rising = at[0] == 0 && at[num] == count;
   for (int64_t i = 0; i < num; i++) rising &= at[i] <= at[i + 1];
   if (!rising) refuse(name, "has a pointer that does not rise from 0 to the number of pairs");
-  within(name, place.data(), count, count);
+  if (reads_place) within(name, place.data(), count, count);
   return {at, nullptr, place.data(), num};
 }
 // And with their other ends, of which there are `others`.
 inline attn::Graph graph(const char* name, const Index& pointer, const Column& other,
-                         const Index& place, int64_t num, int64_t others) {
+                         const Index& place, int64_t num, int64_t others,
+                         bool reads_place = true) {
   if (other.size() != place.size()) refuse(name, "has a shape that does not fit the others");
-  attn::Graph found = graph(name, pointer, place, num);
+  attn::Graph found = graph(name, pointer, place, num, reads_place);
   within(name, other.data(), int64_t(other.size()), others);
   found.other = other.data();
   return found;

@@ -42,7 +42,7 @@ struct Call {
        const Maybe<const T>& vector, const Maybe<const T>& bias, const Maybe<const T>& pair_key,
        const Maybe<const T>& pair_value, const Index& pointer, const Column& other,
        const Index& place, const std::optional<Index>& source, const std::optional<Index>& pair_id,
-       int kind, double constant, double dropout, int64_t seed, int64_t per_pair) {
+       int kind, double constant, double dropout, int64_t seed, int64_t per_pair, bool backward) {
     if (key.ndim() != 3 || value.ndim() != 3 || query.ndim() != 3) refuse("key", "is not [N, H, D]");
     const int64_t heads = key.shape(1), width = key.shape(2), value_width = value.shape(2);
     num_queries = query.shape(0);
@@ -79,7 +79,9 @@ struct Call {
     p.bias = rows<const T>("bias", bias, num_rows, heads, 0, true);
     p.pair_key = rows<const T>("pair_key", pair_key, num_rows, heads, width);
     p.pair_value = rows<const T>("pair_value", pair_value, num_rows, heads, value_width);
-    p.by_query = graph("by_query", pointer, other, place, num_queries, num_keys);
+    p.drops = dropout > 0;
+    const bool reads_place = backward || p.drops || p.bias || p.pair_key || p.pair_value;
+    p.by_query = graph("by_query", pointer, other, place, num_queries, num_keys, reads_place);
     if (source) {
       if (int64_t(source->size()) != pairs) refuse("source", "has another length than the pairs");
       within("source", source->data(), pairs, num_rows);
@@ -92,7 +94,6 @@ struct Call {
       p.pair_id = pair_id->data();
     }
     p.far = is_far<T>((num_queries + num_keys) * heads * (width + value_width));
-    p.drops = dropout > 0;
     if (p.drops) p.dropout = dropout_of(dropout, seed);
   }
 };
@@ -107,7 +108,7 @@ void forward(const Array<const T>& query, const Array<const T>& key, const Array
              const Array<T>& log_sum_exp) {
   nb::gil_scoped_release released;
   Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
-               pair_id, kind, constant, dropout, seed, num_rows);
+               pair_id, kind, constant, dropout, seed, num_rows, false);
   auto& p = call.problem;
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
   p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, call.num_queries, p.heads, 0, true);
@@ -129,7 +130,7 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
               const Maybe<T>& grad_pair_key, const Maybe<T>& grad_pair_value) {
   nb::gil_scoped_release released;
   Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
-               pair_id, kind, constant, dropout, seed, num_rows);
+               pair_id, kind, constant, dropout, seed, num_rows, true);
   auto& p = call.problem;
   const int64_t nq = call.num_queries, nk = call.num_keys;
   p.output = rows<T>("output", output, nq, p.heads, p.value_width);

@@ -154,7 +154,7 @@ INLINE void prefetch_next(const Problem<T>& p, const Rows<const T>& tokens, cons
   const T* next[ROWS];
   if (!find_next(p, tokens, graph, begin, n, next)) return;
   for (int e = 0; e < n; e++) {
-    for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(next[e] + c);
+    for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(next[e] + c, 0, 2);
   }
 }
 

@@ -81,6 +81,8 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
   const T *keys[ROWS], *values[ROWS], *next[ROWS];
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
+    // Where little is computed of a key, values are asked for at once: sums alone would wait for them
+    if (f.score_numbers) prefetch_next(p, p.value, p.by_query, at, n, value_size);
     score_pairs(p, f, at, n, p.query[row], s, keys, s.logits);
     f.normalise(p, n, s, at == begin);
     if (p.drops) {
@@ -90,8 +92,8 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
     const T *const *summed = keys, *const *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
+      if (!f.score_numbers) later = find_next(p, p.value, p.by_query, at, n, next);
       summed = values;
-      later = find_next(p, p.value, p.by_query, at, n, next);
     }
     f.gather_value(p, summed, later, n, s.logits, at == begin ? nullptr : s.scale, p.value_width,
                    output);
