@@ -54,7 +54,8 @@ sanitize: $(INSTALLED) ## the tests of the compiled kernels under GCC's address 
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 	  HYPOTHESIS_PROFILE=ci OMP_NUM_THREADS=2 $(SANITIZED)/bin/python -P -m pytest -o pythonpath= \
 	  -p no:cacheprovider -k "not million and not compile" $(PYTEST_ARGS) \
-	  tests/attn_core/test_cpu_kernels.py tests/attn_core/test_entmax.py tests/attn_core/test_edge_sums.py
+	  tests/attn_core/test_cpu_kernels.py tests/attn_core/test_entmax.py tests/attn_core/test_edge_sums.py \
+	  tests/gat/test_dropout.py tests/gat/test_sparse.py
 
 bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
 	$(PY) -m benchmarks graph $(BENCH_ARGS)
