@@ -24,11 +24,16 @@ def nobody_watches(*arguments: object) -> bool:
         values_are_visible()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._get_tracing_state() is None
-        and all(type(x) in _PLAIN and not x.is_meta for x in arguments if isinstance(x, Tensor))
+        and all(_is_bare(x) for x in arguments if isinstance(x, Tensor))
     )
 
 
 _PLAIN = {Tensor, torch.nn.Parameter}
+
+
+def _is_bare(x: Tensor) -> bool:
+    batched = torch._C._functorch.is_legacy_batchedtensor  # by grad(..., is_grads_batched=True)
+    return type(x) in _PLAIN and not x.is_meta and not batched(x)
 
 
 def bare(x: Tensor) -> Tensor:

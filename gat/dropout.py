@@ -30,26 +30,30 @@ def drop(x: Tensor, p: float) -> Tensor:
     if not compiled.is_on() or x.dtype not in (torch.float32, torch.float64):
         drawn = torch.rand(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
         return x * (drawn >= p).to(x.dtype).mul_(1 / (1 - p))
-    seed = draw_seed(x.device)
-    if not nobody_watches(x):
-        edges = torch.arange((x.numel() + _DRAWS - 1) // _DRAWS)
-        scale = dropout_scale(seed, edges, _DRAWS, p).flatten()[: x.numel()]
-        return x * scale.view(x.shape).to(x.dtype)
-    out: Tensor = _Drop.apply(x, p, int(seed))
-    return out
+    return _drop(x, p, draw_seed(x.device))
+
+
+def _drop(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    if nobody_watches(x, seed):
+        out: Tensor = _Drop.apply(x, p, seed)
+        return out
+    edges = torch.arange((x.numel() + _DRAWS - 1) // _DRAWS)
+    scale = dropout_scale(seed, edges, _DRAWS, p).flatten()[: x.numel()]
+    return x * scale.view(x.shape).to(x.dtype)
 
 
 class _Drop(torch.autograd.Function):
     """The same in C++, whose gradient is dropped alike."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, p: float, seed: Tensor) -> Tensor:
         ctx.settings = p, seed
         x = x.contiguous()
         out = torch.empty_like(x)
-        compiled.call("drop", x.detach().view(-1), p, seed, torch.get_num_threads(), out.view(-1))
+        threads = torch.get_num_threads()
+        compiled.call("drop", x.detach().view(-1), p, int(seed), threads, out.view(-1))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _Drop.apply(grads[0], *ctx.settings), None, None
+        return _drop(grads[0], *ctx.settings), None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +120,7 @@ def _sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     exact = torch.promote_types(dtype, torch.float32)
     with torch.autocast(device, enabled=False):
         x, dense = _as_csr(x).to(exact), weight.t().to(exact)
-        out = x @ dense if x.requires_grad else _Product.apply(x, dense, False)
+        out = x @ dense if x.requires_grad else _Product.apply(x, dense, _places_of(x), False)
         out = out.to(dtype)
         return out if bias is None else out + bias.to(dtype)
 
@@ -128,30 +129,31 @@ class _Product(torch.autograd.Function):
     """A sparse matrix without gradient, or its transpose, times a dense one."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, dense: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, dense: Tensor, places: _Places, turned: bool) -> Tensor:
         ctx.save_for_backward(matrix)
         ctx.save_for_forward(matrix)
-        ctx.transposed = transposed
-        return _multiply(matrix, dense, transposed)
+        ctx.places, ctx.turned = places, turned
+        return _multiply(matrix, dense, places, turned)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (matrix,) = ctx.saved_tensors
-        return None, _Product.apply(matrix, grads[0], not ctx.transposed), None
+        return None, _Product.apply(matrix, grads[0], ctx.places, not ctx.turned), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         (matrix,) = ctx.saved_tensors
-        return _multiply(matrix, tangents[1], ctx.transposed)
+        return _multiply(matrix, tangents[1], ctx.places, ctx.turned)
 
 
-def _multiply(matrix: Tensor, dense: Tensor, transposed: bool) -> Tensor:
-    values, places = matrix.values(), _places_of(matrix)
-    side = places.by_column if transposed else places.by_row
+def _multiply(matrix: Tensor, dense: Tensor, places: _Places, turned: bool) -> Tensor:
+    values = matrix.values()
     if pairs.serves_rows(dense) and dense.shape[1] % 4 == 0 and nobody_watches(values, dense):
+        side = places.by_column if turned else places.by_row
         return pairs.product(values, side.order, side.other, dense)
-    if not transposed:
+    if not turned:
         return matrix @ dense
+    side = places.by_column
     values = values.index_select(0, side.order.permutation)
     return _csr(side.order.pointer, side.other.long(), values, matrix.shape[::-1]) @ dense
 
@@ -163,13 +165,28 @@ class _Side(NamedTuple):
     other: Tensor  # the other end of each, int32
 
 
-class _Places(NamedTuple):
-    """Where the values of a CSR matrix stand, by row and by column, and what it was found from."""
+class _Places:
+    """Where the values of a CSR matrix stand: its indices, and what is found from them."""
 
-    crow: Tensor
-    col: Tensor
-    by_row: _Side
-    by_column: _Side
+    def __init__(self, crow: Tensor, col: Tensor, shape: tuple[int, ...]) -> None:
+        self.crow, self.col, self.shape = crow.clone(), col.clone(), shape
+
+    def belong_to(self, crow: Tensor, col: Tensor) -> bool:
+        """Whether these are still the indices."""
+        return torch.equal(self.crow, crow) and torch.equal(self.col, col)
+
+    @cached_property
+    def by_row(self) -> _Side:
+        count = torch.arange(len(self.col), device=self.col.device)
+        return _Side(Order(self.crow.long(), count), self.col.int())
+
+    @cached_property
+    def by_column(self) -> _Side:
+        rows, columns = self.shape
+        row = torch.arange(rows, dtype=torch.int32, device=self.col.device)
+        row = row.repeat_interleave(self.crow.diff())
+        order = torch.argsort(self.col, stable=True)
+        return _Side(Order(row_pointer(self.col.long(), columns), order), row[order])
 
 
 # By weak reference, and without one to the matrix: an entry goes when its matrix does
@@ -179,17 +196,8 @@ _PLACES = WeakTensorKeyDictionary()
 def _places_of(x: Tensor) -> _Places:
     crow, col = x.crow_indices(), x.col_indices()
     found = _PLACES.get(x)
-    if found is not None and torch.equal(found.crow, crow) and torch.equal(found.col, col):
-        return found
-    count = torch.arange(len(col), device=x.device)
-    row = torch.repeat_interleave(
-        torch.arange(x.shape[0], dtype=torch.int32, device=x.device), crow.diff()
-    )
-    order = torch.argsort(col, stable=True)
-    by_row = _Side(Order(crow.long(), count), col.int())
-    by_column = _Side(Order(row_pointer(col.long(), x.shape[1]), order), row[order])
-    found = _Places(crow.clone(), col.clone(), by_row, by_column)
-    _PLACES[x] = found
+    if found is None or not found.belong_to(crow, col):
+        found = _PLACES[x] = _Places(crow, col, x.shape)
     return found
 
 

@@ -83,6 +83,8 @@ def test_second_derivatives_and_transforms() -> None:
         tangent = unpack_dual(smooth(make_dual(x, torch.ones_like(x)))).tangent
     torch.testing.assert_close(tangent, expected)
     torch.testing.assert_close(torch.func.jacfwd(smooth, randomness="same")(x).diagonal(), expected)
+    many = torch.autograd.grad(smooth(x), x, torch.eye(20, dtype=x.dtype), is_grads_batched=True)[0]
+    torch.testing.assert_close(many.sum(0), expected)
     rows = torch.func.vmap(lambda row: drop(row, 0.5), randomness="different")(torch.ones(2, 64))
     assert set(rows.unique().tolist()) == {0.0, 2.0}
 
