@@ -435,6 +435,38 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
         call(other=ends.long())
 
 
+def test_products_refuse_what_they_cannot_serve() -> None:
+    given: dict[str, Any] = {
+        "values": torch.ones(2), "pointer": torch.tensor([0, 1, 2]),
+        "column": torch.tensor([2, 0], dtype=torch.int32), "place": torch.tensor([0, 1]),
+        "dense": torch.ones(3, 4), "threads": 1, "out": torch.empty(2, 4),
+    }  # fmt: skip
+
+    def call(**changed: Any) -> None:
+        compiled.module.multiply(**{**given, **changed})
+
+    call()
+    assert torch.equal(given["out"], torch.ones(2, 4))
+    with pytest.raises(IndexError, match="entries has an index out of range"):
+        call(column=torch.tensor([3, 0], dtype=torch.int32))
+    with pytest.raises(IndexError, match="entries has an index out of range"):
+        call(place=torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="pointer that does not rise"):
+        call(pointer=torch.tensor([0, 3, 2]))
+    with pytest.raises(ValueError, match="values has another length"):
+        call(values=torch.ones(1))
+    with pytest.raises(ValueError, match="values is not"):
+        call(values=torch.ones(4)[::2])
+    with pytest.raises(ValueError, match="dense is no matrix of 4n columns"):
+        call(dense=torch.ones(3, 6))
+    with pytest.raises(ValueError, match="dense has rows that are not packed"):
+        call(dense=torch.ones(3, 8)[:, ::2])
+    with pytest.raises(ValueError, match="out has a shape"):
+        call(out=torch.empty(3, 4))
+    with pytest.raises(TypeError):
+        call(dense=torch.ones(3, 4, dtype=torch.float64))
+
+
 @given(
     num=st.integers(1, 9),
     nodes=st.lists(st.integers(0, 8), max_size=40),

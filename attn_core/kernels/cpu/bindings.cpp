@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 
 #include <memory>
+#include <vector>
 
 #include "arrays.h"
 #include "dispatch.h"
@@ -198,7 +199,41 @@ void drop(const Array<const T>& from, double p, int64_t seed, int threads, const
 }
 
 template <class T>
+void multiply(const Array<const T>& values, const Index& pointer, const Column& column,
+              const Index& place, const Array<const T>& dense, int threads, const Array<T>& out) {
+  nb::gil_scoped_release released;
+  const int64_t num = int64_t(pointer.size()) - 1;
+  if (num < 0) refuse("pointer", "is empty");
+  if (dense.ndim() != 2 || dense.shape(1) % 4) refuse("dense", "is no matrix of 4n columns");
+  if (values.ndim() != 1 || (values.size() > 1 && values.stride(0) != 1)) {
+    refuse("values", "is not [E], packed");
+  }
+  if (values.size() != place.size()) refuse("values", "has another length than its places");
+  attn::Product<T> p;
+  p.width = int64_t(dense.shape(1));
+  p.entries = graph("entries", pointer, column, place, num, int64_t(dense.shape(0)));
+  p.values = values.data();
+  p.dense = rows<const T>("dense", dense, dense.shape(0), p.width, 0, true);
+  p.out = rows<T>("out", out, num, p.width, 0, true);
+  p.far = is_far<T>((num + int64_t(dense.shape(0))) * p.width);
+  const int64_t most = std::max<int64_t>(1024, int64_t(place.size()) / 64);
+  std::vector<int64_t> begins{0};
+  for (int64_t row = 0; row < num; row++) {
+    const int64_t load = p.entries.pointer[row + 1] + row - p.entries.pointer[begins.back()];
+    if (load - begins.back() >= most) begins.push_back(row + 1);
+  }
+  begins.push_back(num);
+  const auto& kernels = attn::chosen<T>();
+  attn::share(int64_t(begins.size()) - 1, threads, [&](int64_t i, int) {
+    kernels.multiply(p, begins[size_t(i)], begins[size_t(i) + 1]);
+  });
+}
+
+template <class T>
 void define(nb::module_& m) {
+  m.def("multiply", &multiply<T>, "values"_a.noconvert(), "pointer"_a.noconvert(),
+        "column"_a.noconvert(), "place"_a.noconvert(), "dense"_a.noconvert(), "threads"_a,
+        "out"_a.noconvert());
   m.def("drop", &drop<T>, "from"_a.noconvert(), "p"_a, "seed"_a, "threads"_a, "to"_a.noconvert());
   m.def("forward", &forward<T>, "query"_a.noconvert(), "key"_a.noconvert(), "value"_a.noconvert(),
         "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),

@@ -1,7 +1,6 @@
-// Dropout of features, drawn as that of attention weights is.
+// Of features: their dropout, drawn as that of attention weights is, and products of sparse ones.
 #pragma once
-#include "problem.h"
-#include "simd.h"
+#include "block.h"
 
 namespace attn::VARIANT {
 
@@ -27,6 +26,42 @@ void drop(const Dropout& dropout, const T* from, int64_t begin, int64_t end, T* 
     }
     const int n = end - at < BATCH ? int(end - at) : BATCH;
     for (int i = 0; i < n; i++) to[at + i] = from[at + i] * keep[i];
+  }
+}
+
+// COUNT vectors of a row of the result, from column `at` on.
+template <class T, int W, int COUNT>
+INLINE void multiply_tile(const Product<T>& p, int64_t begin, int64_t end, int64_t at, T* out) {
+  constexpr int64_t TOGETHER = 1024;  // the longer a sum, the more it rounds
+  using V = Vec<T, W>;
+  const int64_t last = p.entries.pointer[p.entries.num] - 1;
+  V total[COUNT] = {};
+  for (int64_t e = begin; e < end;) {
+    V sum[COUNT] = {};
+    for (const int64_t stop = end - e < TOGETHER ? end : e + TOGETHER; e < stop; e++) {
+      if (p.far) {
+        const int64_t next = e + AHEAD < last ? e + AHEAD : last;
+        prefetch<T, COUNT * W>(p.dense[p.entries.other[next]] + at);
+      }
+      const T value = p.values[p.entries.place[e]];
+      const T* row = p.dense[p.entries.other[e]] + at;
+      for (int t = 0; t < COUNT; t++) sum[t] += value * load<T, W>(row + t * W);
+    }
+    for (int t = 0; t < COUNT; t++) total[t] += sum[t];
+  }
+  for (int t = 0; t < COUNT; t++) store<T, W>(out + at + t * W, total[t]);
+}
+
+template <class T>
+void multiply(const Product<T>& p, int64_t begin, int64_t end) {
+  constexpr int W = WIDEST<T>;
+  for (int64_t row = begin; row < end; row++) {
+    const int64_t first = p.entries.pointer[row], stop = p.entries.pointer[row + 1];
+    T* out = p.out[row];
+    int64_t at = 0;
+    for (; at + 4 * W <= p.width; at += 4 * W) multiply_tile<T, W, 4>(p, first, stop, at, out);
+    for (; at + W <= p.width; at += W) multiply_tile<T, W, 1>(p, first, stop, at, out);
+    for (; at < p.width; at += 4) multiply_tile<T, 4, 1>(p, first, stop, at, out);
   }
 }
 

@@ -129,10 +129,9 @@ def product(values: Tensor, order: Order, column: Tensor, dense: Tensor) -> Tens
         dense: k is a multiple of 4.
     """
     out = dense.new_empty(len(order.pointer) - 1, dense.shape[1])
-    given, rows = values.contiguous().unsqueeze(1), dense.contiguous().unsqueeze(1)
     compiled.call(
-        "pair_sums", given, None, rows, None, None, order.pointer, column, order.permutation,
-        *_settings("dot", 1.0), out.unsqueeze(1), None, None,
+        "multiply", values.contiguous(), order.pointer, column, order.permutation,
+        dense.contiguous(), torch.get_num_threads(), out,
     )  # fmt: skip
     return out
 

@@ -111,6 +111,17 @@ struct Problem {
   }
 };
 
+// A sparse matrix, its entries sorted by row, times a dense one.
+template <class T>
+struct Product {
+  Graph entries;  // `other` is the column of each, `place` its number in `values`
+  const T* values = nullptr;
+  Rows<const T> dense;
+  Rows<T> out;
+  int64_t width = 0;  // of the dense matrix, a multiple of 4
+  bool far = false;
+};
+
 // What each instruction set provides.
 template <class T>
 struct Kernels {
@@ -121,6 +132,8 @@ struct Kernels {
                T* partial, T* grad_vector);
   // The parts of a long row, in their order.
   void (*merge)(const Problem<T>&, Pass, int64_t row, const T* partials, int64_t count, T* scratch);
+  // The rows [begin, end).
+  void (*multiply)(const Product<T>&, int64_t begin, int64_t end);
   // The numbers [begin, end) of a tensor; begin is a multiple of 8 * DRAWS.
   void (*drop)(const Dropout&, const T* from, int64_t begin, int64_t end, T* to);
 };

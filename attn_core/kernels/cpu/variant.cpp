@@ -86,8 +86,9 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
   }
 }
 
-extern const Kernels<float> float_kernels = {rows<float>, part<float>, merge<float>, drop<float>};
+extern const Kernels<float> float_kernels = {rows<float>, part<float>, merge<float>, multiply<float>,
+                                              drop<float>};
 extern const Kernels<double> double_kernels = {rows<double>, part<double>, merge<double>,
-                                                drop<double>};
+                                                multiply<double>, drop<double>};
 
 }  // namespace attn::VARIANT
