@@ -195,12 +195,14 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       prefetch_next(p, p.query, p.by_key, at, n, size);
       f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
     } else {
-      multiply(p, f.score, queries, find_next(p, p.query, p.by_key, at, n, next), at, n, key, p.width, product ? p.pair_key : none,
+      const T* const* later = find_next(p, p.query, p.by_key, at, n, next);
+      multiply(p, f.score, queries, later, at, n, key, p.width, product ? p.pair_key : none,
                s.made_key, s.weights);
     }
     add_bias(p, p.by_key, at, n, s.weights);
     find_rows(p.grad_output, none, p, p.by_key, at, n, value_size, s.made_value, grads);
-    multiply(p, f.dot, grads, find_next(p, p.grad_output, p.by_key, at, n, next), at, n, value, p.value_width, p.pair_value, s.made_value,
+    const T* const* later = find_next(p, p.grad_output, p.by_key, at, n, next);
+    multiply(p, f.dot, grads, later, at, n, value, p.value_width, p.pair_value, s.made_value,
              s.grads);
     for (int e = 0; e < n; e++) {
       const T* of_query = statistics[p.by_key.other[at + e]];

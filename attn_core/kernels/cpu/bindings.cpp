@@ -3,7 +3,6 @@
 #include <nanobind/stl/string.h>
 
 #include <memory>
-#include <vector>
 
 #include "arrays.h"
 #include "dispatch.h"
@@ -217,12 +216,7 @@ void multiply(const Array<const T>& values, const Index& pointer, const Column& 
   p.out = rows<T>("out", out, num, p.width, 0, true);
   p.far = is_far<T>((num + int64_t(dense.shape(0))) * p.width);
   const int64_t most = std::max<int64_t>(1024, int64_t(place.size()) / 64);
-  std::vector<int64_t> begins{0};
-  for (int64_t row = 0; row < num; row++) {
-    const int64_t load = p.entries.pointer[row + 1] + row - p.entries.pointer[begins.back()];
-    if (load - begins.back() >= most) begins.push_back(row + 1);
-  }
-  begins.push_back(num);
+  const auto begins = attn::cut_rows(p.entries.pointer, num, most);
   const auto& kernels = attn::chosen<T>();
   attn::share(int64_t(begins.size()) - 1, threads, [&](int64_t i, int) {
     kernels.multiply(p, begins[size_t(i)], begins[size_t(i) + 1]);

@@ -43,6 +43,16 @@ void share(int64_t tasks, int threads, const std::function<void(int64_t, int)>& 
   }
 }
 
+std::vector<int64_t> cut_rows(const int64_t* pointer, int64_t num, int64_t most) {
+  std::vector<int64_t> begins{0};
+  for (int64_t row = 0; row < num; row++) {
+    const int64_t first = begins.back();
+    if (pointer[row + 1] + row - pointer[first] - first >= most) begins.push_back(row + 1);
+  }
+  begins.push_back(num);
+  return begins;
+}
+
 const char* threading() { return gomp_parallel ? "openmp" : "std::thread"; }
 
 }  // namespace attn

@@ -67,14 +67,7 @@ void weigh(const Problem<T>& p, int64_t row, int head, std::vector<double>& sort
 
 template <class T>
 void sparse_weights(const Problem<T>& p, int threads) {
-  const int64_t* pointer = p.by_query.pointer;
-  std::vector<int64_t> tasks{0};  // where each begins
-  for (int64_t row = 0; row < p.by_query.num; row++) {
-    if (pointer[row + 1] + row - pointer[tasks.back()] - tasks.back() >= CHUNK) {
-      tasks.push_back(row + 1);
-    }
-  }
-  tasks.push_back(p.by_query.num);
+  const auto tasks = cut_rows(p.by_query.pointer, p.by_query.num, CHUNK);
   share(int64_t(tasks.size()) - 1, threads, [&](int64_t i, int) {
     std::vector<double> sorted;
     for (int64_t row = tasks[size_t(i)]; row < tasks[size_t(i) + 1]; row++) {
