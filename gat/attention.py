@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attn_core import Edges
 from attn_core.edge_index import as_plain, read_edge_index
 from gat.conv.agnn_conv import AGNNConv
-from gat.conv.base import AttentionConv
+from gat.conv.base import AttentionConv, of_targets
 from gat.edge_attention import EdgeAttention, TopEdges
 
 if TYPE_CHECKING:
@@ -181,6 +180,5 @@ def _layer_attention(
     sources = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
     size = sources, out.shape[0]
     if nodes is not None:
-        positions = Edges(pairs, *size).of_queries(nodes)[1]
-        pairs, weights = pairs.index_select(1, positions), weights.index_select(0, positions)
+        pairs, weights = of_targets(pairs, weights, size, nodes)
     return LayerAttention(name, pairs, weights, size)

@@ -54,11 +54,9 @@ class AttentionConv(MessagePassing):
             return pairs, weights
         size = support.num_keys, support.num_queries
         if self.flow == "source_to_target":
-            edges = Edges(pairs, *size)
-        else:  # row 0 names the targets
-            edges = Edges(pairs.flip(0), *size[::-1])
-        positions = edges.of_queries(chosen)[1]
-        return pairs.index_select(1, positions), weights.index_select(0, positions)
+            return of_targets(pairs, weights, size, chosen)
+        pairs, weights = of_targets(pairs.flip(0), weights, size[::-1], chosen)  # named in row 0
+        return pairs.flip(0), weights
 
     def _is_fused(self) -> bool:
         """Whether nobody watches or changes message passing, so that it need not take place."""
@@ -133,6 +131,14 @@ def pairs_of(support: Edges | PendingEdges) -> tuple[Tensor, Tensor]:
         return pairs, source_id
     edges = support.resolve() if isinstance(support, PendingEdges) else support
     return edges.edge_index, edges.source_id
+
+
+def of_targets(
+    pairs: Tensor, weights: Tensor, size: tuple[int, int], nodes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The pairs (sources, targets) into some nodes, and their weights, in the order given."""
+    positions = Edges(pairs, *size).of_queries(nodes)[1]
+    return pairs.index_select(1, positions), weights.index_select(0, positions)
 
 
 def pairs_of_chosen(support: Edges | PendingEdges, chosen: bool | Tensor) -> Tensor | None:
