@@ -32,7 +32,6 @@ import torch
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from datasets import DataFileError, GraphFileError
 from examples._baselines import Baseline, baselines
 from examples._files import (
     UserError,
@@ -66,7 +65,7 @@ from examples._graphs import (
     score_name,
 )
 from examples._pictures import save_pictures
-from examples._program import Parser, check_device, mean_and_deviation
+from examples._program import Parser, check_device, exit_status, mean_and_deviation
 from examples._training import Progress, Run, Settings
 
 # The hyper-parameters of "Graph Attention Networks" (Veličković et al., 2018).
@@ -123,16 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:  # a polite kill is a Ctrl-C
         previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+
+    def work() -> int:
         if words[:1] == ["predict"]:
             return predict(prediction_parser().parse_args(words[1:]))
         return train(training_parser().parse_args(words), words)
-    except (UserError, GraphFileError, DataFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+
+    try:
+        return exit_status(work)
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, previous)
