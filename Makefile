@@ -14,7 +14,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitize/venv
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
-SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/kernels/cpu/*)
+SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint sanitize bench clean

@@ -7,7 +7,7 @@ import platform
 import torch
 
 import attn_core  # noqa: F401
-from attn_core.kernels import cpu
+from attn_core.backends import cpu
 
 
 def report() -> str:

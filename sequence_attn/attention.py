@@ -25,7 +25,7 @@ from attn_core import (
     attend,
 )
 from attn_core import weights as attention_weights
-from attn_core.named import named_normalizer, register, with_own
+from attn_core.parameters import named_normalizer, register, with_own
 from attn_core.scores import ACTIVATIONS
 from sequence_attn.checks import check_tokens, real_steps
 

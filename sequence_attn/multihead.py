@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import attn_core
 from attn_core import Dense, Normalizer, Score, Support, Window, attend
-from attn_core.named import named_normalizer, named_score, redraw, register, with_own
+from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
 from sequence_attn.attention import SequenceAttention
 from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
 from sequence_attn.positions import RotaryPositions

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Support
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 
 
 class SinusoidalPositions(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attn_core import Dense, Dot, Hard, Normalizer, Score, Softmax, Support, Window, hard_log_prob
 from attn_core.normalizers import Rows, at_least_float32
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 from sequence_attn.attention import Attention, Memory, SequenceAttention, _Parts
 from sequence_attn.checks import check_lengths, real_steps
 from sequence_attn.multihead import in_window, mask_bias

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.presets import HardAttention, HardContext, RestrictedSelfAttention
 from sequence_attn.seq2seq.encoder import Encoded, recurrent

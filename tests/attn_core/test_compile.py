@@ -27,8 +27,8 @@ from attn_core import (
     Sparsemax,
     attend,
     clear_cache,
-    supports,
 )
+from attn_core.graph import grouping
 
 HEADS, WIDTH = 2, 4
 
@@ -45,13 +45,13 @@ def _fresh() -> Iterator[None]:
 def sorts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one entry with every sort of pairs."""
     seen: list[int] = []
-    sort_pairs = supports.sort_pairs
+    sort_pairs = grouping.sort_pairs
 
     def counted(nodes: Tensor, num: int, others: Tensor) -> Any:
         seen.append(num)
         return sort_pairs(nodes, num, others)
 
-    monkeypatch.setattr(supports, "sort_pairs", counted)
+    monkeypatch.setattr(grouping, "sort_pairs", counted)
     return seen
 
 

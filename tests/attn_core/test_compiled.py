@@ -56,9 +56,10 @@ def test_without_a_compiler_it_installs_and_plain_torch_serves(prefix: Path) -> 
     (Path(purelib.strip()) / "others.pth").write_text(sysconfig.get_path("purelib"))
     code = """
 import torch, attn_core
-from attn_core import compiled, kernels
+from attn_core.backends import cpu
+from attn_core import compiled
 assert attn_core.__file__.startswith({prefix!r}), attn_core.__file__
-assert compiled.module is None and not kernels.available()
+assert compiled.module is None and not cpu.available()
 x = torch.randn(4, 2, 4, requires_grad=True)
 edges = attn_core.Edges.from_edge_index(torch.tensor([[0, 1, 2], [1, 1, 3]]))
 out = attn_core.attend(x, x, x, score=attn_core.ScaledDot(), support=edges).output

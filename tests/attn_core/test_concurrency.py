@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from attn_core import Additive, Edges, Entmax, Separable, Softmax, attend, kernels, scatter_softmax
+from attn_core import Additive, Edges, Entmax, Separable, Softmax, attend, scatter_softmax
+from attn_core.backends import cpu
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 
 CASES = 4
 

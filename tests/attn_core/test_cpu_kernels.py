@@ -24,12 +24,11 @@ from attn_core import (
     attend,
     backend,
     compiled,
-    kernels,
 )
-from attn_core.kernels import cpu
-from attn_core.supports import sort_pairs
+from attn_core.backends import cpu
+from attn_core.graph.grouping import sort_pairs
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 
 SETS = ["avx512", "avx2", "baseline"]
 SCORES = ["gat", "gatv2", "tanh", "dot", "scaled", "identity", "relu"]
@@ -100,7 +99,7 @@ def leaves(arguments: dict[str, Any]) -> list[Tensor]:
 def everything(arguments: dict[str, Any]) -> list[Tensor]:
     """Output, log-sum-exp and the gradients of all leaves."""
     torch.manual_seed(1)
-    result = attend(**arguments)
+    result = attend(**arguments, need_log_sum_exp=True)
     assert result.log_sum_exp is not None
     torch.manual_seed(2)
     lse = torch.where(result.log_sum_exp.isfinite(), result.log_sum_exp, 0)
@@ -298,9 +297,9 @@ def test_dropout_masks_are_those_of_plain_torch(name: str) -> None:
     arguments = problem(name, graph(30, 200), 30, 3, 4, options="loops dropout", dtype=DOUBLE)
     found = everything(arguments)
     with backend("torch"):
-        assert not kernels.available()
+        assert not cpu.available()
         expected = everything(arguments)
-    assert kernels.available()
+    assert cpu.available()
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     for p in (1.0, 1 - 1e-12):
@@ -385,7 +384,7 @@ def test_what_the_kernels_leave_to_plain_torch(monkeypatch: pytest.MonkeyPatch) 
     for name in SCORES:
         calls.clear()
         attend(**problem(name, pairs, 10))
-        assert bool(calls) == (name != "relu")
+        assert calls
     calls.clear()
     x = torch.zeros(10, 2, 0)
     edges = Edges.from_edge_index(pairs, 10)

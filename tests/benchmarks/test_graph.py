@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from attn_core import backend, kernels
-from attn_core.kernels import cpu, csr
+from attn_core import backend
+from attn_core.backends import cpu, csr
 from benchmarks import __main__ as program
 from benchmarks import _contenders, _dgl, graph
 from benchmarks._report import Report
 from benchmarks._sweeps import GRAPHS, STEPS
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+needs_kernels = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 needs_data = pytest.mark.skipif(
     not os.environ.get("GAT_DATA"),
     reason="reads Cora: set GAT_DATA to a folder that has it in planetoid/",

@@ -15,7 +15,8 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 import gat
-from attn_core import Edges, backend, supports
+from attn_core import Edges, backend
+from attn_core.graph import grouping
 from tests.gat.conftest import EDGES, KINDS, SIMPLE, assert_same
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -178,7 +179,7 @@ def test_a_sorted_edge_index_keeps_its_order_when_self_loops_come(
     """torch_geometric forgets that it is sorted; here nothing is sorted again."""
     edge_index = EdgeIndex(EDGES, sparse_size=(6, 6)).sort_by(end)[0].fill_cache_()
     layer, x = build(name), X.clone().requires_grad_()
-    monkeypatch.setattr(supports, "sort_pairs", lambda *_: pytest.fail("sorts again"))
+    monkeypatch.setattr(grouping, "sort_pairs", lambda *_: pytest.fail("sorts again"))
     layer(x, edge_index).sum().backward()
     monkeypatch.undo()
     torch.testing.assert_close(layer(X, edge_index), layer(X, edge_index.as_tensor()))

@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
-from attn_core import Edges, backend, supports
+from attn_core import Edges, backend
+from attn_core.graph import grouping
 from gat import GAT, AGNNConv, GATConv, GATv2Conv, TransformerConv
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -89,8 +90,8 @@ def test_twenty_graphs_need_one_recompilation_at_most(
             )
         assert counter.frame_count <= 2  # more would be recompilations or graph breaks
         sorts = []
-        sort = supports.sort_pairs
-        monkeypatch.setattr(supports, "sort_pairs", lambda *a: sorts.append(1) or sort(*a))
+        sort = grouping.sort_pairs
+        monkeypatch.setattr(grouping, "sort_pairs", lambda *a: sorts.append(1) or sort(*a))
         for inputs in data:
             outcome(compiled, layer, *inputs)
         assert counter.frame_count <= 2

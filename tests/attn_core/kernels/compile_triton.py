@@ -64,9 +64,9 @@ class Compiling:
 def compile_all(capability: int) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
     from attn_core import Additive, Dot, Edges, attend, scatter_softmax
-    from attn_core.kernels import triton as kernels
-    from attn_core.kernels.triton import additive, plan, run, scores, segments
-    from attn_core.normalizers import EdgeRows
+    from attn_core.backends import triton as kernels
+    from attn_core.backends.triton import additive, plan, run, scores, segments
+    from attn_core.ops.segments import Segments
 
     for module in (run, segments, additive, scores):
         for name, kernel in list(vars(module).items()):
@@ -105,18 +105,20 @@ def compile_all(capability: int) -> None:
             vector = None if score == "dot" else leaf(heads, width, dtype=dtype)
             pairs = leaf(*rows, width, dtype=dtype) if per_pair else None
             logits = torch.ops.attn_core.edge_scores(
-                *tokens, vector, pairs, support.pairs, 4, 4, score, 0.2
-            )
+                *tokens, tokens[1], vector, None, pairs, None, support.pairs, 4, 4, False, score,
+                0.2, 0.0, None, None,
+            )  # fmt: skip
             logits.sum().backward()
     for dtype, columns in ((torch.float32, 8), (torch.float16, 300), (torch.float64, 1)):
         x = leaf(support.num_edges, columns, dtype=dtype)
         with kernels.on_cpu():
             scatter_softmax(x, support.query_index, 4).sum().backward()
-            rows = EdgeRows(support.query_index, 4)
+            rows = Segments(support.query_index, 4)
             rows.max(x.detach())
             rows.sum(x)
     for dtype, width, activation in (
-        (torch.float32, 64, "tanh"), (torch.bfloat16, 7, "leaky_relu"), (torch.float64, 1, "relu"),
+        (torch.float32, 64, "tanh"), (torch.bfloat16, 7, "leaky_relu"),
+        (torch.float64, 1, "leaky_relu"),
     ):  # fmt: skip
         tokens = leaf(2, 40, width, dtype=dtype), leaf(2, 33, width, dtype=dtype)
         with kernels.on_cpu():
