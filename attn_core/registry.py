@@ -30,8 +30,7 @@ def look_up(kind: str, given: Any, named: dict[str, Any], base: Any) -> Any:
     """
     if isinstance(given, str) and given in named:
         return named[given]
-    known = ", ".join(sorted(named))
-    expected = f"expected one of {known}, or an attn_core.{base.__name__}"
+    expected = f"known ones are {', '.join(named)}, or pass an attn_core.{base.__name__}"
     if isinstance(given, type) and issubclass(given, base):
         raise TypeError(f"{kind} is the class {given.__name__}; pass an instance of it")
     error = ValueError if isinstance(given, str) else TypeError

@@ -38,28 +38,29 @@ def serves(call: Call) -> bool:
 
 def run(call: Call) -> Attended:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
-    problem, found = problem_of(call)
+    problem, support = problem_of(call), call.support
     if nobody_watches(*problem.tensors, problem.edge_index):
-        if found is not None:
-            problem.edges = found  # which are checked with the call
+        edges = support.resolve() if isinstance(support, PendingEdges) else support
+        problem.edges = edges  # type: ignore[assignment]  # which are checked with the call
         output, log_sum_exp = _Straight.apply(problem, *problem.tensors)
     else:
+        if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
+            support.look_at_order()
         output, log_sum_exp = torch.ops.attn_core.edge_attention(*problem.arguments)
     if call.copy_output and output.requires_grad and not torch.compiler.is_compiling():
         output = output.clone()  # the op keeps its own, and the caller may edit this one
     return Attended(output, None, log_sum_exp)
 
 
-def problem_of(call: Call) -> tuple[Problem, Edges | None]:
-    """A prepared call as the op knows it, and its Edges, if they were looked up already."""
+def problem_of(call: Call) -> Problem:
+    """A prepared call as the op knows it."""
     support, formula = call.support, call.score.formula()
     assert formula is not None
     if isinstance(support, PendingEdges):
         edge_index, self_loops, pair_id = support.plain(), support.self_loops, None
-        found = None if torch.compiler.is_compiling() else support.resolve()
     else:
         assert isinstance(support, Edges)
-        edge_index, self_loops, found = support.pairs, False, support
+        edge_index, self_loops = support.pairs, False
         # The Edges may be gone when backward looks for them, and new ones would not know this
         pair_id = support.source_id if call.dropout > 0 and support.given is not support else None
     kind, constant, vector = formula
@@ -80,7 +81,7 @@ def problem_of(call: Call) -> tuple[Problem, Edges | None]:
         query, call.key, call.value, vector, bias, call.pair_key, call.pair_value, edge_index,
         support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout, call.seed,
         pair_id,
-    ), found  # fmt: skip
+    )  # fmt: skip
 
 
 def plainly(p: Problem) -> tuple[Tensor, Tensor]:

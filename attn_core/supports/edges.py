@@ -319,6 +319,11 @@ class PendingEdges(Support):
             return self.found
         return edges_of(self.edge_index, self.num_keys, self.num_queries, self.self_loops)
 
+    def look_at_order(self) -> None:
+        """Look the Edges up while there is a torch_geometric.EdgeIndex, which knows its order."""
+        if self.plain() is not self.edge_index:
+            self.resolve()
+
     def plain(self) -> Tensor:
         """The edge_index as a plain tensor."""
         tensor: Tensor = as_plain(self.edge_index)

@@ -260,8 +260,7 @@ class TestWhoeverWatchesSeesTheOp:
     def test_the_straight_way_keeps_what_the_op_promises(self) -> None:
         x = torch.randn(3, HEADS, WIDTH, requires_grad=True)
         (grad,) = torch.autograd.grad(self.attend(x).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match=r'inside attn_core\.backend\("reference"\)'):
-            grad.sum().backward()
+        assert torch.autograd.grad(grad.square().sum(), x)[0].isfinite().all()
         out = self.attend(x)
         with torch.no_grad():
             x.add_(1)

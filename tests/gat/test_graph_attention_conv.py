@@ -563,8 +563,8 @@ def test_its_repr_says_what_it_is() -> None:
     ("call", "error", "message"),
     [
         (lambda: build(4, 3, score="best"), ValueError,
-         "score is 'best'; known scores are additive, concat, cosine, dot, general, location, "
-         "scaled_dot, separable, or pass an attn_core.Score"),
+         "score is 'best'; known ones are dot, scaled_dot, cosine, general, additive, concat, "
+         "separable, location, or pass an attn_core.Score"),
         (lambda: build(4, 3, score="location"), ValueError,
          "score is location, which has a logit for each position, but nodes have no order: choose "
          "another score"),

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 import gat
+from attn_core.graph.known import _KNOWN
 from gat.dropout import drop
-from gat.sparse import _PLACES, Linear, SparseDropout, linear
+from gat.sparse import Linear, SparseDropout, linear
 
 DENSE = torch.tensor(
     [
@@ -184,7 +185,7 @@ def test_an_edit_in_place_is_noticed() -> None:
 
 
 def test_no_transpose_outlives_its_features() -> None:
-    before = len(_PLACES)
+    before = len(_KNOWN)
     x, module = DENSE.to_sparse_csr(), Linear(5, 3)
     out = module(SparseDropout(0.5)(x))
     del x
@@ -192,7 +193,7 @@ def test_no_transpose_outlives_its_features() -> None:
     out.sum().backward()  # which needs the features that went
     del out
     gc.collect()
-    assert len(_PLACES) == before
+    assert len(_KNOWN) == before
 
 
 def test_torch_compile() -> None:
