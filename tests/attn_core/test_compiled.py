@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from attn_core import compiled
+
 ROOT = Path(__file__).parents[2]
 OUTSIDE = "No matching distribution", "Could not fetch", "ConnectionError", "Failed to establish"
 
@@ -74,6 +76,17 @@ print(attn_core.scatter_softmax(torch.zeros(2), torch.zeros(2, dtype=torch.int64
     assert (
         "GAT_REQUIRE_KERNELS is set, but the compiled kernels cannot be loaded" in required.stderr
     )
+
+
+@pytest.mark.skipif(compiled.module is None, reason="no compiled kernels")
+def test_an_instruction_set_can_be_forced() -> None:
+    told = run(sys.executable, "-m", "attn_core.info", GAT_INSTRUCTION_SET="baseline").stdout
+    assert "CPU kernels: baseline (forced by GAT_INSTRUCTION_SET)" in told
+    before = compiled.module.instruction_set()
+    with pytest.raises(ValueError, match=r"is .sse9.; this processor has .*baseline"):
+        compiled._force("sse9")
+    assert compiled.module.instruction_set() == before
+    assert before in compiled.module.instruction_sets()
 
 
 @pytest.mark.slow
