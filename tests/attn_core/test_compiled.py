@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -54,8 +53,9 @@ def test_without_a_compiler_it_installs_and_plain_torch_serves(prefix: Path) -> 
     assert found.returncode == 0, found.stdout + found.stderr
     python = prefix / "bin" / "python"
     purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
-    # The other packages are those of this environment; gat is its own
-    (Path(purelib.strip()) / "others.pth").write_text(sysconfig.get_path("purelib"))
+    # The other packages are those of this environment, wherever it has them; gat is its own
+    others = [folder for folder in sys.path if Path(folder).name == "site-packages"]
+    (Path(purelib.strip()) / "others.pth").write_text("\n".join(others))
     code = """
 import torch, attn_core
 from attn_core import compiled, kernels

@@ -627,7 +627,7 @@ def test_positions_recompile_once_for_all_lengths(module: nn.Module) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(read_with, fullgraph=True, backend=counter)
-    for length in (4, 5, 7, 16):
+    for length in (4, 5, 16):
         x = torch.randn(2, length, 3, 8, requires_grad=True)
         wanted = [x, *module.parameters()]
         outputs = compiled(module, x), read_with(module, x)
