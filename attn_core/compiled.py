@@ -1,7 +1,9 @@
 """The one switch between implementations, and the compiled module, if it was built.
 
 The environment variable `GAT_KERNELS=0` leaves compiled kernels out from the start; with
-`GAT_REQUIRE_KERNELS=1` the module's absence is an error.
+`GAT_REQUIRE_KERNELS=1` the module's absence is an error. `GAT_INSTRUCTION_SET` names the
+instruction set that its kernels use (avx512, avx2 or baseline) in place of the best one that the
+processor has.
 """
 
 from __future__ import annotations
@@ -27,6 +29,20 @@ except ImportError as error:
             f"GAT_REQUIRE_KERNELS is set, but the compiled kernels cannot be loaded ({error}): "
             "install the package where a C++17 compiler is, or unset the variable"
         ) from error
+
+
+def _force(name: str) -> None:
+    """Let the kernels use this instruction set."""
+    if not module.choose_instruction_set(name):
+        raise ValueError(
+            f"GAT_INSTRUCTION_SET is {name!r}; this processor has "
+            f"{', '.join(module.instruction_sets())}: name one of them, or unset the variable"
+        )
+
+
+forced = os.environ.get("GAT_INSTRUCTION_SET", "")
+if module is not None and forced:
+    _force(forced)
 
 
 def choose(name: str) -> str:

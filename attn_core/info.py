@@ -18,7 +18,8 @@ def report() -> str:
     """
     lines = {
         "python": platform.python_version(),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
         "system": f"{platform.system()} {platform.machine()}",
         "CPU kernels": cpu.description(),
     }

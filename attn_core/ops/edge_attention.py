@@ -204,7 +204,8 @@ def _save(ctx: Any, p: Problem, output: tuple[Tensor, Tensor]) -> None:
 def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, Tensor]]:
     given: Any
     *given, seed, pair_id, output, log_sum_exp = ctx.saved_tensors
-    return Problem(*given, *ctx.settings, seed, pair_id), (output, log_sum_exp)
+    settings: Any = *ctx.settings, seed, pair_id
+    return Problem(*given, *settings), (output, log_sum_exp)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

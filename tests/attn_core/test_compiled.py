@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
 import pytest
+
+from attn_core import compiled
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = "No matching distribution", "Could not fetch", "ConnectionError", "Failed to establish"
@@ -52,8 +53,9 @@ def test_without_a_compiler_it_installs_and_plain_torch_serves(prefix: Path) -> 
     assert found.returncode == 0, found.stdout + found.stderr
     python = prefix / "bin" / "python"
     purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
-    # The other packages are those of this environment; gat is its own
-    (Path(purelib.strip()) / "others.pth").write_text(sysconfig.get_path("purelib"))
+    # The other packages are those of this environment, wherever it has them; gat is its own
+    others = [folder for folder in sys.path if Path(folder).name == "site-packages"]
+    (Path(purelib.strip()) / "others.pth").write_text("\n".join(others))
     code = """
 import torch, attn_core
 from attn_core.backends import cpu
@@ -75,6 +77,17 @@ print(attn_core.scatter_softmax(torch.zeros(2), torch.zeros(2, dtype=torch.int64
     assert (
         "GAT_REQUIRE_KERNELS is set, but the compiled kernels cannot be loaded" in required.stderr
     )
+
+
+@pytest.mark.skipif(compiled.module is None, reason="no compiled kernels")
+def test_an_instruction_set_can_be_forced() -> None:
+    told = run(sys.executable, "-m", "attn_core.info", GAT_INSTRUCTION_SET="baseline").stdout
+    assert "CPU kernels: baseline (forced by GAT_INSTRUCTION_SET)" in told
+    before = compiled.module.instruction_set()
+    with pytest.raises(ValueError, match=r"is .sse9.; this processor has .*baseline"):
+        compiled._force("sse9")
+    assert compiled.module.instruction_set() == before
+    assert before in compiled.module.instruction_sets()
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ def description() -> str:
     """What is live on this machine, in words for a bug report."""
     if (cpu := compiled.module) is None:
         return f"not there ({compiled.reason}); plain torch serves"
-    live = f"{cpu.instruction_set()}, threads of {cpu.threading()}"
+    chosen = " (forced by GAT_INSTRUCTION_SET)" if compiled.forced else ""
+    live = f"{cpu.instruction_set()}{chosen}, threads of {cpu.threading()}"
     return live if available() else f"there ({live}), but switched off; plain torch serves"
 
 

@@ -1,6 +1,7 @@
 // What Python calls. Every array is checked here, so that no kernel meets an index or a shape that
 // it cannot serve; nothing is converted silently (`noconvert`).
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 
@@ -274,6 +275,7 @@ NB_MODULE(_cpu, m) {
   m.def("sort", &sort, "nodes"_a.noconvert(), "others"_a.noconvert(), "pointer"_a.noconvert(),
         "place"_a.noconvert(), "other"_a.noconvert());
   m.def("instruction_set", &attn::instruction_set);
+  m.def("instruction_sets", &attn::instruction_sets);
   m.def("choose_instruction_set", [](const std::string& name) {
     return attn::choose_instruction_set(name.c_str());
   });

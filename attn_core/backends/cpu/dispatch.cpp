@@ -60,6 +60,15 @@ const Kernels<double>& chosen<double>() { return *current().load()->wide; }
 
 const char* instruction_set() { return current().load()->name; }
 
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  const Variant* one = variants();
+  for (; std::strcmp(one->name, "baseline") != 0; one++)
+    if (one->available) names.push_back(one->name);
+  names.push_back(one->name);
+  return names;
+}
+
 bool choose_instruction_set(const char* name) {
   for (const Variant* one = variants();; one++) {
     if (std::strcmp(one->name, name) == 0 && one->available) {

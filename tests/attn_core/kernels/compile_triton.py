@@ -1,8 +1,9 @@
-"""Compile every Triton kernel for a GPU that need not be there: `compile_triton.py 90`.
+"""Compile every Triton kernel for GPUs that need not be there: `compile_triton.py 90 80`.
 
 The host side runs on tensors of the CPU, and where it would launch a kernel, the kernel is compiled
-for the types of its arguments. `test_triton.py` starts this in a process of its own, in which
-Triton does not interpret. Prints the name of each kernel, and the lines of its assembly.
+for the types of its arguments: for the first GPU at every launch, for the others at the kernel's
+first. `test_triton.py` starts this in a process of its own, in which Triton does not interpret.
+Prints the name of each kernel, the GPU's capability, and the lines of its assembly.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ LAUNCHED = {
 class Compiling:
     """Stands for a kernel; a launch compiles it, with the hints that a launch would give."""
 
-    def __init__(self, kernel: Any, capability: int) -> None:
-        self.kernel, self.capability = kernel, capability
+    def __init__(self, kernel: Any, capabilities: list[int]) -> None:
+        self.kernel, self.capabilities = kernel, capabilities
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.launch
@@ -56,12 +57,13 @@ class Compiling:
             else:
                 signature[parameter.name] = "fp32"
         source = ASTSource(self.kernel, signature, constants, hints)
-        target = GPUTarget("cuda", self.capability, 32)
-        compiled = compile_kernel(source, target=target)
-        print(self.kernel.__name__, compiled.asm["ptx"].count("\n"))
+        for capability in self.capabilities:
+            compiled = compile_kernel(source, target=GPUTarget("cuda", capability, 32))
+            print(self.kernel.__name__, capability, compiled.asm["ptx"].count("\n"))
+        self.capabilities = self.capabilities[:1]
 
 
-def compile_all(capability: int) -> None:
+def compile_all(capabilities: list[int]) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
     from attn_core import Additive, Dot, Edges, attend, scatter_softmax
     from attn_core.backends import triton as kernels
@@ -71,7 +73,7 @@ def compile_all(capability: int) -> None:
     for module in (run, segments, additive, scores):
         for name, kernel in list(vars(module).items()):
             if type(kernel).__name__ == "JITFunction" and name in LAUNCHED:
-                setattr(module, name, Compiling(kernel, capability))
+                setattr(module, name, Compiling(kernel, capabilities))
     plan.CHUNK = 4
     hub = torch.tensor([[0, 1, 2, 1, 0, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     support = Edges.from_edge_index(torch.cat([hub, hub.flip(0)], 1), 4)
@@ -129,4 +131,4 @@ def compile_all(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    compile_all(int(sys.argv[1]))
+    compile_all([int(capability) for capability in sys.argv[1:]])
