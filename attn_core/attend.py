@@ -144,7 +144,7 @@ def weights(
         raise ValueError(
             f"log_sum_exp belongs to Softmax, but normalizer is {type(normalizer).__name__}"
         )
-    call = Call(score, normalizer, support, query, key, key, bias, pair_key)
+    call = Call(score, normalizer, support, query, key, key, bias, pair_key, need_weights=True)
     call.check()
     dtype = _output_dtype(key)
     with _without_autocast(key.device.type):

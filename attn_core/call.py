@@ -15,7 +15,7 @@ from attn_core.scores import Score
 from attn_core.supports.base import Support, broadcasts_to
 from attn_core.supports.dense import Dense
 from attn_core.supports.edges import Edges, PendingEdges
-from attn_core.supports.pairs import Pairs
+from attn_core.supports.pairs import Pairs, TracedPairs
 from attn_core.supports.window import Window
 
 _TOKENS = "query", "key", "value"
@@ -229,15 +229,18 @@ class Call:
         """The same call over pairs that are known, where the support was pending."""
         if not isinstance(self.support, PendingEdges):
             return self
-        if torch.compiler.is_compiling():
-            return dataclasses.replace(self, support=self.support.traced())
-        edges = self.support.resolve()
+        if not torch.compiler.is_compiling():
+            edges: Edges | TracedPairs = self.support.resolve()
+        else:  # how many weights there are depends on the data, which an output does not need
+            edges = self.support.traced(exact=self.need_weights)
+            if not (self.need_weights and self.support.self_loops):
+                return dataclasses.replace(self, support=edges)
         return dataclasses.replace(self, support=edges, **self._given(edges.source_id))
 
     def of_queries(self, queries: Tensor) -> tuple[Call, Tensor]:
         """The same call over the pairs of some queries alone, and where these stand among all."""
         call = self.on_resolved_support()
-        if not isinstance(call.support, Edges):
+        if not isinstance(call.support, (Edges, TracedPairs)):
             raise TypeError(
                 f"queries are chosen over Edges, but support is {type(call.support).__name__}: "
                 "index the query tensor, or the weights"

@@ -329,9 +329,10 @@ class PendingEdges(Support):
         tensor: Tensor = as_plain(self.edge_index)
         return tensor
 
-    def traced(self) -> TracedPairs:
+    def traced(self, exact: bool) -> TracedPairs:
         """The pairs as tensors alone, for code that is being traced."""
-        return TracedPairs(self.plain(), self.num_keys, self.num_queries, self.self_loops)
+        sizes = self.num_keys, self.num_queries
+        return TracedPairs.of(self.plain(), sizes, self.self_loops, exact)
 
     @property
     def num_rows(self) -> int:

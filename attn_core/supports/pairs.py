@@ -42,7 +42,7 @@ class Pairs(Support):
 
     @property
     def source_id(self) -> Tensor:
-        return torch.arange(self.pairs.shape[1], device=self.pairs.device)
+        raise NotImplementedError
 
     @property
     def num_rows(self) -> int:
@@ -86,20 +86,46 @@ class TracedPairs(Pairs):
     """The pairs of an edge_index that torch.compile traces, which looks into no cache.
 
     How many self-loops are replaced depends on the data. So all of the caller's edges are here,
-    then all loops, and `exists` leaves out what was replaced.
+    then all loops, and `exists` leaves out what was replaced; unless the pairs are to be exact,
+    which makes tensors whose sizes depend on the data.
     """
 
-    def __init__(
-        self, edge_index: Tensor, num_keys: int, num_queries: int, self_loops: bool
-    ) -> None:
-        self.pairs, self.exists = edge_index.long(), None
-        self._sizes = num_keys, num_queries
-        if self_loops:
-            loops = min(num_keys, num_queries)
-            loop = torch.arange(loops, device=edge_index.device)
-            others = self.pairs[0] != self.pairs[1]
-            self.exists = torch.cat([others, torch.ones_like(loop, dtype=torch.bool)])
-            self.pairs = torch.cat([self.pairs, loop.expand(2, -1)], dim=1)
+    def __init__(self, pairs: Tensor, sizes: tuple[int, int], source_id: Tensor) -> None:
+        self.pairs, self._sizes, self._source_id = pairs, sizes, source_id
+
+    @classmethod
+    def of(
+        cls, edge_index: Tensor, sizes: tuple[int, int], self_loops: bool, exact: bool
+    ) -> TracedPairs:
+        """The pairs of an edge_index from sizes[0] to sizes[1] nodes."""
+        pairs, device = edge_index.long(), edge_index.device
+        source_id = torch.arange(pairs.shape[1], device=device)
+        if not self_loops:
+            return cls(pairs, sizes, source_id)
+        loop = torch.arange(min(sizes), device=device)
+        others = pairs[0] != pairs[1]
+        if exact:
+            kept = torch.nonzero(others).squeeze(1)
+            source_id = torch.cat([kept, loop + pairs.shape[1]])
+            pairs = torch.cat([pairs.index_select(1, kept), loop.expand(2, -1)], dim=1)
+            return cls(pairs, sizes, source_id)
+        source_id = torch.cat([source_id, loop + pairs.shape[1]])
+        found = cls(torch.cat([pairs, loop.expand(2, -1)], dim=1), sizes, source_id)
+        found.exists = torch.cat([others, torch.ones_like(loop, dtype=torch.bool)])
+        return found
+
+    def of_queries(self, queries: Tensor) -> tuple[TracedPairs, Tensor]:
+        """The pairs of some queries, and where they stand among the pairs."""
+        if queries.dtype != torch.bool:
+            chosen = torch.zeros(self.num_queries, dtype=torch.bool, device=queries.device)
+            queries = chosen.index_fill(0, queries, True)
+        positions = torch.nonzero(queries.index_select(0, self.query_index)).squeeze(1)
+        pairs = self.pairs.index_select(1, positions)
+        return TracedPairs(pairs, self._sizes, self.source_id.index_select(0, positions)), positions
+
+    @property
+    def source_id(self) -> Tensor:
+        return self._source_id
 
     @property
     def num_keys(self) -> int:

@@ -7,10 +7,10 @@ with the two exchanged.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from attn_core.backends.triton.pieces import activate, slope
 from attn_core.backends.triton.tiles import ACC, padded
 

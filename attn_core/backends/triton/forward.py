@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 from attn_core.backends.triton.pieces import (
     head_vectors,
     kept,

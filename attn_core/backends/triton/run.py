@@ -6,9 +6,9 @@ import struct
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
-import triton
 from attn_core.backends.problem import Problem
 from attn_core.backends.triton.backward import by_key, by_query, mean_rows
 from attn_core.backends.triton.forward import attend_rows, combine_rows

@@ -6,10 +6,10 @@ Tiles are `[R, H, D]`, as in the fused kernels: items of rows, one pair of each 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from attn_core.backends.problem import Problem
 from attn_core.backends.triton.pieces import (
     activate,

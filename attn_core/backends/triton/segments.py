@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+import triton
 from torch import Tensor
 
-import triton
 from attn_core.backends.triton.plan import Items
 from attn_core.backends.triton.reduce import (
     reduce_rows,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 import triton.language as tl
 
 ACC = {torch.float32: tl.float32, torch.float64: tl.float64}
