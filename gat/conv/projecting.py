@@ -14,7 +14,7 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 from attn_core import Edges, PendingEdges
 from attn_core.transforms import is_transformed
 from gat.checks import check_probability
-from gat.conv.base import AttentionConv, check_features, is_autocast, width_of
+from gat.conv.base import AttentionConv, check_features, is_autocast, is_ours, width_of
 from gat.dropout import drop
 from gat.sparse import Linear
 
@@ -118,6 +118,8 @@ class ProjectingConv(AttentionConv):
                 f"edge_attr is on {edge_attr.device}, but x is on {x.device}: move one of them "
                 "with .to()"
             )
+        if not is_ours(self.lin_edge):
+            return edge_attr
         if not edge_attr.is_floating_point():
             return edge_attr.to(x.dtype)
         if edge_attr.dtype != x.dtype and not is_autocast(x):
