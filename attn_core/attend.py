@@ -18,6 +18,7 @@ from attn_core.kernels import Call, aggregate, choose, in_blocks, scores_in_bloc
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
 from attn_core.scores import Score
 from attn_core.supports import PendingEdges, Support
+from attn_core.transforms import apart
 
 softmax = Softmax()
 
@@ -103,14 +104,16 @@ def attend(
             output, weights, log_sum_exp = _reference(call)
         else:
             output, log_sum_exp, weights = kernel(call)
+        output = apart(output.to(dtype))
+        log_sum_exp = None if log_sum_exp is None else apart(log_sum_exp)
         if not needed:
-            return Attended(output.to(dtype), None, log_sum_exp)
+            return Attended(output, None, log_sum_exp)
         if isinstance(need_weights, Tensor):
             call, positions = call.of_queries(need_weights)
             weights = None if weights is None else weights.index_select(0, positions)
         if weights is None:
             weights = _weights(call, log_sum_exp)
-    return Attended(output.to(dtype), weights.to(dtype), log_sum_exp)
+    return Attended(output, apart(weights.to(dtype)), log_sum_exp)
 
 
 def _prepared(call: Call) -> Call:
@@ -191,7 +194,7 @@ def weights(
         call = _prepared(call)
         if queries is not None:
             call, _ = call.of_queries(queries)
-        return _weights(call, log_sum_exp).to(dtype)
+        return apart(_weights(call, log_sum_exp).to(dtype))
 
 
 def hard_log_prob(

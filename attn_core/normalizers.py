@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled, segments
-from attn_core.transforms import is_transformed, values_are_visible
+from attn_core.transforms import apart, is_transformed, values_are_visible
 
 
 class Rows(Protocol):
@@ -221,7 +221,7 @@ class Normalizer(ABC):
         tensor([0.5000, 1.0000, 0.5000])
         """
         rows = EdgeRows(index, _check_index(scores, index, num))
-        return self.normalize(at_least_float32(scores), rows).to(scores.dtype)
+        return apart(self.normalize(at_least_float32(scores), rows).to(scores.dtype))
 
 
 @dataclass(frozen=True, eq=False)
