@@ -648,7 +648,7 @@ def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor |
     if compiled.is_on() and nodes.device.type == "cpu" and not is_transformed():
         nodes, others = bare(nodes), bare(others)
         pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
-        sorted_others = torch.empty(len(nodes), dtype=torch.int32)
+        sorted_others = nodes.new_empty(len(nodes), dtype=torch.int32)
         if compiled.call(
             "sort", nodes.contiguous(), others.contiguous(), pointer, order, sorted_others
         ):

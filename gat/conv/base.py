@@ -170,13 +170,14 @@ def weights_like_input(
     sources, targets = support.num_keys, support.num_queries
     if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
         size = targets, sources, weights.shape[-1]
-        matrix = torch.sparse_coo_tensor(pairs.flip(0), weights, size, check_invariants=False)
+        checks: dict[str, Any] = {"device": weights.device, "check_invariants": False}
+        matrix = torch.sparse_coo_tensor(pairs.flip(0), weights, size, **checks)
         matrix = matrix.coalesce()
         values = matrix.values()
         if edge_index.layout != torch.sparse_coo:
             row, column = matrix.indices()
             pointer = torch._convert_indices_from_coo_to_csr(row, targets)
-            matrix = torch.sparse_csr_tensor(pointer, column, values, size, check_invariants=False)
+            matrix = torch.sparse_csr_tensor(pointer, column, values, size, **checks)
         return matrix, values
     if isinstance(edge_index, EdgeIndex):
         pairs = EdgeIndex(pairs, sparse_size=(sources, targets))

@@ -52,7 +52,7 @@ def forward(request: Request) -> tuple[Tensor, Tensor]:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     arguments, dtype = _arguments(request)
     heads, width = request.value.shape[1:]
-    output = torch.empty(request.edges.num_queries, heads, _up(width), dtype=dtype)
+    output = torch.empty(request.edges.num_queries, heads, _up(width), dtype=dtype, device="cpu")
     log_sum_exp = output.new_empty(output.shape[:2])
     compiled.call("forward", *arguments, output, log_sum_exp)
     return _cut(output, width), log_sum_exp
@@ -75,9 +75,9 @@ def backward(
         if not need or like is None:
             gradients.append(None)
         elif i < 4 or request.num_rows == pairs:
-            gradients.append(torch.empty(like.shape, dtype=dtype))
+            gradients.append(like.new_empty(like.shape, dtype=dtype))
         else:  # rows of self-loops that were replaced
-            gradients.append(torch.zeros(like.shape, dtype=dtype))
+            gradients.append(like.new_zeros(like.shape, dtype=dtype))
     of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
     numbers = request.kind != "dot" and request.key.shape[-1] == 1  # these need the pairs by key
     by_key = edges.by_query

@@ -139,7 +139,7 @@ def product(values: Tensor, order: Order, column: Tensor, dense: Tensor) -> Tens
 def weights(given: Tensor, order: Order, alpha: float) -> Tensor:
     """α-entmax of scores `[E, H]` over each row, for α = 1 (softmax), 1.5 and 2 (sparsemax)."""
     given = _plain(given, given.dtype)
-    out = torch.empty(given.shape, dtype=given.dtype)
+    out = given.new_empty(given.shape)
     threads = torch.get_num_threads()
     if alpha == 1:
         compiled.call("segment_softmax", given, *_order(order), threads, out, None)
@@ -159,7 +159,7 @@ def log_sum_exp(given: Tensor, order: Order) -> Tensor:
 def gradient(grad: Tensor, found: Tensor, order: Order, alpha: float) -> Tensor:
     """The gradient of the scores from that of the weights that were found."""
     dtype = found.dtype
-    out = torch.empty(found.shape, dtype=dtype)
+    out = found.new_empty(found.shape, dtype=dtype)
     compiled.call(
         "segment_gradient", _plain(grad, dtype), _plain(found, dtype), *_order(order),
         _POWERS[alpha], torch.get_num_threads(), out,
