@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+_P, _T = ParamSpec("_P"), TypeVar("_T")
+
+
+def outside_inference_mode(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Decorator: what this function makes in inference mode serves training too.
+
+    The mode is left only where it is on. To enter `torch.inference_mode(False)` in every call is
+    to set what autograd does in every call, and a Ctrl-C at the wrong moment leaves it set.
+
+    >>> with torch.inference_mode():
+    ...     outside_inference_mode(torch.ones)(2).is_inference()
+    False
+    """
+
+    @functools.wraps(function)
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return called
 
 
 def is_transformed() -> bool:
@@ -34,6 +61,16 @@ _PLAIN = {Tensor, torch.nn.Parameter}
 def _is_bare(x: Tensor) -> bool:
     batched = torch._C._functorch.is_legacy_batchedtensor  # by grad(..., is_grads_batched=True)
     return type(x) in _PLAIN and not x.is_meta and not batched(x)
+
+
+def apart(x: Tensor) -> Tensor:
+    """x as a tensor of its own, whose memory is copied as soon as somebody writes to either.
+
+    What an op has saved for its backward pass must not be what its caller holds and may edit in
+    place (`F.relu(out, inplace=True)`). A copy would cost as much as the pass itself; as long as
+    nobody writes, this one costs nothing. Where somebody watches, torch takes care of edits.
+    """
+    return x._lazy_clone() if torch.is_grad_enabled() and nobody_watches(x) else x
 
 
 def bare(x: Tensor) -> Tensor:
