@@ -10,6 +10,7 @@ from attn_core.attend import (
     softmax,
     weights,
 )
+from attn_core.bounded import Bounded
 from attn_core.normalizers import (
     Entmax,
     Hard,
@@ -36,6 +37,7 @@ from attn_core.window import Window
 __all__ = [
     "Additive",
     "Attended",
+    "Bounded",
     "Concat",
     "Cosine",
     "Dense",

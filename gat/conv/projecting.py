@@ -58,6 +58,12 @@ class ProjectingConv(AttentionConv):
 
     def _merge_heads(self, out: Tensor) -> Tensor:
         """`[N, H, C]` with the heads concatenated, or averaged."""
+        if out.shape[1:] != (self.heads, self.out_channels):
+            raise ValueError(
+                f"aggr is {self.aggr}, which leaves {list(out.shape[1:])} heads and channels, but "
+                f"{type(self).__name__} has {[self.heads, self.out_channels]}: choose one "
+                "aggregation, or join several by aggr_kwargs={'mode': 'sum'}"
+            )
         return out.flatten(1) if self.concat else out.mean(dim=1)
 
     def _finish(
