@@ -8,6 +8,7 @@ from attn_core.attend import (
     softmax,
     weights,
 )
+from attn_core.bounded import Bounded
 from attn_core.call import Attended
 from attn_core.graph.known import clear_cache
 from attn_core.normalizers import (
@@ -35,6 +36,7 @@ from attn_core.supports import Dense, Edges, PendingEdges, Support, Window, patt
 __all__ = [
     "Additive",
     "Attended",
+    "Bounded",
     "Concat",
     "Cosine",
     "Dense",

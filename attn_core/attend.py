@@ -18,6 +18,7 @@ from attn_core.call import Attended, Call
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Softmax
 from attn_core.scores import Score
 from attn_core.supports.base import Support
+from attn_core.transforms import apart
 
 softmax = Softmax()
 
@@ -36,7 +37,6 @@ def attend(
     dropout: float = 0.0,
     need_weights: bool | Tensor = False,
     need_log_sum_exp: bool = False,
-    copy_output: bool = True,
 ) -> Attended:
     """Attend: `output_i = Σ_j weight_ij value_j`, with `weight_i = normalizer(score(q_i, k_j))`.
 
@@ -61,9 +61,6 @@ def attend(
             integers `[n]` or bool `[Nq]`; `support.of_queries` tells of which pairs. Default False.
         need_log_sum_exp: return the log-sum-exp of a softmax even where it costs something.
             Default False.
-        copy_output: over edges, the kernels keep the output for the backward pass. With False the
-            caller gets that very tensor and must not edit it in place, which saves a copy where
-            a bias is added anyway. Default True.
 
     Returns:
         Attended(output, weights, log_sum_exp). A query without any pair has zeros for its output
@@ -84,21 +81,22 @@ def attend(
     needed = chosen is not None or bool(need_weights)
     call = Call(
         score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout, needed,
-        need_log_sum_exp, copy_output,
+        need_log_sum_exp,
     )  # fmt: skip
     call.check()
     dtype = _output_dtype(value)
     with _without_autocast(key.device.type):
         call = call.prepared()
         output, weights, log_sum_exp = ops.attend(call)
+        output = apart(output.to(dtype))  # what is kept for backward is not what the caller edits
         if not needed:
-            return Attended(output.to(dtype), None, log_sum_exp)
+            return Attended(output, None, log_sum_exp)
         if chosen is not None:
             call, positions = call.of_queries(chosen)
             weights = None if weights is None else weights.index_select(0, positions)
         if weights is None:
             weights = ops.weights(call, log_sum_exp)
-    return Attended(output.to(dtype), weights.to(dtype), log_sum_exp)
+    return Attended(output, apart(weights.to(dtype)), log_sum_exp)
 
 
 def weights(
@@ -151,7 +149,7 @@ def weights(
         call = call.prepared()
         if queries is not None:
             call, _ = call.of_queries(queries)
-        return ops.weights(call, log_sum_exp).to(dtype)
+        return apart(ops.weights(call, log_sum_exp).to(dtype))
 
 
 def hard_log_prob(

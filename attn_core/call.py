@@ -56,7 +56,6 @@ class Call:
     dropout: float = 0.0
     need_weights: bool = False
     need_log_sum_exp: bool = False
-    copy_output: bool = True
     seed: Tensor | None = None  # of the dropout over edges
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from attn_core.graph.grouping import limits
 from attn_core.registry import register
 from attn_core.rows import DenseRows, EdgeRows, Rows
-from attn_core.transforms import values_are_visible
+from attn_core.transforms import apart, values_are_visible
 
 
 class Normalizer(ABC):
@@ -101,7 +101,7 @@ class Normalizer(ABC):
         tensor([0.5000, 1.0000, 0.5000])
         """
         rows = EdgeRows(index, _check_index(scores, index, num))
-        return _over_edges(self, at_least_float32(scores), rows).to(scores.dtype)
+        return apart(_over_edges(self, at_least_float32(scores), rows).to(scores.dtype))
 
 
 def _plainly(normalizer: Normalizer, scores: Tensor, rows: EdgeRows) -> Tensor:

@@ -38,6 +38,16 @@ def _is_bare(x: Tensor) -> bool:
     return type(x) in _PLAIN and not x.is_meta and not batched(x)
 
 
+def apart(x: Tensor) -> Tensor:
+    """x as a tensor of its own, whose memory is copied as soon as somebody writes to either.
+
+    What an op has saved for its backward pass must not be what its caller holds and may edit in
+    place (`F.relu(out, inplace=True)`). A copy would cost as much as the pass itself; as long as
+    nobody writes, this one costs nothing. Where somebody watches, torch takes care of edits.
+    """
+    return x._lazy_clone() if torch.is_grad_enabled() and nobody_watches(x) else x
+
+
 def bare(x: Tensor) -> Tensor:
     """x without the wrapper that torch.func leaves around what was made, and kept, inside of it."""
     return torch._C._functorch.unwrap_if_dead(x)

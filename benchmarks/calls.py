@@ -1,4 +1,4 @@
-"""Python calls of one forward pass, on a warm cache: what small graphs and short sequences wait for.
+"""Python calls of one forward pass, on a warm cache: what small inputs wait for.
 
 python -m benchmarks.calls
 """

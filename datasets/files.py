@@ -1,6 +1,8 @@
 """A reader's own graph from csv and npz files, with errors that name the file and the line."""
 
 import csv
+import lzma
+import math
 import os
 import zipfile
 import zlib
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
+from .parallel_text import MAX_UNPACKED
 from .splits import stratified_split
 
 SPLITS = ("train", "val", "test")
@@ -39,7 +42,8 @@ def from_files(
     - ``edges``: columns ``source`` and ``target``; all other columns are numbers and become
       ``edge_attr``. A file with a header only is a graph without edges.
     - ``features``: a csv with a column ``node`` and one numeric column per feature; or an npz
-      with an array ``x`` ``[N, F]`` and, unless the ids are 0 to N-1, an array ``node`` ``[N]``.
+      with an array ``x`` ``[N, F]`` and, unless the ids are 0 to N-1, an array ``node`` ``[N]``;
+      a compressed one may unpack to 1 GiB for each array.
     - ``labels``: columns ``node``, ``label`` and perhaps ``split`` (train, val or test). An empty
       label means unknown, an empty split means in no mask. Without a ``split`` column the masks
       are drawn: from each class ``labels_per_class`` nodes to train on, but at most half of the
@@ -232,12 +236,18 @@ def _read_features(path: Path) -> tuple[dict[str, int], Tensor]:
 def _read_npz(path: Path) -> tuple[dict[str, int], Tensor]:
     mend = "write it with numpy.savez(path, x=features, node=ids), without object arrays"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x = arrays["x"]
-            node = arrays["node"] if "node" in arrays else np.arange(len(x))
-    except KeyError as error:
-        raise _error(path, None, "no array 'x'", mend) from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if "x.npy" not in names:
+                raise _error(path, None, "no array 'x'", mend)
+            x = _read_array(archive, "x.npy")
+            node = _read_array(archive, "node.npy") if "node.npy" in names else np.arange(len(x))
+    except GraphFileError:
+        raise
+    except (
+        *(OSError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError),
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    ) as error:
         raise _error(path, None, f"no readable npz file ({error})", mend) from error
     if x.dtype.kind not in "fiub" or x.ndim != 2 or 0 in x.shape:
         problem = f"x is {x.dtype} of shape {list(x.shape)}"
@@ -260,6 +270,38 @@ def _read_npz(path: Path) -> tuple[dict[str, int], Tensor]:
             raise _error(path, None, problem, "keep one of the two rows")
         index[name] = row
     return index, torch.from_numpy(values)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array of an npz, whose header numpy would believe, and allocate whatever it claims.
+
+    Raises:
+        ValueError: it is no array, holds objects, unpacks to more than `MAX_UNPACKED`, or its
+            header claims another size than it has.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED and info.file_size > MAX_UNPACKED:
+        raise ValueError(
+            f"{name} unpacks to {info.file_size} bytes, and {MAX_UNPACKED} are allowed: do not "
+            "compress it"
+        )
+    with archive.open(info) as file:
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(np.lib.format.read_magic(file))
+        if read_header is None:
+            raise ValueError(f"{name} has field names, which arrays of numbers or text have not")
+        shape, _, dtype = read_header(file)
+        claimed, there = math.prod(shape) * dtype.itemsize, info.file_size - file.tell()
+        if claimed != there and not dtype.hasobject:
+            raise ValueError(
+                f"the header of {name} claims {list(shape)} of {dtype}, {claimed} bytes, but there "
+                f"are {there}"
+            )
+    with archive.open(info) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        return array
 
 
 def _read_labels(

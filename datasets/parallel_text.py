@@ -10,6 +10,8 @@ from pathlib import Path
 from .pairs import Pairs, PairSplits
 from .tokens import Tokenizer, Unit
 
+MAX_UNPACKED = 2**30  # bytes of a compressed file: a few hundred KB can unpack to as many MB
+
 
 class TextFileError(ValueError):
     """A file cannot be read as text; the message names the file, the line and a mend."""
@@ -44,8 +46,8 @@ def parallel_text(
         Splits in which the pairs keep the order of the files; ``name`` joins the file names.
 
     Raises:
-        TextFileError: a file is missing, damaged, empty or not UTF-8, or the files differ in
-            length.
+        TextFileError: a file is missing, damaged, empty or not UTF-8, unpacks to more than 1 GiB,
+            or the files differ in length.
         ValueError: too few pairs remain to train on, or ``held_out`` is below 1.
 
     Example:
@@ -110,15 +112,20 @@ def read_lines(path: Path) -> list[str]:
     """Return the stripped lines of a UTF-8 text file, plain or gzip-compressed.
 
     Only a line feed (perhaps after a carriage return) ends a line: other separators that Unicode
-    knows would shift the lines of one file against those of the other.
+    knows would shift the lines of one file against those of the other. A compressed file may
+    unpack to 1 GiB.
 
     Raises:
-        TextFileError: the file is missing, damaged, empty or not UTF-8.
+        TextFileError: the file is missing, damaged, empty or not UTF-8, or unpacks to more.
     """
     try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            data = gzip.GzipFile(fileobj=file).read(MAX_UNPACKED + 1) if compressed else file.read()
+        if compressed and len(data) > MAX_UNPACKED:
+            problem = f"unpacks to more than {MAX_UNPACKED} bytes"
+            raise _error(path, None, problem, "give the file as it is, not compressed, or a part")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         mend = "compress or download the file again"
         raise _error(path, None, f"damaged gzip file ({error})", mend) from error

@@ -1,27 +1,21 @@
 """Protein-protein interactions: 24 graphs of human tissues, some of which are never trained on."""
 
-import os
-import tempfile
+import io
+import json
 import zipfile
-from itertools import product
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch_geometric
+import numpy as np
+import torch
+from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.datasets import PPI
+from torch_geometric.utils import remove_self_loops, to_undirected
 
-from .fetch import DataFileError, cache_folder, fetch
+from .fetch import DataFileError, fetch
 
 # The hash of this archive, 7,088,822 bytes, as published by those who pin it; see `ppi`.
 URL = "https://data.dgl.ai/dataset/ppi.zip"
 SHA256 = "1f5b2b09ac0f897fa6aa1338c64ab75a5473674cbba89380120bede8cddb2a6a"
-RAW = [
-    f"{split}_{part}"
-    for split, part in product(
-        ("train", "valid", "test"), ("feats.npy", "graph_id.npy", "graph.json", "labels.npy")
-    )
-]
 
 
 class PPIGraphs(NamedTuple):
@@ -47,10 +41,11 @@ def ppi() -> PPIGraphs:
     Networks, 2017; Hamilton, Ying, Leskovec, Inductive Representation Learning on Large Graphs,
     2017.)
 
-    The archive is that of ``torch_geometric.datasets.PPI``, which reads it here too. It comes from
-    its address, or from ``$GAT_DATA/ppi/ppi.zip`` where the environment variable ``GAT_DATA`` is
-    set, and is opened only if its sha256 is the one that other libraries for graphs pin. What
-    torch_geometric makes of it is kept in ``cache_folder()/ppi``.
+    The archive is that of ``torch_geometric.datasets.PPI``, with the same graphs, features and
+    labels. It comes from its address, or from ``$GAT_DATA/ppi/ppi.zip`` where the environment
+    variable ``GAT_DATA`` is set, and is opened only if its sha256 is the one that other libraries
+    for graphs pin. It is read anew at every call: no file made of it is kept, which would have no
+    such hash.
 
     Returns:
         PPIGraphs of ``Data`` with ``x``, ``edge_index`` and ``y``.
@@ -63,29 +58,31 @@ def ppi() -> PPIGraphs:
         >>> len(graphs.train), len(graphs.val), len(graphs.test)  # doctest: +SKIP
         (20, 2, 2)
     """
-    archive = fetch("ppi.zip", URL, SHA256, "ppi")
-    folder = cache_folder() / "ppi" / f"{SHA256[:12]}-{torch_geometric.__version__}"
-    if not folder.exists():
-        _read(archive, folder)
-    train, val, test = (list(PPI(str(folder), split)) for split in ("train", "val", "test"))
-    return PPIGraphs(train, val, test)
-
-
-def _read(archive: Path, folder: Path) -> None:
-    """Have torch_geometric make its files of the archive; the folder appears when all are there."""
+    path = fetch("ppi.zip", URL, SHA256, "ppi")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            root = Path(temporary, "ppi")
-            with zipfile.ZipFile(archive) as content:
-                for name in RAW:
-                    content.extract(name, root / "raw")
-            PPI(str(root))
-            os.replace(root, folder)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DataFileError(f"{archive} is not the archive of PPI: {error}") from error
-    except OSError as error:
-        if not folder.exists():  # another process may have been faster
-            raise DataFileError(
-                f"cannot write to {folder.parent}: {error}; set GAT_CACHE to a writable folder"
-            ) from error
+        with zipfile.ZipFile(path) as archive:
+            return PPIGraphs(*(_graphs(archive, split) for split in ("train", "valid", "test")))
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataFileError(f"{path} is not the archive of PPI: {error}") from error
+
+
+def _graphs(archive: zipfile.ZipFile, split: str) -> list[Data]:
+    """The graphs of a split, whose nodes the archive numbers through."""
+
+    def array(part: str, dtype: torch.dtype) -> Tensor:
+        content = io.BytesIO(archive.read(f"{split}_{part}.npy"))
+        return torch.from_numpy(np.load(content, allow_pickle=False)).to(dtype)
+
+    x, y = array("feats", torch.float), array("labels", torch.float)
+    graph_id = array("graph_id", torch.long)
+    links: list[dict[str, Any]] = json.loads(archive.read(f"{split}_graph.json"))["links"]
+    ends = [[link["source"] for link in links], [link["target"] for link in links]]
+    edge_index, _ = remove_self_loops(torch.tensor(ends, dtype=torch.long).view(2, -1))
+    edge_index = to_undirected(edge_index, num_nodes=len(x))
+    graphs = []
+    for number in graph_id.unique().tolist():
+        inside = graph_id == number
+        place = inside.cumsum(0) - 1  # of each node among those of its graph
+        own = inside[edge_index].all(dim=0)
+        graphs.append(Data(x=x[inside], edge_index=place[edge_index[:, own]], y=y[inside]))
+    return graphs

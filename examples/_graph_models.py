@@ -20,16 +20,8 @@ MODELS: dict[str, type[Model]] = {
     "attention": GraphAttention,
 }  # fmt: skip
 NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
-# Options of the command line that are arguments of each model, and what they are called there.
-COMMON = {"hidden": "hidden_channels", "layers": "num_layers", "dropout": "dropout"}
-ATTENTION = {
-    name: name
-    for name in (
-        "heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping",
-    )
-}  # fmt: skip
-
-
+# Options that a model of another kind has no use for.
+ATTENTION = ("heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping")
 PARTS = ("score", "normalizer")
 CHOICES = ("gat", "gatv2", "transformer", "agnn")
 SCORES = ("additive", "concat", "cosine", "dot", "general", "scaled_dot", "separable")
@@ -56,8 +48,8 @@ def name_of(args: argparse.Namespace) -> str:
 def build(kind: str, arguments: dict[str, Any]) -> Model:
     """A model of that kind, from its arguments.
 
-    >>> build("agnn", {"in_channels": 4, "hidden_channels": 8, "out_channels": 3}).config["dropout"]
-    0.5
+    >>> build("agnn", {"in_channels": 4, "hidden_channels": 8, "num_layers": 2}).config["dropout"]
+    0.0
     """
     return MODELS[kind](**arguments)
 
@@ -70,9 +62,26 @@ def arguments_of(
     Raises:
         UserError: edges have features, and the model has no use for them.
     """
-    names = COMMON if args.model == "agnn" else COMMON | ATTENTION
-    arguments = {argument: getattr(args, option) for option, argument in names.items()}
-    arguments |= {"in_channels": in_channels, "out_channels": out_channels}
+    arguments: dict[str, Any] = {
+        "in_channels": in_channels,
+        "hidden_channels": args.hidden,
+        "num_layers": args.layers,
+        "out_channels": out_channels,
+        "dropout": args.dropout,
+    }
+    if args.model != "agnn":
+        node_norm = {"norm": "layer_norm", "norm_kwargs": {"mode": "node"}}
+        residual = "root_weight" if kind_of(args) == "transformer" else "residual"
+        arguments |= {
+            "hidden_channels": args.hidden * args.heads,
+            "act": "elu",
+            **(node_norm if args.norm else {"norm": None}),
+            "jk": args.jumping,
+            "input_dropout": args.dropout,
+            residual: args.residual,
+        }
+        arguments |= {name: getattr(args, name) for name in ("heads", "out_heads", "value_dropout")}
+        arguments["feed_forward"] = args.feed_forward
     if kind_of(args) == "attention":
         arguments |= AS_ATTENTION[args.model]
         arguments |= {part: getattr(args, part) for part in PARTS if getattr(args, part)}

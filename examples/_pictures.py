@@ -35,9 +35,9 @@ def save_pictures(
     labels = None if is_multi_label(data) else data.y
     with torch.no_grad():
         model.eval()
-        graph = data.x, data.edge_index, data.get("edge_attr")
-        _, attention = model(*graph, return_attention_weights=True)
-        hidden = model.embed(*graph).to_dense()  # of one layer, what comes in
+        graph = {"x": data.x, "edge_index": data.edge_index, "edge_attr": data.get("edge_attr")}
+        _, attention = model(**graph, return_attention_weights=True)
+        hidden = model.embed(**graph).to_dense()  # of one layer, what comes in
     # The attention that made the features which enter the last layer.
     edge_index, weights = attention[max(len(attention) - 2, 0)]
 

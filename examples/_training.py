@@ -61,7 +61,7 @@ def evaluate(
     for split in splits:
         view, mask = views[split], views[split][f"{split}_mask"]
         if logits is None or view is not seen:
-            logits, seen = model(view.x, view.edge_index, view.get("edge_attr")), view
+            logits, seen = model(view.x, view.edge_index, edge_attr=view.get("edge_attr")), view
         scores[split] = score(logits[mask], view.y[mask])
     return scores
 
@@ -135,7 +135,7 @@ class Run:
         self.model.train()
         for data in self._batches():
             self.optimizer.zero_grad()
-            logits = self.model(data.x, data.edge_index, data.get("edge_attr"))
+            logits = self.model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
             loss_of(logits[data.train_mask], data.y[data.train_mask]).backward()
             self.optimizer.step()
         self.epoch += 1

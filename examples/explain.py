@@ -93,11 +93,14 @@ def train(data: Data, args: argparse.Namespace) -> tuple[nn.Module, float]:
     settings = Settings(
         model={
             "in_channels": data.num_features,
-            "hidden_channels": 8,
-            "out_channels": len(data.class_names),
+            "hidden_channels": 64,
             "num_layers": LAYERS,
-            "heads": 8,
+            "out_channels": len(data.class_names),
             "dropout": 0.6,
+            "act": "elu",
+            "heads": 8,
+            "out_heads": 1,
+            "input_dropout": 0.6,
         },
         lr=0.01,
         weight_decay=5e-4,

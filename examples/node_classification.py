@@ -418,7 +418,7 @@ def predict(args: argparse.Namespace) -> int:
         )
     data, model = data.to(args.device), model.to(args.device)
     with torch.no_grad():
-        logits = model(data.x, data.edge_index, data.get("edge_attr"))
+        logits = model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
     write_csv(output, predictions(logits, nodes, config))
     print(f"predictions for {data.num_nodes:,} nodes are in {output}")
     return 0

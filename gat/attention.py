@@ -86,7 +86,7 @@ def attention_weights(
         TypeError: it has a subclass of one whose forward cannot be asked for weights.
 
     >>> import gat
-    >>> model = gat.GAT(in_channels=4, hidden_channels=8, out_channels=3, heads=2).eval()
+    >>> model = gat.GAT(4, 8, num_layers=2, out_channels=3, heads=2, out_heads=1).eval()
     >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
     >>> for layer in attention_weights(model, x, edge_index):
     ...     print(layer)

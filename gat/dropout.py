@@ -28,7 +28,8 @@ def drop(x: Tensor, p: float) -> Tensor:
     if x.device.type != "cpu" or p == 1:
         return F.dropout(x, p)
     if not compiled.is_on() or x.dtype not in (torch.float32, torch.float64):
-        drawn = torch.rand(x.shape, dtype=torch.promote_types(x.dtype, torch.float32))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        drawn = torch.rand(x.shape, dtype=dtype, device=x.device)
         return x * (drawn >= p).to(x.dtype).mul_(1 / (1 - p))
     return _drop(x, p, draw_seed(x.device))
 
@@ -37,7 +38,7 @@ def _drop(x: Tensor, p: float, seed: Tensor) -> Tensor:
     if nobody_watches(x, seed):
         out: Tensor = _Drop.apply(x, p, seed)
         return out
-    edges = torch.arange((x.numel() + _DRAWS - 1) // _DRAWS)
+    edges = torch.arange((x.numel() + _DRAWS - 1) // _DRAWS, device=x.device)
     scale = dropout_scale(seed, edges, _DRAWS, p).flatten()[: x.numel()]
     return x * scale.view(x.shape).to(x.dtype)
 

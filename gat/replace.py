@@ -1,4 +1,4 @@
-"""Our layers in the place of torch_geometric's, inside a model that is there already."""
+"""Our layers and models in the place of torch_geometric's, where these are there already."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch_geometric.nn.conv import MessagePassing
 from gat.conv import AGNNConv, GATConv, GATv2Conv, TransformerConv
 from gat.conv.base import AttentionConv
 from gat.conv.projecting import check_fill_value
+from gat.models import GAT
 from gat.sparse import Linear
 
 _OURS: dict[type[MessagePassing], type[AttentionConv]] = {
@@ -22,6 +23,8 @@ _OURS: dict[type[MessagePassing], type[AttentionConv]] = {
     torch_geometric.nn.TransformerConv: TransformerConv,
     torch_geometric.nn.AGNNConv: AGNNConv,
 }
+# These attend as well, but are no MessagePassing
+_DENSE = (torch_geometric.nn.DenseGATConv,)
 # What torch_geometric reads off a class and keeps in each instance
 _OF_CLASS = ("inspector", "fuse", "_user_args", "_fused_user_args", "_edge_user_args")
 _STEPS = (
@@ -36,8 +39,8 @@ class Replacement:
 
     Attributes:
         model: the model, the very object that was given.
-        replaced: the class of each layer that is ours now, by its name in the model.
-        left: why each other layer that passes messages is what it was, by name.
+        replaced: the class of each layer or model that is ours now, by its name in the model.
+        left: why each other one that passes messages, or attends, is what it was, by name.
     """
 
     model: nn.Module
@@ -45,9 +48,9 @@ class Replacement:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        def listed(verb: str, layers: dict[str, str]) -> Iterable[str]:
-            yield f"{verb} {len(layers)} layer{'' if len(layers) == 1 else 's'}"
-            for name, about in layers.items():
+        def listed(verb: str, modules: dict[str, str]) -> Iterable[str]:
+            yield f"{verb} {len(modules)} module{'' if len(modules) == 1 else 's'}"
+            for name, about in modules.items():
                 yield f"  {name or '(the model itself)'}: {about}"
 
         return "\n".join([*listed("replaced", self.replaced), *listed("left", self.left)])
@@ -56,11 +59,12 @@ class Replacement:
 def replace(model: nn.Module) -> Replacement:
     """Turn torch_geometric's attention layers inside a model into ours, in place.
 
-    GATConv, GATv2Conv, TransformerConv and AGNNConv are replaced; a subclass of them is not, since
-    what it changes would be lost. A layer stays the same object and changes its class alone: its
-    parameters and buffers are those that an optimiser knows, hooks stay registered, training mode,
-    dtype, device and lazy parameters are as they were, and whoever refers to the layer (a list, the
-    model twice) sees the new one. So a model that is such a layer itself can be replaced too.
+    GATConv, GATv2Conv, TransformerConv, AGNNConv and the model GAT are replaced (which returns
+    attention weights then); a subclass of them is not, since what it changes would be lost. A layer
+    stays the same object and changes its class alone: its parameters and buffers are those that an
+    optimiser knows, hooks stay registered, training mode, dtype, device and lazy parameters are as
+    they were, and whoever refers to the layer (a list, the model twice) sees the new one. So a
+    model that is such a layer itself can be replaced too.
 
     Args:
         model: any module.
@@ -74,10 +78,11 @@ def replace(model: nn.Module) -> Replacement:
     >>> import torch_geometric.nn
     >>> model = torch_geometric.nn.GAT(4, 8, num_layers=2, out_channels=3)
     >>> print(replace(model))
-    replaced 2 layers
+    replaced 3 modules
+      (the model itself): GAT
       convs.0: GATConv
       convs.1: GATConv
-    left 0 layers
+    left 0 modules
     >>> model.convs[0].__module__
     'gat.conv.gat_conv'
     """
@@ -88,6 +93,17 @@ def replace(model: nn.Module) -> Replacement:
         scripted = getattr(module, "original_name", "")  # which compiled code keeps
         if isinstance(module, torch.jit.ScriptModule) and scripted in _NAMES:
             report.left[name] = f"{scripted}: compiled by TorchScript"
+        elif isinstance(module, torch_geometric.nn.GAT):
+            if type(module) is not torch_geometric.nn.GAT:
+                report.left[name] = f"{type(module).__name__}: {_SUBCLASS.format('GAT')}"
+            elif "forward" in module.__dict__:
+                report.left[name] = f"{type(module).__name__}: {_STEP.format('forward')}"
+            else:
+                report.replaced[name] = GAT.__name__
+                module.__class__ = GAT
+                module.extend()
+        elif isinstance(module, _DENSE):
+            report.left[name] = f"{type(module).__name__}: gat has no layer on adjacency matrices"
         elif isinstance(module, MessagePassing):
             obstacle = _obstacle(module)
             if obstacle is None:
@@ -99,6 +115,8 @@ def replace(model: nn.Module) -> Replacement:
 
 
 _NAMES = {theirs.__name__ for theirs in _OURS}
+_SUBCLASS = "a subclass of {}, whose changes would be lost"
+_STEP = "its {} was replaced on this very module"
 
 
 def _obstacle(module: MessagePassing) -> str | None:
@@ -110,12 +128,12 @@ def _obstacle(module: MessagePassing) -> str | None:
         parent = next((cls.__name__ for cls in theirs.__mro__ if cls in _OURS), None)
         if parent is None:
             return "gat has no such layer"
-        return f"a subclass of {parent}, whose changes would be lost"
+        return _SUBCLASS.format(parent)
     if module.explain:
         return "being explained; set its `explain` to None first"
     for step in _STEPS:
         if step in module.__dict__ and not _is_generated(module, step):
-            return f"its {step} was replaced on this very layer"
+            return _STEP.format(step)
     try:
         check_fill_value(getattr(module, "fill_value", None))
     except ValueError as error:

@@ -206,4 +206,6 @@ def _as_csr(x: Tensor) -> Tensor:
 
 
 def _csr(crow: Tensor, col: Tensor, values: Tensor, size: tuple[int, ...]) -> Tensor:
-    return torch.sparse_csr_tensor(crow, col, values, size, check_invariants=False)
+    return torch.sparse_csr_tensor(
+        crow, col, values, size, device=values.device, check_invariants=False
+    )

@@ -47,8 +47,6 @@ def run(call: Call) -> Attended:
         if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
             support.look_at_order()
         output, log_sum_exp = torch.ops.attn_core.edge_attention(*problem.arguments)
-    if call.copy_output and output.requires_grad and not torch.compiler.is_compiling():
-        output = output.clone()  # the op keeps its own, and the caller may edit this one
     return Attended(output, None, log_sum_exp)
 
 

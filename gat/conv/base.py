@@ -9,10 +9,11 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, PendingEdges
-from attn_core.graph.read import as_plain
+from attn_core.graph.read import as_plain, is_sparse
 from gat.edge_attention import EdgeAttention
 
 _HOOKS = tuple(
@@ -168,13 +169,14 @@ def weights_like_input(
     sources, targets = support.num_keys, support.num_queries
     if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
         size = targets, sources, weights.shape[-1]
-        matrix = torch.sparse_coo_tensor(pairs.flip(0), weights, size, check_invariants=False)
+        checks: dict[str, Any] = {"device": weights.device, "check_invariants": False}
+        matrix = torch.sparse_coo_tensor(pairs.flip(0), weights, size, **checks)
         matrix = matrix.coalesce()
         values = matrix.values()
         if edge_index.layout != torch.sparse_coo:
             row, column = matrix.indices()
             pointer = torch._convert_indices_from_coo_to_csr(row, targets)
-            matrix = torch.sparse_csr_tensor(pointer, column, values, size, check_invariants=False)
+            matrix = torch.sparse_csr_tensor(pointer, column, values, size, **checks)
         return matrix, values
     if isinstance(edge_index, EdgeIndex):
         pairs = EdgeIndex(pairs, sparse_size=(sources, targets))
@@ -187,8 +189,11 @@ def weights_like_input(
 def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None:
     """Raise unless x holds node features `[N, channels]`, such as a linear map of the layer takes.
 
-    Without a map, any number of channels will do.
+    Without a map, any number of channels will do. A user may have put another module in the place
+    of ours (a Sequential, an Embedding, a quantised map): what that takes is its own affair.
     """
+    if not is_ours(linear) and linear is not None:
+        return
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it with .float()")
     if x.dim() != 2:
@@ -216,6 +221,15 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
         )
 
 
+def targets_of(edge_index: Any) -> int | None:
+    """The number of target nodes that an edge_index knows itself; None if it does not."""
+    if isinstance(edge_index, Edges):
+        return edge_index.num_queries
+    if isinstance(edge_index, EdgeIndex):
+        return edge_index.sparse_size(1)
+    return int(edge_index.size(0)) if is_sparse(edge_index) else None  # rows are the targets
+
+
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast chooses the dtypes of what is computed from x; it leaves float64 alone."""
     device = x.device.type
@@ -226,9 +240,14 @@ def is_autocast(x: Tensor) -> bool:
     )
 
 
+def is_ours(linear: Any) -> bool:
+    """Whether this is a linear map such as a layer is built with, not what a user put there."""
+    return isinstance(linear, Linear)
+
+
 def width_of(linear: Any) -> int:
     """How many features a linear map takes; -1 where that is not known (yet)."""
-    return getattr(linear, "in_channels", -1)
+    return linear.in_channels if is_ours(linear) else -1
 
 
 _TRUSTED: set[type] = {*MessagePassing.__mro__}

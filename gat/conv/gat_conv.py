@@ -16,6 +16,7 @@ from gat.conv.base import (
     is_autocast,
     pairs_of_chosen,
     pairs_with,
+    targets_of,
     trusted,
     weights_like_input,
 )
@@ -140,7 +141,9 @@ class GATConv(ProjectingConv):
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
-            size: the numbers of source and target nodes. Default: those of x.
+            size: the numbers of source and target nodes. Default: those of x; where it has no
+                targets, what edge_index knows (a sparse matrix, Edges, an EdgeIndex with
+                sparse_size), else as many as sources.
             return_attention_weights: also return the weights, with their edges: of all (True), or
                 of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
@@ -153,7 +156,8 @@ class GATConv(ProjectingConv):
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
         h_src, h_dst, residual = self._project(x)
-        num_targets = _num_targets(size, h_src, h_dst)
+        known = None if h_dst is not None else targets_of(edge_index)
+        num_targets = _num_targets(size, h_src, h_dst, known)
         alpha_src, alpha_dst = self._node_scores(x, h_src, h_dst)
         support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
         edge_attr = self._edge_features(edge_attr, edge_index, h_src)
@@ -177,6 +181,8 @@ class GATConv(ProjectingConv):
             pairs = pairs_of_chosen(support, need_weights)
         else:
             pairs, edge_attr = pairs_with(support, edge_attr)
+            if h_dst is None:  # which otherwise tells it
+                size = support.num_keys, support.num_queries
             out, weights = self._pass_messages(
                 pairs, (h_src, h_dst), (alpha_src, alpha_dst), edge_attr, size
             )
@@ -198,7 +204,9 @@ class GATConv(ProjectingConv):
                 "pair of them (sources, targets)"
             )
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
-        lin_src, lin_dst = self.lin or self.lin_src, self.lin or self.lin_dst
+        lin_src, lin_dst = (
+            lin if self.lin is None else self.lin for lin in (self.lin_src, self.lin_dst)
+        )
         assert lin_src is not None and lin_dst is not None
         name, layer = "x" if isinstance(x, Tensor) else "x[0]", type(self).__name__
         check_features(layer, name, x_src, lin_src)
@@ -301,8 +309,13 @@ class GATConv(ProjectingConv):
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
 
 
-def _num_targets(size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | None) -> int:
-    """The number of target nodes; `size` tells it where x does not, and must not contradict x."""
+def _num_targets(
+    size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | None, known: int | None
+) -> int:
+    """The number of target nodes; `size` tells it where x does not, and must not contradict x.
+
+    `known` is what edge_index tells, where neither does.
+    """
     given = (None, None) if size is None else size
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise ValueError(f"size is {size}; expected a pair (number of sources, number of targets)")
@@ -312,4 +325,4 @@ def _num_targets(size: tuple[int, int] | None, x_src: Tensor, x_dst: Tensor | No
             f"size is {tuple(given)}, but x has {sources} source and {targets} target nodes: leave "
             "size out, or give x a row for each node"
         )
-    return sources if targets is None else targets
+    return next(number for number in (targets, known, sources) if number is not None)

@@ -75,7 +75,8 @@ class GraphAttentionConv(ProjectingConv):
             head; those of "additive" are v alone, since W_q and W_k are its matrices.
         normalizer: "softmax" (default), "sparsemax", "entmax", "hard" (the largest score alone),
             "identity", or an `attn_core.Normalizer`, such as `Hard("gumbel")`. An `nn.Parameter`
-            in it, such as the alpha of Entmax, is learned with the layer.
+            in it, such as the alpha of Entmax, is learned with the layer; `attn_core.Bounded` keeps
+            it in its range.
         activation: of "additive", "concat" (default "tanh") and "separable" (default
             "leaky_relu"): one of these names, "relu" or "identity".
         concat: concatenate the heads (True, default) or average them.

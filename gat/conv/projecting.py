@@ -14,7 +14,7 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 from attn_core import Edges, PendingEdges
 from attn_core.transforms import is_transformed
 from gat.checks import check_probability
-from gat.conv.base import AttentionConv, check_features, is_autocast, width_of
+from gat.conv.base import AttentionConv, check_features, is_autocast, is_ours, width_of
 from gat.dropout import drop
 from gat.sparse import Linear
 
@@ -58,6 +58,12 @@ class ProjectingConv(AttentionConv):
 
     def _merge_heads(self, out: Tensor) -> Tensor:
         """`[N, H, C]` with the heads concatenated, or averaged."""
+        if out.shape[1:] != (self.heads, self.out_channels):
+            raise ValueError(
+                f"aggr is {self.aggr}, which leaves {list(out.shape[1:])} heads and channels, but "
+                f"{type(self).__name__} has {[self.heads, self.out_channels]}: choose one "
+                "aggregation, or join several by aggr_kwargs={'mode': 'sum'}"
+            )
         return out.flatten(1) if self.concat else out.mean(dim=1)
 
     def _finish(
@@ -118,6 +124,8 @@ class ProjectingConv(AttentionConv):
                 f"edge_attr is on {edge_attr.device}, but x is on {x.device}: move one of them "
                 "with .to()"
             )
+        if not is_ours(self.lin_edge):
+            return edge_attr
         if not edge_attr.is_floating_point():
             return edge_attr.to(x.dtype)
         if edge_attr.dtype != x.dtype and not is_autocast(x):

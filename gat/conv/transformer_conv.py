@@ -168,6 +168,12 @@ class TransformerConv(ProjectingConv):
             weights, self._alpha = self._alpha, None
             if weights is not None:
                 pairs, weights = self._chosen(pairs, weights, support, need_weights)
+            elif need_weights is not False:
+                raise ValueError(
+                    f"the message of {type(self).__name__} leaves no weights in self._alpha: let "
+                    "it put them there, [edges, heads], or ask for none with "
+                    "return_attention_weights=None"
+                )
 
         out = self._merge_heads(out)
         if self.root_weight:

@@ -1,7 +1,7 @@
 """Models built of graph attention layers."""
 
 from gat.models.agnn import AGNN
-from gat.models.body import AttentionNetwork, NetworkOptions
+from gat.models.body import AttentionNetwork
 from gat.models.networks import GAT, GATv2, GraphAttention, GraphTransformer
 
 __all__ = [
@@ -11,5 +11,4 @@ __all__ = [
     "GATv2",
     "GraphAttention",
     "GraphTransformer",
-    "NetworkOptions",
 ]

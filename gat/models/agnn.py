@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn.resolver import activation_resolver
+from torch_geometric.utils._trim_to_layer import TrimToLayer
 
 from gat.checks import check_probability
 from gat.conv import AGNNConv, EdgeAttention
@@ -22,16 +24,20 @@ class AGNN(nn.Module):
     Args:
         in_channels: features per node.
         hidden_channels: features per node between the two maps.
-        out_channels: what comes out per node, such as the number of classes.
-        num_layers: L. Default 2.
-        dropout: of the input of both maps, in training. Default 0.5.
+        num_layers: L.
+        out_channels: what comes out per node, such as the number of classes. Default:
+            hidden_channels, and there is no last map.
+        dropout: of the input of both maps, in training. Default 0; the paper has 0.5.
+        act: the activation behind the first map, by name, a function, a module, or None. Default
+            "relu".
+        act_kwargs: its arguments.
         add_self_loops: let each node attend to itself. Default True.
 
     Raises:
         ValueError: fewer than one layer, or a dropout outside [0, 1].
 
     >>> import torch
-    >>> model = AGNN(in_channels=4, hidden_channels=16, out_channels=3)
+    >>> model = AGNN(in_channels=4, hidden_channels=16, num_layers=2, out_channels=3)
     >>> model(torch.randn(3, 4), torch.tensor([[0, 1], [1, 2]])).shape
     torch.Size([3, 3])
     """
@@ -40,10 +46,12 @@ class AGNN(nn.Module):
         self,
         in_channels: int,
         hidden_channels: int,
-        out_channels: int,
+        num_layers: int,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        act: str | Callable[..., Any] | None = "relu",
         *,
-        num_layers: int = 2,
-        dropout: float = 0.5,
+        act_kwargs: dict[str, Any] | None = None,
         add_self_loops: bool = True,
     ) -> None:
         super().__init__()
@@ -53,28 +61,42 @@ class AGNN(nn.Module):
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
             "num_layers": num_layers,
+            "out_channels": out_channels,
             "dropout": dropout,
+            "act": act,
+            "act_kwargs": act_kwargs,
             "add_self_loops": add_self_loops,
         }
-        self.drop = SparseDropout(dropout)
+        self.num_layers = num_layers
+        self.dropout = SparseDropout(dropout)
+        self.act = activation_resolver(act, **(act_kwargs or {}))
         self.first = Linear(in_channels, hidden_channels, weight_initializer="glorot")
         self.convs = nn.ModuleList(
             AGNNConv(requires_grad=i > 0, add_self_loops=add_self_loops) for i in range(num_layers)
         )
-        self.last = Linear(hidden_channels, out_channels, weight_initializer="glorot")
+        self.last: nn.Module = nn.Identity()
+        if out_channels is not None:
+            self.last = Linear(hidden_channels, out_channels, weight_initializer="glorot")
+        self._trim = TrimToLayer()
 
     def reset_parameters(self) -> None:
         """Draw the parameters of all layers anew."""
         for part in (self.first, *self.convs, self.last):
-            part.reset_parameters()
+            if not isinstance(part, nn.Identity):
+                part.reset_parameters()
 
     def forward(
         self,
         x: Tensor,
         edge_index: Any,
-        edge_attr: Tensor | None = None,
+        edge_weight: None = None,
+        edge_attr: None = None,
+        batch: Tensor | None = None,
+        batch_size: int | None = None,
+        num_sampled_nodes_per_hop: list[int] | None = None,
+        num_sampled_edges_per_hop: list[int] | None = None,
+        *,
         return_attention_weights: bool = False,
     ) -> Any:
         """The output of the last map.
@@ -82,31 +104,45 @@ class AGNN(nn.Module):
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`.
             edge_index: the edges, in any form that AGNNConv takes.
-            edge_attr: must be None; AGNNConv has no use for them.
+            edge_weight, edge_attr: must be None; AGNNConv has no use for them.
+            batch, batch_size: not used; nothing here depends on which graph a node belongs to.
+            num_sampled_nodes_per_hop, num_sampled_edges_per_hop: of a batch of NeighborLoader, so
+                that each layer computes what the later ones still need. Default None: everything.
             return_attention_weights: return every layer's attention as well. Default False.
 
         Returns:
             `[N, out_channels]`; with return_attention_weights, that and a list of one
             `EdgeAttention(edge_index, weights)` per layer.
+
+        Raises:
+            ValueError: features of edges are given.
         """
-        if edge_attr is not None:
-            raise ValueError(
-                f"edge_attr of shape {list(edge_attr.shape)} is given to an AGNN, whose attention "
-                "knows no features of edges: leave it out, or take another model"
-            )
-        attention: list[EdgeAttention] | None = [] if return_attention_weights else None
-        out = self.last(self.drop(self._hidden(x, edge_index, attention)))
-        return out if attention is None else (out, attention)
-
-    def embed(self, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Tensor:
-        """What enters the last map, `[N, hidden_channels]`."""
-        return self._hidden(x, edge_index, None)
-
-    def _hidden(self, x: Tensor, edge_index: Any, attention: list[EdgeAttention] | None) -> Tensor:
-        """What the layers make of x; their attention joins the list."""
-        x = F.relu(self.first(self.drop(x)))
-        for conv in self.convs:
-            if attention is not None:
+        for name, given in (("edge_weight", edge_weight), ("edge_attr", edge_attr)):
+            if isinstance(given, Tensor):
+                raise ValueError(
+                    f"{name} of shape {list(given.shape)} is given to an AGNN, whose attention "
+                    "knows no features of edges: leave it out, or take another model"
+                )
+        attention: list[EdgeAttention] = []
+        x = self._first(x)
+        for i, conv in enumerate(self.convs):
+            if num_sampled_nodes_per_hop is not None:
+                x, edge_index, _ = self._trim(
+                    i, num_sampled_nodes_per_hop, num_sampled_edges_per_hop, x, edge_index
+                )
+            if return_attention_weights is True:
                 attention.append(conv.attention(x, edge_index))  # type: ignore[operator]
             x = conv(x, edge_index)
+        out = self.last(self.dropout(x))
+        return (out, attention) if return_attention_weights is True else out
+
+    def embed(self, x: Tensor, edge_index: Any, edge_attr: None = None) -> Tensor:
+        """What enters the last map, `[N, hidden_channels]`."""
+        x = self._first(x)
+        for conv in self.convs:
+            x = conv(x, edge_index)
         return x
+
+    def _first(self, x: Tensor) -> Tensor:
+        x = self.first(self.dropout(x))
+        return x if self.act is None else self.act(x)

@@ -1,176 +1,204 @@
-"""The body of the models: layers of graph attention, and what comes after them."""
+"""The body of the models: torch_geometric's, of our layers, with what is needed beyond it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import JumpingKnowledge
+from torch_geometric.nn.models.basic_gnn import BasicGNN
+from torch_geometric.nn.resolver import normalization_resolver
 from torch_geometric.utils import scatter
 
 from gat.checks import check_probability
-from gat.conv import EdgeAttention
-from gat.conv.projecting import ProjectingConv
+from gat.conv.projecting import ProjectingConv, warn_caller
 from gat.sparse import SparseDropout
 
 LEVELS = ("node", "edge", "graph")
-JUMPING = ("cat", "max", "lstm")
+JUMPING = ("last", "cat", "max", "lstm")
 
 
-class NetworkOptions(TypedDict, total=False):
-    """What every `AttentionNetwork` can be told."""
-
-    num_layers: int
-    heads: int
-    out_heads: int
-    dropout: float
-    attention_dropout: float | None
-    value_dropout: float
-    norm: bool
-    feed_forward: int
-    jumping: Literal["cat", "max", "lstm"] | None
-    level: Literal["node", "edge", "graph"]
-    edge_dim: int | None
-
-
-class AttentionNetwork(nn.Module):
-    r"""The body of the models: L layers of graph attention, and what comes after them.
+class AttentionNetwork(BasicGNN):
+    r"""The body of the models: L layers of graph attention, and what comes after them; abstract.
 
     .. math::
-        h^{(l)} = \mathrm{ELU}\, \mathrm{norm}\, \mathrm{conv}\, \mathrm{dropout}(h^{(l-1)})
+        h^{(l)} = \mathrm{dropout}\, \mathrm{act}\, \mathrm{norm}\, \mathrm{conv}(h^{(l-1)})
 
-    With feed_forward, a small network of each node alone follows, `h ← norm(h + network(h))`, as in
-    the Transformer. Hidden layers concatenate their heads. At the node level without jumping
-    knowledge the last layer averages its heads, and that is the output; otherwise all layers are
-    hidden, and a head makes the output of what they leave: a linear map of each node or of the mean
-    over each graph, or a network with one hidden layer for each pair of nodes.
+    Up to `jk` and in **kwargs the arguments are those of `torch_geometric.nn.GAT`, in its order and
+    with its meaning; so are names in `state_dict` and methods, such as `inference` layer by layer.
+
+    With feed_forward, a small network of each node alone comes before the dropout,
+    `h ← norm(h + network(h))`, as in the Transformer. At the node level without jumping knowledge
+    the last layer averages its heads, and that is the output; otherwise all layers are hidden, and
+    what follows makes the output of what they leave: a linear map of each node or of the mean over
+    each graph, or a network with one hidden layer for each pair of nodes.
 
     Args:
-        conv: builds a layer; it is given in_channels, out_channels, heads, and by name concat,
-            dropout, edge_dim and what is in of_conv.
-        of_conv: arguments of each layer, which become part of `config`.
         in_channels: features per node; -1 to take it from the first call.
-        hidden_channels: features per head of the hidden layers.
+        hidden_channels: features per node of the hidden layers, of all heads together.
+        num_layers: L.
         out_channels: what comes out per node, pair or graph, such as the number of classes.
-        num_layers: L. Default 2.
-        heads: heads of the hidden layers. Default 8.
-        out_heads: heads of the last layer where it makes the output. Default 1.
-        dropout: of the input of each layer, in training. Default 0.6.
-        attention_dropout: of the attention weights, in training. Default: the same.
-        value_dropout: of what each node hands on, in training, scores excepted. Default 0.
-        norm: layer normalisation after each hidden layer. Ba, Kiros, Hinton, 2016. Default False.
-        feed_forward: hidden width of the feed-forward networks, as a multiple of their input's.
-            Default 0: none.
-        jumping: combine the output of all layers: "cat", "max" or "lstm". Xu et al.,
+            Default: hidden_channels, and all layers are hidden ones.
+        dropout: of what hidden layers give, and of the attention weights, in training. Default 0.
+        act: the activation by name, a function, a module, or None. Default "relu".
+        act_first: activate before the normalisation. Default False.
+        act_kwargs: arguments of the activation.
+        norm: of each hidden layer, by torch_geometric's name or as a module. Default None.
+        norm_kwargs: its arguments. "layer_norm" treats each node alone with `{"mode": "node"}`.
+        jk: combine the output of all layers: "last", "cat", "max" or "lstm". Xu et al.,
             "Representation Learning on Graphs with Jumping Knowledge Networks", ICML 2018.
             Default None: go on with the last one.
+        heads: H of the hidden layers, which share hidden_channels out. Default 1.
+        out_heads: heads of the last layer where it makes the output. Default: the same.
+        attention_dropout: of the attention weights, in training. Default: as dropout.
+        input_dropout: of the features that come in, in training. Default 0.
+        value_dropout: of what each node hands on, in training, scores excepted. Default 0.
+        feed_forward: hidden width of the feed-forward networks, as a multiple of their input's.
+            Default 0: none.
         level: what there is an output for: each "node", each "edge" of edge_label_index, or each
             "graph" of a batch. Default "node".
-        edge_dim: features per edge. Default None.
+        **kwargs: of the layers, such as edge_dim or add_self_loops.
 
     Raises:
-        ValueError: fewer than one layer or head, a dropout outside [0, 1], a negative feed_forward,
-            a jumping or level that does not exist.
+        ValueError: fewer than one layer or head, hidden_channels that are no multiple of heads, a
+            dropout outside [0, 1], a negative feed_forward, a jk or level that does not exist.
+        TypeError: an argument that the layers do not have.
     """
+
+    supports_edge_weight = False
+    supports_edge_attr = True
+    conv: Callable[..., ProjectingConv]  # builds a layer
+    lin: Any  # makes the output, where a layer does not
+    _is_conv_to_out = False
 
     def __init__(
         self,
-        conv: Callable[..., ProjectingConv],
-        of_conv: dict[str, Any],
-        in_channels: int,
+        in_channels: int | tuple[int, int],
         hidden_channels: int,
-        out_channels: int,
+        num_layers: int,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        act: str | Callable[..., Any] | None = "relu",
+        act_first: bool = False,
+        act_kwargs: dict[str, Any] | None = None,
+        norm: str | Callable[..., Any] | None = None,
+        norm_kwargs: dict[str, Any] | None = None,
+        jk: Literal["last", "cat", "max", "lstm"] | None = None,
         *,
-        num_layers: int = 2,
-        heads: int = 8,
-        out_heads: int = 1,
-        dropout: float = 0.6,
+        heads: int = 1,
+        out_heads: int | None = None,
         attention_dropout: float | None = None,
+        input_dropout: float = 0.0,
         value_dropout: float = 0.0,
-        norm: bool = False,
         feed_forward: int = 0,
-        jumping: Literal["cat", "max", "lstm"] | None = None,
         level: Literal["node", "edge", "graph"] = "node",
-        edge_dim: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        for name, number in (
-            ("num_layers", num_layers),
-            ("heads", heads),
-            ("out_heads", out_heads),
-        ):
-            if number < 1:
+        given = {"heads": heads, "out_heads": out_heads, "num_layers": num_layers}
+        for name, number in given.items():
+            if number is not None and number < 1:
                 raise ValueError(f"{name} is {number}; a network needs at least one")
-        check_probability("dropout", dropout)
-        check_probability("value_dropout", value_dropout)
-        if attention_dropout is not None:
-            check_probability("attention_dropout", attention_dropout)
-        if feed_forward < 0:
-            raise ValueError(f"feed_forward is {feed_forward}; give the factor of the width, or 0")
-        if jumping not in (None, *JUMPING):
-            raise ValueError(f"jumping is {jumping!r}; expected None or one of {_listed(JUMPING)}")
+        for name, p in {
+            "dropout": dropout,
+            "attention_dropout": attention_dropout,
+            "input_dropout": input_dropout,
+            "value_dropout": value_dropout,
+        }.items():
+            if p is not None:
+                check_probability(name, p)
+        if jk not in (None, *JUMPING):
+            raise ValueError(f"jk is {jk!r}; expected None or one of {_listed(JUMPING)}")
         if level not in LEVELS:
             raise ValueError(f"level is {level!r}; expected one of {_listed(LEVELS)}")
+        if feed_forward < 0:
+            raise ValueError(f"feed_forward is {feed_forward}; give the factor of the width, or 0")
+        of_layers = {
+            "heads": heads,
+            "out_heads": out_heads,
+            "attention_dropout": attention_dropout,
+            "value_dropout": value_dropout,
+            **kwargs,
+        }
+        super().__init__(
+            in_channels,
+            hidden_channels,
+            num_layers,
+            out_channels,
+            dropout,
+            act,
+            act_first,
+            act_kwargs,
+            norm,
+            norm_kwargs,
+            "last" if jk is None and level != "node" else jk,
+            **of_layers,
+        )
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "hidden_channels": hidden_channels,
-            "out_channels": out_channels,
             "num_layers": num_layers,
-            "heads": heads,
-            "out_heads": out_heads,
+            "out_channels": out_channels,
             "dropout": dropout,
-            "attention_dropout": attention_dropout,
-            "value_dropout": value_dropout,
+            "act": act,
+            "act_first": act_first,
+            "act_kwargs": act_kwargs,
             "norm": norm,
+            "norm_kwargs": norm_kwargs,
+            "jk": jk,
+            "input_dropout": input_dropout,
             "feed_forward": feed_forward,
-            "jumping": jumping,
             "level": level,
-            "edge_dim": edge_dim,
-            **of_conv,
+            **of_layers,
         }
-        self.drop = SparseDropout(dropout)
-        width = heads * hidden_channels
-        shared = of_conv | {
-            "dropout": dropout if attention_dropout is None else attention_dropout,
-            "edge_dim": edge_dim,
-        }
-        has_head = jumping is not None or level != "node"
-        num_hidden = num_layers if has_head else num_layers - 1
-        widths = [in_channels] + [width] * num_layers
-        convs = [
-            conv(widths[i], hidden_channels, heads, concat=True, **shared)
-            for i in range(num_hidden)
-        ]
-        if not has_head:
-            convs.append(conv(widths[-2], out_channels, out_heads, concat=False, **shared))
-        for layer in convs:
-            layer.value_dropout = value_dropout
-        self.convs = nn.ModuleList(convs)
+        self.dropout = SparseDropout(dropout)
+        self.extend(input_dropout, feed_forward, level)
+        if feed_forward and norm is not None:
+            made = normalization_resolver(norm, hidden_channels, **(norm_kwargs or {}))
+            self.network_norms.extend(copy.deepcopy(made) for _ in self.networks)
 
-        def each(make: Callable[[], nn.Module], wanted: bool) -> nn.ModuleList:
-            return nn.ModuleList([make() for _ in range(num_hidden if wanted else 0)])
+    def extend(
+        self, input_dropout: float = 0.0, feed_forward: int = 0, level: str = "node"
+    ) -> None:
+        """Add what torch_geometric's model has not, by default nothing that is felt."""
+        self.level = level
+        self.input_dropout = SparseDropout(input_dropout)
+        width, p = self.hidden_channels, self.dropout.p
+        hidden = self.num_layers if self.jk_mode is not None else self.num_layers - 1
+        self.networks = nn.ModuleList(
+            _network(width, feed_forward * width, width, p)
+            for _ in range(hidden if feed_forward else 0)
+        )
+        self.network_norms = nn.ModuleList()
+        if level == "edge":
+            self.lin = _network(2 * self.lin.in_features, width, self.out_channels, p)
 
-        self.norms = each(lambda: nn.LayerNorm(width), norm)
-        self.networks = each(lambda: _network(width, feed_forward * width, width, dropout),
-                             feed_forward > 0)  # fmt: skip
-        self.network_norms = each(lambda: nn.LayerNorm(width), norm and feed_forward > 0)
-        self.jump = None if jumping is None else JumpingKnowledge(jumping, width, num_layers)
-        self.head: nn.Module | None = None
-        if has_head:
-            seen = width * num_layers if jumping == "cat" else width
-            self.head = (
-                _network(2 * seen, width, out_channels, dropout)
-                if level == "edge"
-                else nn.Linear(seen, out_channels)
+    def init_conv(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        *,
+        heads: int,
+        out_heads: int | None,
+        attention_dropout: float | None,
+        value_dropout: float,
+        concat: bool = True,
+        **kwargs: Any,
+    ) -> ProjectingConv:
+        """A layer; torch_geometric calls this for each."""
+        if self._is_conv_to_out:
+            heads, concat = heads if out_heads is None else out_heads, False
+        if concat and out_channels % heads:
+            raise ValueError(
+                f"hidden_channels is {out_channels}, which {heads} heads cannot share: give a "
+                f"multiple of {heads}"
             )
-
-    @property
-    def dropout(self) -> float:
-        """The dropout of the input of each layer."""
-        return self.drop.p
+        p = self.dropout.p if attention_dropout is None else attention_dropout
+        width = out_channels // heads if concat else out_channels
+        layer = self.conv(in_channels, width, heads=heads, concat=concat, dropout=p, **kwargs)
+        layer.value_dropout = value_dropout
+        return layer
 
     def reset_parameters(self) -> None:
         """Draw the parameters of all layers anew."""
@@ -181,24 +209,31 @@ class AttentionNetwork(nn.Module):
         self,
         x: Tensor,
         edge_index: Any,
+        edge_weight: Tensor | None = None,
         edge_attr: Tensor | None = None,
-        return_attention_weights: bool = False,
-        *,
         batch: Tensor | None = None,
         batch_size: int | None = None,
+        num_sampled_nodes_per_hop: list[int] | None = None,
+        num_sampled_edges_per_hop: list[int] | None = None,
+        *,
         edge_label_index: Tensor | None = None,
+        return_attention_weights: bool = False,
     ) -> Any:
         """The output for each node, edge or graph.
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`.
             edge_index: the edges, in any form that the layers take.
+            edge_weight: not used, as in torch_geometric; it warns.
             edge_attr: `[E, edge_dim]`. Default None.
-            return_attention_weights: return every layer's attention as well. Default False.
-            batch: at the graph level, int64 `[N]`, the graph of each node. Default: all in one.
-            batch_size: at the graph level, the number of graphs. Default: as batch tells.
+            batch: int64 `[N]`, the graph of each node: for the graph level, and for normalisations
+                that look at whole graphs. Default: all in one.
+            batch_size: the number of graphs. Default: as batch tells.
+            num_sampled_nodes_per_hop, num_sampled_edges_per_hop: of a batch of NeighborLoader, so
+                that each layer computes what the later ones still need. Default None: everything.
             edge_label_index: at the edge level, int64 `[2, P]`, the pairs of nodes that are asked
                 about.
+            return_attention_weights: return every layer's attention as well. Default False.
 
         Returns:
             `[N, out_channels]`, `[P, out_channels]` or `[graphs, out_channels]`; with
@@ -206,90 +241,133 @@ class AttentionNetwork(nn.Module):
             per layer, the first layer first.
 
         Raises:
-            ValueError: batch or edge_label_index at another level, or none at the edge level; one
-                of another shape.
+            ValueError: edge_label_index at another level, or none at the edge level; one, or a
+                batch, of another shape.
             IndexError: edge_label_index names a node that x does not have.
         """
-        self._check_level(x.shape[0], batch, batch_size, edge_label_index)
-        attention: list[EdgeAttention] | None = [] if return_attention_weights else None
-        out = self._hidden(x, edge_index, edge_attr, attention)
-        if self.head is None:
-            out = self._attend(self.convs[-1], out, edge_index, edge_attr, attention)
-        else:
-            if self.config["level"] == "graph":
-                graph = out.new_zeros(len(out), dtype=torch.long) if batch is None else batch
-                number = 1 if batch is None and batch_size is None else batch_size
-                out = scatter(out, graph, dim=0, dim_size=number, reduce="mean")
-            elif edge_label_index is not None:
-                out = torch.cat([out[end] for end in edge_label_index], dim=-1)
-            out = self.head(self.drop(out))
-        return out if attention is None else (out, attention)
+        # What is no tensor may be a placeholder of torch.fx, as in to_hetero: let it pass
+        if isinstance(edge_weight, Tensor) and not torch.compiler.is_compiling():
+            warn_caller(
+                f"edge_weight of shape {list(edge_weight.shape)} is not used by "
+                f"{type(self).__name__}: give numbers of edges as edge_attr=, and build the model "
+                "with edge_dim"
+            )
+        if isinstance(x, Tensor):
+            self._check_level(x.shape[0], batch, edge_label_index)
+        attention: list[Any] | None = [] if return_attention_weights is True else None
+        outputs = []
+        x = self.input_dropout(x)
+        for i, conv in enumerate(self.convs):
+            if num_sampled_nodes_per_hop is not None:
+                x, edge_index, edge_attr = self._trim(
+                    i,
+                    num_sampled_nodes_per_hop,
+                    num_sampled_edges_per_hop,
+                    x,
+                    edge_index,
+                    edge_attr,
+                )
+            if attention is None:
+                x = conv(x, edge_index, edge_attr=edge_attr)
+            else:
+                x, of_layer = conv(
+                    x, edge_index, edge_attr=edge_attr, return_attention_weights=True
+                )
+                attention.append(of_layer)
+            if self._is_hidden(i):
+                x = self.dropout(self._after(i, x, batch, batch_size))
+                outputs.append(x)
+        x = self._out(outputs, batch, batch_size, edge_label_index) if self._has_lin() else x
+        return x if attention is None else (x, attention)
 
     def embed(self, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Tensor:
-        """What enters the last layer, or the head where there is one, `[N, width]`.
+        """What enters the last layer, or the linear map where there is one, `[N, width]`.
 
         The arguments are those of `forward`; without hidden layers, x itself comes back.
         """
-        return self._hidden(x, edge_index, edge_attr, None)
-
-    def _hidden(
-        self, x: Tensor, edge_index: Any, edge_attr: Tensor | None, attention: list[Any] | None
-    ) -> Tensor:
-        """What the hidden layers make of x, `[N, width]`."""
         outputs = []
-        for i, conv in enumerate(self.convs if self.head is not None else self.convs[:-1]):
-            x = self._attend(conv, x, edge_index, edge_attr, attention)
-            if self.norms:
-                x = self.norms[i](x)
-            x = F.elu(x)
-            if self.networks:
-                x = x + self.networks[i](x)
-            if self.network_norms:
-                x = self.network_norms[i](x)
-            outputs.append(x)
-        return x if self.jump is None else self.jump(outputs)
+        x = self.input_dropout(x)
+        for i, conv in enumerate(self.convs):
+            if self._is_hidden(i):
+                x = self.dropout(self._after(i, conv(x, edge_index, edge_attr=edge_attr)))
+                outputs.append(x)
+        return self._joined(outputs) if self._has_lin() else x
 
-    def _attend(
-        self,
-        conv: nn.Module,
-        x: Tensor,
-        edge_index: Any,
-        edge_attr: Tensor | None,
-        attention: list[Any] | None,
+    def inference_per_layer(
+        self, layer: int, x: Tensor, edge_index: Any, batch_size: int
     ) -> Tensor:
-        """One layer; its attention joins the list."""
-        x = self.drop(x)
-        if attention is None:
-            return conv(x, edge_index, edge_attr)
-        x, weights = conv(x, edge_index, edge_attr, return_attention_weights=True)
-        attention.append(weights)
-        return x
+        """The first nodes after one layer, for `inference`."""
+        if self.level != "node":
+            raise ValueError(
+                f"level is {self.level!r}; inference layer by layer is for models of level='node'"
+            )
+        with torch.no_grad():
+            x = self.convs[layer](x, edge_index)[:batch_size]
+            if self._is_hidden(layer):
+                x = self._after(layer, x)
+            return self.lin(x) if self._has_lin() and layer == self.num_layers - 1 else x
 
-    def _check_level(
+    def _has_lin(self) -> bool:
+        """Whether a map behind the layers makes the output."""
+        return self.jk_mode is not None
+
+    def _is_hidden(self, layer: int) -> bool:
+        return self._has_lin() or layer < self.num_layers - 1
+
+    def _after(
+        self, layer: int, x: Tensor, batch: Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """What follows a hidden layer, but for dropout."""
+
+        def normalize(norm: nn.Module, x: Tensor) -> Tensor:
+            return norm(x, batch, batch_size) if self.supports_norm_batch else norm(x)
+
+        if self.act is not None and self.act_first:
+            x = self.act(x)
+        x = normalize(self.norms[layer], x)
+        if self.act is not None and not self.act_first:
+            x = self.act(x)
+        if self.networks:
+            x = x + self.networks[layer](x)
+        return normalize(self.network_norms[layer], x) if self.network_norms else x
+
+    def _joined(self, outputs: list[Tensor]) -> Tensor:
+        return self.jk(outputs) if hasattr(self, "jk") else outputs[-1]
+
+    def _out(
         self,
-        num_nodes: int,
+        outputs: list[Tensor],
         batch: Tensor | None,
         batch_size: int | None,
         edge_label_index: Tensor | None,
+    ) -> Tensor:
+        """What the map behind the layers makes of their outputs."""
+        x = self._joined(outputs)
+        if self.level == "graph":
+            graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
+            number = 1 if batch is None and batch_size is None else batch_size
+            x = scatter(x, graph, dim=0, dim_size=number, reduce="mean")
+        elif self.level == "edge":
+            assert edge_label_index is not None
+            x = torch.cat([x[end] for end in edge_label_index], dim=-1)
+        out: Tensor = self.lin(x)
+        return out
+
+    def _check_level(
+        self, num_nodes: int, batch: Tensor | None, edge_label_index: Tensor | None
     ) -> None:
-        level = self.config["level"]
-        for name, given, wanted in (
-            ("batch", batch, "graph"),
-            ("batch_size", batch_size, "graph"),
-            ("edge_label_index", edge_label_index, "edge"),
-        ):
-            if given is not None and level != wanted:
-                raise ValueError(
-                    f"{name} is given to a model of level={level!r}: leave it out, or build the "
-                    f"model with level={wanted!r}"
-                )
-        if batch is not None and batch.shape != (num_nodes,):
+        if self.level == "edge":
+            _check_pairs(edge_label_index, num_nodes)
+        elif isinstance(edge_label_index, Tensor):
+            raise ValueError(
+                f"edge_label_index is given to a model of level={self.level!r}: leave it out, or "
+                "build the model with level='edge'"
+            )
+        if isinstance(batch, Tensor) and batch.shape != (num_nodes,):
             raise ValueError(
                 f"batch has shape {[*batch.shape]}, but there are {num_nodes} nodes: give each the "
                 "number of its graph"
             )
-        if level == "edge":
-            _check_pairs(edge_label_index, num_nodes)
 
 
 def _check_pairs(pairs: Tensor | None, num_nodes: int) -> None:

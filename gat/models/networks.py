@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from collections.abc import Callable
+from typing import Any
 
-from attn_core import Normalizer
 from gat.conv import GATConv, GATv2Conv, GraphAttentionConv, TransformerConv
-from gat.models.body import AttentionNetwork, NetworkOptions
+from gat.models.body import AttentionNetwork
 
 
 class GAT(AttentionNetwork):
-    """A graph attention network of L layers, as in the paper that introduced them.
+    """A graph attention network of L layers; a drop-in for `torch_geometric.nn.GAT`.
 
-    Dropout and a GATConv in each layer, ELU between them; hidden layers concatenate their heads,
-    the last one averages its own. Veličković et al., "Graph Attention Networks", ICLR 2018.
+    Hidden layers concatenate their heads, the last one averages its own. Veličković et al., "Graph
+    Attention Networks", ICLR 2018; theirs is `GAT(F, 64, 2, C, dropout=0.6, act="elu", heads=8,
+    out_heads=1, input_dropout=0.6)`.
 
     Args:
-        in_channels: features per node.
-        hidden_channels: features per head of the hidden layers.
-        out_channels: what comes out per node, such as the number of classes.
-        negative_slope: of LeakyReLU in the scores. Default 0.2.
-        residual: add to each layer a linear map of its input. Default False.
-        add_self_loops: let each node attend to itself. Default True.
-        **options: of `gat.models.AttentionNetwork`, with its defaults: num_layers=2, heads=8,
-            out_heads=1, dropout=0.6, attention_dropout (the same), value_dropout=0, norm=False,
-            feed_forward=0, jumping=None, level="node", edge_dim=None.
+        in_channels, hidden_channels, num_layers, out_channels, dropout, act, act_first, act_kwargs,
+            norm, norm_kwargs, jk, heads: as in `torch_geometric.nn.GAT`; see
+            `gat.models.AttentionNetwork`, also for the further options out_heads,
+            attention_dropout, input_dropout, value_dropout, feed_forward and level.
+        v2: build it of GATv2Conv. Default False.
+        **kwargs: of the layers: negative_slope=0.2, residual=False, add_self_loops=True,
+            edge_dim=None, …
 
     Raises:
-        ValueError: fewer than one layer or head, or a dropout outside [0, 1].
+        ValueError, TypeError: see `gat.models.AttentionNetwork`.
 
     >>> import torch
-    >>> model = GAT(in_channels=4, hidden_channels=8, out_channels=3)
+    >>> model = GAT(in_channels=4, hidden_channels=8, num_layers=2, out_channels=3, heads=2)
     >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
     >>> model(x, edge_index).shape
     torch.Size([5, 3])
     >>> logits, attention = model(x, edge_index, return_attention_weights=True)
     >>> [layer.weights.shape for layer in attention]  # 4 edges and 5 self-loops
-    [torch.Size([9, 8]), torch.Size([9, 1])]
+    [torch.Size([9, 2]), torch.Size([9, 2])]
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        negative_slope: float = 0.2,
-        residual: bool = False,
-        add_self_loops: bool = True,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        of_conv = {
-            "negative_slope": negative_slope,
-            "residual": residual,
-            "add_self_loops": add_self_loops,
-        }
-        super().__init__(GATConv, of_conv, in_channels, hidden_channels, out_channels, **options)
+    @staticmethod
+    def conv(*args: Any, v2: bool = False, **kwargs: Any) -> GATConv | GATv2Conv:
+        """A layer."""
+        return (GATv2Conv if v2 else GATConv)(*args, **kwargs)
 
 
 class GATv2(AttentionNetwork):
@@ -65,40 +51,20 @@ class GATv2(AttentionNetwork):
     Networks?", ICLR 2022.
 
     Args:
-        in_channels, hidden_channels, out_channels, negative_slope, residual, add_self_loops: as in
-            `GAT`.
-        share_weights: one projection for sources and targets. Default False.
-        **options: of `gat.models.AttentionNetwork`, with its defaults.
+        in_channels, hidden_channels, num_layers, …: as in `GAT`, but for v2.
+        **kwargs: of the layers: share_weights=False and those of `GAT`.
 
     Raises:
-        ValueError: see `gat.models.AttentionNetwork`.
+        ValueError, TypeError: see `gat.models.AttentionNetwork`.
 
     >>> import torch
-    >>> model = GATv2(4, 8, 3, level="graph", jumping="max")
+    >>> model = GATv2(4, 8, 2, 3, jk="max", level="graph")
     >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 0, 4]])
     >>> model(x, edge_index, batch=torch.tensor([0, 0, 0, 1, 1])).shape
     torch.Size([2, 3])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        negative_slope: float = 0.2,
-        residual: bool = False,
-        add_self_loops: bool = True,
-        share_weights: bool = False,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        of_conv = {
-            "negative_slope": negative_slope,
-            "residual": residual,
-            "add_self_loops": add_self_loops,
-            "share_weights": share_weights,
-        }
-        super().__init__(GATv2Conv, of_conv, in_channels, hidden_channels, out_channels, **options)
+    conv = GATv2Conv
 
 
 class GraphTransformer(AttentionNetwork):
@@ -109,47 +75,59 @@ class GraphTransformer(AttentionNetwork):
     IJCAI 2021; Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
 
     Args:
-        in_channels, hidden_channels, out_channels: as in `GAT`.
-        residual: add to each layer a linear map of its input. Default True.
-        beta: let a gate choose between that and what attention brings. Default False.
-        norm: layer normalisation. Default True.
+        in_channels, hidden_channels, num_layers, …: as in `GAT`, but for v2.
+        norm: Default "layer_norm", of each node alone unless norm_kwargs says otherwise.
         feed_forward: hidden width of the feed-forward networks, as a multiple of their input's; 0
             leaves them out. Default 2.
-        dropout: of the input of each layer and of the weights. Default 0.1.
-        **options: of `gat.models.AttentionNetwork`, with its defaults.
+        **kwargs: of the layers: root_weight=True (add a linear map of the input), beta=False (let a
+            gate choose between that and what attention brings), edge_dim=None, …
 
     Raises:
-        ValueError: see `gat.models.AttentionNetwork`.
+        ValueError, TypeError: see `gat.models.AttentionNetwork`.
 
     >>> import torch
-    >>> model = GraphTransformer(4, 8, 1, level="edge")
+    >>> model = GraphTransformer(4, 8, 2, 1, level="edge")
     >>> x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
     >>> model(x, edge_index, edge_label_index=torch.tensor([[0, 4], [3, 1]])).shape
     torch.Size([2, 1])
     """
 
+    conv = TransformerConv
+
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | tuple[int, int],
         hidden_channels: int,
-        out_channels: int,
+        num_layers: int,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        act: str | Callable[..., Any] | None = "relu",
+        act_first: bool = False,
+        act_kwargs: dict[str, Any] | None = None,
+        norm: str | Callable[..., Any] | None = "layer_norm",
+        norm_kwargs: dict[str, Any] | None = None,
+        jk: Any = None,
         *,
-        residual: bool = True,
-        beta: bool = False,
-        **options: Unpack[NetworkOptions],
+        feed_forward: int = 2,
+        **kwargs: Any,
     ) -> None:
-        of_conv = {"residual": residual, "beta": beta}
-        defaults: NetworkOptions = {"norm": True, "feed_forward": 2, "dropout": 0.1}
-        chosen: NetworkOptions = {**defaults, **options}
+        if norm == "layer_norm" and norm_kwargs is None:
+            norm_kwargs = {"mode": "node"}
         super().__init__(
-            _transformer_conv, of_conv, in_channels, hidden_channels, out_channels, **chosen
+            in_channels,
+            hidden_channels,
+            num_layers,
+            out_channels,
+            dropout,
+            act,
+            act_first,
+            act_kwargs,
+            norm,
+            norm_kwargs,
+            jk,
+            feed_forward=feed_forward,
+            **kwargs,
         )
-
-
-def _transformer_conv(
-    in_channels: int, out_channels: int, heads: int, *, residual: bool, **kwargs: Any
-) -> TransformerConv:
-    return TransformerConv(in_channels, out_channels, heads, root_weight=residual, **kwargs)
 
 
 class GraphAttention(AttentionNetwork):
@@ -158,48 +136,19 @@ class GraphAttention(AttentionNetwork):
     `GAT` with GraphAttentionConv as its layers; what they compute is told there.
 
     Args:
-        in_channels, hidden_channels, out_channels, residual, add_self_loops: as in `GAT`.
-        score: the name of a score. Default "additive". A score of `attn_core`, which every layer
-            would share, is better given to the layers of a model of your own.
-        normalizer: the name of a normaliser, or one of `attn_core`. Default "softmax".
-        activation: in the score, where it has one. Default: the score's own.
-        share_weights: one projection for sources and targets. Default False.
-        value_projection: give the values a projection of their own. Default True.
-        **options: of `gat.models.AttentionNetwork`, with its defaults.
+        in_channels, hidden_channels, num_layers, …: as in `GAT`, but for v2.
+        **kwargs: of the layers: score="additive" (by name: one of `attn_core`, which every layer
+            would share, is better given to the layers of a model of your own),
+            normalizer="softmax", activation (the score's own), share_weights=False,
+            value_projection=True, residual=False, add_self_loops=True, edge_dim=None, …
 
     Raises:
-        ValueError: see `gat.models.AttentionNetwork` and `gat.GraphAttentionConv`.
+        ValueError, TypeError: see `gat.models.AttentionNetwork` and `gat.GraphAttentionConv`.
 
     >>> import torch
-    >>> model = GraphAttention(4, 8, 3, score="cosine", normalizer="sparsemax")
+    >>> model = GraphAttention(4, 8, 2, 3, score="cosine", normalizer="sparsemax")
     >>> model(torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])).shape
     torch.Size([5, 3])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        hidden_channels: int,
-        out_channels: int,
-        *,
-        score: str = "additive",
-        normalizer: str | Normalizer = "softmax",
-        activation: str | None = None,
-        share_weights: bool = False,
-        value_projection: bool = True,
-        residual: bool = False,
-        add_self_loops: bool = True,
-        **options: Unpack[NetworkOptions],
-    ) -> None:
-        of_conv = {
-            "score": score,
-            "normalizer": normalizer,
-            "activation": activation,
-            "share_weights": share_weights,
-            "value_projection": value_projection,
-            "residual": residual,
-            "add_self_loops": add_self_loops,
-        }
-        super().__init__(
-            GraphAttentionConv, of_conv, in_channels, hidden_channels, out_channels, **options
-        )
+    conv = GraphAttentionConv

@@ -284,8 +284,8 @@ def _with_weights(
     if not which:
         return found
     flat = [one for hypotheses in found for one in hypotheses]
-    told = [torch.tensor([model.bos, *one.tokens]) for one in flat]
-    target = pad_sequence(told, batch_first=True, padding_value=model.pad).to(source.device)
+    told = [torch.tensor([model.bos, *one.tokens], device=source.device) for one in flat]
+    target = pad_sequence(told, batch_first=True, padding_value=model.pad)
     repeated = encoded.select(torch.tensor(which, device=source.device))
     weights = model.decode(target, repeated, need_weights=True).weights
     if weights is None:

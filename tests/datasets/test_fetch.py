@@ -1,12 +1,14 @@
 import functools
 import hashlib
 import http.server
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from datasets.fetch import DataFileError, cache_folder, fetch
+from datasets.fetch import STALE, DataFileError, cache_folder, fetch
 
 CONTENT = b"three papers cite each other"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -115,8 +117,47 @@ def test_damaged_cache_is_not_used_when_the_download_fails(cache):
     damaged = cache / "toy" / "a.bin"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(CONTENT[:5])
-    with pytest.raises(DataFileError, match="could not download"):
+    with pytest.raises(DataFileError) as error:
         fetch("a.bin", NOWHERE, SHA256, "toy")
+    for part in (f"{damaged} is damaged (sha256 {SHA256} expected", "could not download", NOWHERE):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in damaged.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_file_that_cannot_be_read_is_named(local, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("datasets.fetch.pooch.file_hash", refuse)
+    with pytest.raises(DataFileError, match=r"a\.bin cannot be read: Permission denied"):
+        fetch("a.bin", NOWHERE, SHA256, "toy")
+
+
+def test_what_a_killed_download_left_is_swept_but_not_one_that_goes_on(cache, server):
+    folder, url, _ = server
+    (folder / "a.bin").write_bytes(CONTENT)
+    path = fetch("a.bin", url, SHA256, "toy")
+    for name, age in (("tmpdead", 2 * STALE), ("tmplive", 0), ("other", 2 * STALE)):
+        (path.parent / name).write_bytes(b"part")
+        os.utime(path.parent / name, (time.time() - age,) * 2)
+    assert fetch("a.bin", url, SHA256, "toy") == path
+    assert sorted(left.name for left in path.parent.iterdir()) == ["a.bin", "other", "tmplive"]
+
+
+def test_pooch_downloads_to_a_name_that_is_swept(cache, server, monkeypatch):
+    folder, url, _ = server
+    (folder / "a.bin").write_bytes(CONTENT)
+    seen = []
+
+    def download(self, url, output_file, pooch):
+        seen.append(Path(output_file))
+        raise OSError("cut off")
+
+    monkeypatch.setattr("datasets.fetch.pooch.HTTPDownloader.__call__", download)
+    with pytest.raises(DataFileError, match="cut off"):
+        fetch("a.bin", url, SHA256, "toy")
+    assert [path.parent for path in seen] == [cache / "toy"] and seen[0].match("tmp*")
 
 
 def test_cache_that_cannot_be_written_names_gat_cache(cache, server):

@@ -1,4 +1,6 @@
+import io
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -248,6 +250,40 @@ def test_bad_labels(write, content, message):
 def test_bad_npz(write, content, message):
     with pytest.raises(GraphFileError, match="f.npz: .*" + message):
         from_files(write("e.csv", EDGES), write("f.npz", content))
+
+
+def npz(header, body, compression=zipfile.ZIP_STORED):
+    """An npz whose array x has this header, whatever it holds."""
+    array, out = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(array, {"fortran_order": False, **header})
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        archive.writestr("x.npy", array.getvalue() + body)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(10**6, 10**6), (2, 2**62), (3, 2)])
+def test_an_npz_whose_header_claims_another_size(write, shape):
+    content = npz({"shape": shape, "descr": "<f8"}, bytes(32))
+    with pytest.raises(GraphFileError, match=r"the header of x\.npy claims .* but there are 32"):
+        from_files(write("e.csv", EDGES), write("f.npz", content))
+
+
+def test_an_npz_may_not_unpack_to_more_than_the_limit(write, monkeypatch):
+    monkeypatch.setattr("datasets.files.MAX_UNPACKED", 1000)
+    edges, given = write("e.csv", "source,target\n0,1\n"), ({"shape": (50, 5), "descr": "<f8"},)
+    stored = write("s.npz", npz(*given, bytes(2000)))
+    assert from_files(edges, stored).x.shape == (50, 5)  # it is no larger than it looks
+    packed = write("p.npz", npz(*given, bytes(2000), zipfile.ZIP_DEFLATED))
+    with pytest.raises(GraphFileError, match=r"x\.npy unpacks to 2128 bytes, and 1000 are allowed"):
+        from_files(edges, packed)
+
+
+def test_an_encrypted_npz(write):
+    content = bytearray(npz({"shape": (2, 2), "descr": "<f8"}, bytes(32)))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1
+    with pytest.raises(GraphFileError, match=r"no readable npz file \(.*encrypted"):
+        from_files(write("e.csv", EDGES), write("f.npz", bytes(content)))
 
 
 def test_npy_in_place_of_npz(tmp_path, write):

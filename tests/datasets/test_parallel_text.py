@@ -1,4 +1,5 @@
 import gzip
+import importlib
 
 import pytest
 
@@ -147,6 +148,19 @@ def test_damaged_gzip_file_is_named(files):
         paths = files(damaged, "x\n")
         with pytest.raises(TextFileError, match=r"a\.de: damaged gzip file"):
             parallel_text(*paths)
+
+
+def test_a_gzip_bomb_is_stopped_at_the_limit(files, monkeypatch):
+    module = importlib.import_module("datasets.parallel_text")  # which a function is named after
+    monkeypatch.setattr(module, "MAX_UNPACKED", 1000)
+    bomb = gzip.compress(b"\n" * 100_000)
+    assert len(bomb) < 1000
+    with pytest.raises(
+        TextFileError, match=r"a\.de: unpacks to more than 1000 bytes; give the file"
+    ):
+        parallel_text(*files(bomb, lines("b", 5)))
+    source = gzip.compress(lines("a", 5).encode())
+    assert len(parallel_text(*files(source, lines("b", 5))).train) == 3
 
 
 def test_missing_file_and_folder_are_named(files, tmp_path):

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
-import os
+import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+import torch_geometric.datasets
+from torch_geometric.utils import coalesce
 
 from datasets import DataFileError, ppi
 from tests.datasets.ppi_archive import expect, write
@@ -42,22 +44,43 @@ def test_graphs_features_labels_and_edges(archive):
     assert graphs.train[1].edge_index.max() == 3
 
 
-def test_what_was_read_is_kept(archive, monkeypatch):
-    first = ppi()
-    monkeypatch.setattr(module, "_read", lambda *_: pytest.fail("read again"))
-    second = ppi()
-    assert torch.equal(first.val[0].y, second.val[0].y)
+def test_the_graphs_are_those_that_torch_geometric_reads(archive, tmp_path):
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "theirs" / "raw")
+    for split, ours in zip(("train", "val", "test"), ppi(), strict=True):
+        theirs = list(torch_geometric.datasets.PPI(str(tmp_path / "theirs"), split))
+        assert len(ours) == len(theirs)
+        for found, expected in zip(ours, theirs, strict=True):
+            assert torch.equal(found.x, expected.x) and torch.equal(found.y, expected.y)
+            assert torch.equal(found.edge_index, coalesce(expected.edge_index))
 
 
-def test_a_reading_that_is_cut_off_leaves_nothing(archive, tmp_path, monkeypatch):
-    def cut(*_):
-        raise KeyboardInterrupt
+class Trap:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle beside the archive was loaded",)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module.PPI, "process", cut)
-        ppi()
-    assert os.listdir(tmp_path / "cache" / "ppi") == []
+
+def test_nothing_but_the_verified_archive_is_read_or_written(archive, tmp_path):
+    """Files derived from it, which no hash vouches for, could run code when they are loaded."""
+    name = f"{module.SHA256[:12]}-{torch_geometric.__version__}"
+    for folder in (tmp_path / "cache" / "ppi", tmp_path / "cache" / "ppi" / name):
+        (folder / "processed").mkdir(parents=True)
+        for split in ("train", "val", "test"):
+            with zipfile.ZipFile(folder / "processed" / f"{split}.pt", "w") as file:
+                file.writestr("archive/data.pkl", pickle.dumps(Trap()))
+    before = sorted((tmp_path / "cache").rglob("*"))
     assert len(ppi().train) == 2
+    assert sorted((tmp_path / "cache").rglob("*")) == before
+
+
+def test_pickles_in_the_archive_are_never_loaded(archive, monkeypatch):
+    content = io.BytesIO()
+    np.save(content, np.array([Trap()], dtype=object))
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("train_feats.npy", content.getvalue())
+    monkeypatch.setattr(module, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    with pytest.raises(DataFileError, match=r"is not the archive of PPI: .*allow_pickle"):
+        ppi()
 
 
 def test_another_hash_is_refused(archive):
@@ -74,15 +97,6 @@ def test_an_archive_of_something_else(archive, monkeypatch):
         ppi()
 
 
-def test_a_cache_that_cannot_be_written(archive, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("GAT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataFileError, match="set GAT_CACHE to a writable folder"):
-        ppi()
-
-
-def test_the_files_are_those_that_torch_geometric_reads():
-    found = module.PPI.raw_file_names.fget(module.PPI.__new__(module.PPI))
-    assert sorted(found) == sorted(module.RAW)
-    assert module.PPI.url == module.URL
+def test_the_archive_is_the_one_that_torch_geometric_names():
+    assert torch_geometric.datasets.PPI.url == module.URL
     assert len(module.SHA256) == 64

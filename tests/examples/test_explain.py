@@ -24,7 +24,7 @@ def club():
 
 def network(kind, data):
     torch.manual_seed(0)
-    return kind(data.num_features, 8, 2, heads=2, dropout=0.0).eval()
+    return kind(data.num_features, 16, 2, 2, heads=2).eval()
 
 
 @pytest.mark.parametrize("kind", [GAT, GATv2, GraphTransformer])
@@ -71,7 +71,7 @@ class Listener(torch.nn.Module):
     """A model whose class for node 0 is decided by the edge from node 1 alone."""
 
     def __new__(cls):
-        model = GAT(4, 2, 2, num_layers=1, heads=1, add_self_loops=False).eval()
+        model = GAT(4, 2, 1, 2, add_self_loops=False).eval()
         conv = model.convs[0]
         with torch.no_grad():
             conv.lin.weight.copy_(torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.1, 0.1]]))

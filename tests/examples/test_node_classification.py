@@ -211,8 +211,8 @@ class TestModels:
         words = ["--value-dropout", "0.5", "--norm", "--feed-forward", "3", "--jumping", "cat"]
         main([*FAST, "--epochs", "2", *words, "--residual", "--out", str(tmp_path)])
         config = load_model(tmp_path)[0].config
-        expected = {"value_dropout": 0.5, "norm": True, "feed_forward": 3, "jumping": "cat",
-                    "residual": True, "dropout": 0.6}  # fmt: skip
+        expected = {"value_dropout": 0.5, "norm": "layer_norm", "feed_forward": 3, "jk": "cat",
+                    "residual": True, "dropout": 0.6, "input_dropout": 0.6}  # fmt: skip
         assert {name: config[name] for name in expected} == expected
 
     @pytest.mark.parametrize("kind", ["gat", "gatv2", "transformer"])
@@ -231,8 +231,8 @@ class TestModels:
     @pytest.mark.parametrize("kind", ["gat", "gatv2"])
     def test_a_model_as_an_attention_of_parts_is_that_model(self, kind):
         x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 0, 0]])
-        plain = MODELS[kind](4, 8, 3).eval()
-        parts = MODELS["attention"](4, 8, 3, **_graph_models.AS_ATTENTION[kind]).eval()
+        plain = MODELS[kind](4, 8, 2, 3).eval()
+        parts = MODELS["attention"](4, 8, 2, 3, **_graph_models.AS_ATTENTION[kind]).eval()
         for ours, theirs in zip(parts.convs, plain.convs, strict=True):
             if kind == "gat":
                 torch.nn.init.zeros_(ours.lin_key.bias)
@@ -382,7 +382,7 @@ class TestManyGraphs:
 
 
 SETTINGS = _training.Settings(
-    model={"in_channels": 3, "hidden_channels": 4, "out_channels": 3},
+    model={"in_channels": 3, "hidden_channels": 4, "num_layers": 2, "out_channels": 3},
     lr=0.01, weight_decay=0, epochs=5, patience=5,
 )  # fmt: skip
 

@@ -9,7 +9,10 @@ from datasets import karate_club
 from examples._files import UserError
 from examples._training import Progress, Run, Settings, evaluate
 
-MODEL = {"in_channels": 34, "hidden_channels": 4, "out_channels": 2, "heads": 2}
+MODEL = {
+    "in_channels": 34, "hidden_channels": 8, "num_layers": 2, "out_channels": 2, "heads": 2,
+    "dropout": 0.6,
+}  # fmt: skip
 
 
 def settings(**changed):
@@ -119,7 +122,7 @@ def test_a_state_of_another_seed_is_not_taken(data):
 def test_a_state_of_another_architecture(data):
     run = Run(data, settings(), seed=0)
     run.step()
-    wider = settings(model={**MODEL, "hidden_channels": 8})
+    wider = settings(model={**MODEL, "hidden_channels": 16})
     with pytest.raises(UserError, match=r"another architecture.*size mismatch"):
         Run(data, wider, 0, run.state())
 

@@ -83,7 +83,7 @@ def test_the_weights_of_chosen_nodes(conv: Any, kind: str, flow: str) -> None:
 
 def test_chosen_nodes_where_the_caller_asks_for_weights_too_or_messages_are_watched() -> None:
     nodes = torch.tensor([0, 3])
-    model = gat.GAT(4, 8, 3, heads=2).eval()
+    model = gat.GAT(4, 8, 2, 3, heads=2).eval()
     everything = attention_weights(model, X, EDGES)
     returned = attention_weights(AsksItself(model), X, EDGES, nodes=nodes)
     model.convs[1].register_message_forward_hook(lambda *_: None)
@@ -113,7 +113,7 @@ def test_agnn_weights_are_those_that_make_its_output(flow: str) -> None:
 
 
 def test_a_model_of_ours_gives_what_it_returns_itself() -> None:
-    model = gat.GAT(4, 8, 3, num_layers=3, heads=2)
+    model = gat.GAT(4, 8, 3, 3, dropout=0.6, heads=2)
     torch.manual_seed(0)
     _, expected = model(X, EDGES, return_attention_weights=True)
     torch.manual_seed(0)  # dropout: the layers run as they would
@@ -175,7 +175,7 @@ def test_heterogeneous_models() -> None:
 
 
 def test_the_model_is_called_once_and_left_as_it_was() -> None:
-    model = gat.GAT(4, 8, 3, heads=2).eval()
+    model = gat.GAT(4, 8, 2, 3, heads=2).eval()
     seen: list[Any] = []
     model.convs[0].register_forward_hook(lambda _, args, out: seen.append((args, out)))
     state, hooks = copy.deepcopy(model.state_dict()), len(model.convs[0]._forward_hooks)
@@ -247,7 +247,7 @@ def test_weights_carry_gradients_and_leave_dropout_alone() -> None:
 
 
 def test_compiled_models() -> None:
-    model = gat.GAT(4, 8, 3, heads=2).eval()
+    model = gat.GAT(4, 8, 2, 3, heads=2).eval()
     expected = attention_weights(model, X, EDGES)
     compiled = torch.compile(model, backend="aot_eager")
     compiled(X, EDGES)

@@ -113,8 +113,8 @@ def test_an_optimiser_that_knows_the_parameters_goes_on(name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "names"),
     [
-        (lambda: THEIRS.GAT(4, 8, 3, 2, jk="cat", norm="layer"), ["GATConv"] * 3),
-        (lambda: THEIRS.GAT(4, 8, 2, 2, v2=True), ["GATv2Conv"] * 2),
+        (lambda: THEIRS.GAT(4, 8, 3, 2, jk="cat", norm="layer"), ["GAT", *["GATConv"] * 3]),
+        (lambda: THEIRS.GAT(4, 8, 2, 2, v2=True), ["GAT", *["GATv2Conv"] * 2]),
         (
             lambda: Sequential(
                 "x, edge_index",
@@ -135,8 +135,44 @@ def test_models_of_torch_geometric(model: Any, names: list[str]) -> None:
     assert list(report.replaced.values()) == names
     assert not report.left
     assert_same(outcome(net), expected)
-    assert [layer.name for layer in attention_weights(net, X, EDGES)] == list(report.replaced)
+    found = [layer.name for layer in attention_weights(net, X, EDGES)]
+    assert found == [name for name, kind in report.replaced.items() if kind != "GAT"]
     assert not net.training
+
+
+@pytest.mark.parametrize("options", [{}, {"out_channels": 3, "jk": "lstm", "norm": "layer_norm"}])
+def test_a_whole_model_becomes_ours(options: Any) -> None:
+    model = THEIRS.GAT(4, 8, 2, dropout=0.5, heads=2, edge_dim=2, **options).double().eval()
+    expected, printed = model(X, EDGES, edge_attr=EDGE_ATTR), repr(model)
+    state, parameters = model.state_dict(), list(model.parameters())
+    assert replace(nn.ModuleList([model])).replaced["0"] == "GAT"
+    assert type(model) is gat.GAT and repr(model) == printed and not model.training
+    assert list(model.state_dict()) == list(state)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    out, attention = model(X, EDGES, edge_attr=EDGE_ATTR, return_attention_weights=True)
+    assert_same(out, expected)
+    assert [layer.weights.shape[1] for layer in attention] == [2, 2]
+    built = gat.GAT(4, 8, 2, dropout=0.5, heads=2, edge_dim=2, **options).double().eval()
+    built.load_state_dict(model.state_dict(), strict=True)
+    assert_same(built.embed(X, EDGES, EDGE_ATTR), model.embed(X, EDGES, EDGE_ATTR))
+    assert {*built.__dict__} - {"config"} == {*model.__dict__}
+    again = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert_same(again(X, EDGES, edge_attr=EDGE_ATTR), expected)
+
+
+def test_a_model_with_changes_of_its_own_keeps_its_class() -> None:
+    class Own(THEIRS.GAT):
+        """A user's."""
+
+    model, watched = Own(4, 8, 2), THEIRS.GAT(4, 8, 2)
+    watched.forward = lambda x, edge_index: x
+    for kept, reason in (
+        (model, "Own: a subclass of GAT, whose changes would be lost"),
+        (watched, "GAT: its forward was replaced on this very module"),
+    ):
+        before, report = type(kept), replace(kept)
+        assert list(report.replaced) == ["convs.0", "convs.1"]
+        assert type(kept) is before and report.left == {"": reason}
 
 
 @pytest.mark.filterwarnings("ignore:There exist node types:UserWarning")
@@ -259,7 +295,7 @@ def test_code_that_was_compiled_before_follows() -> None:
     model = THEIRS.GAT(4, 8, 2).double().eval()
     compiled = torch.compile(model, backend="aot_eager")
     expected = compiled(X, EDGES)
-    assert len(replace(compiled).replaced) == 2
+    assert len(replace(compiled).replaced) == 3
     assert all(isinstance(conv, AttentionConv) for conv in model.convs)
     assert_same(compiled(X, EDGES), expected)
     torch._dynamo.reset()
@@ -326,22 +362,24 @@ def test_what_is_left_is_reported_with_the_reason() -> None:
             "explained": explained,
             "filled": filled,
             "linear": nn.Linear(4, 3),
+            "dense": THEIRS.DenseGATConv(4, 3),
         }
     )
     classes = {name: type(module) for name, module in model.items()}
     report = replace(model)
     assert str(report) == (
-        "replaced 1 layer\n"
+        "replaced 1 module\n"
         "  theirs: GATConv\n"
-        "left 7 layers\n"
+        "left 8 modules\n"
         "  own: OwnGATConv: a subclass of GATConv, whose changes would be lost\n"
         "  scoring: ScoringGATConv: a subclass of GATConv, whose changes would be lost\n"
         "  ours: GATConv: is gat's already\n"
         "  gcn: GCNConv: gat has no such layer\n"
-        "  watched: GATConv: its message was replaced on this very layer\n"
+        "  watched: GATConv: its message was replaced on this very module\n"
         "  explained: GATConv: being explained; set its `explain` to None first\n"
         "  filled: GATConv: fill_value is 'median'; expected a number, a tensor, or one of 'add', "
-        "'max', 'mean', 'min', 'mul', 'sum'"
+        "'max', 'mean', 'min', 'mul', 'sum'\n"
+        "  dense: DenseGATConv: gat has no layer on adjacency matrices"
     )
     assert {n: type(m) for n, m in model.items()} == {**classes, "theirs": gat.GATConv}
     assert replace(model).replaced == {}
