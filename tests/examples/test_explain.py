@@ -9,9 +9,16 @@ from torch_geometric.data import Data
 
 from datasets import karate_club
 from examples import explain as program
-from examples._explaining import METHODS, Reason, explain, neighbourhood
-from examples._explanation_pictures import layout
-from examples.explain import choose, main, table
+from examples.explain import (
+    METHODS,
+    Reason,
+    choose,
+    explain,
+    layout,
+    main,
+    neighbourhood,
+    table,
+)
 from gat import GAT, GATv2, GraphTransformer
 
 FEW = ["--dataset", "karate", "--epochs", "10", "--judge", "3", "--top", "4"]
