@@ -47,7 +47,7 @@ from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
 from examples.shared.runner import Results, add_model_option, add_run_options, run_all
 from examples.shared.tables import aligned, percent, summary
-from examples.shared.trainer import Trainer, load_weights, one_cycle, parameters
+from examples.shared.trainer import Trainer, one_cycle, parameters
 from sequence_attn import Attention, BahdanauAttention, HardAttention, HardAttentionLoss
 from sequence_attn.seq2seq import (
     AttentionDecoder,
@@ -525,15 +525,15 @@ def run(args: argparse.Namespace) -> int:
         "versions": versions("torch", "scikit-learn"),
     }
 
-    def build(width: int, name: str) -> Speller:
+    def build(job: str) -> Speller:
         return Speller(
-            width, name, args.size, args.state, glance=args.glance, temperature=args.temperature
+            *jobs[job], args.size, args.state, glance=args.glance, temperature=args.temperature
         )
 
     def one(job: str, seed: int, step: Any) -> tuple[dict[str, Any], Speller]:
-        width, name = jobs[job]
         torch.manual_seed(seed)
-        model = build(width, name)
+        model = build(job)
+        width = model.width
         settings = pick(args, Training)._replace(epochs=epochs[width])
         found = {"seed": seed, **train(parts, model, settings, seed, step)}
         return found | measure(model, tests[width]), model
@@ -556,10 +556,11 @@ def run(args: argparse.Namespace) -> int:
         args, {j: epochs[width] for j, (width, _) in jobs.items()}, one, RESULT, metrics
     )
     for width in tasks:
-        trained = {jobs[job][1]: w for job, w in found.weights.items() if jobs[job][0] == width}
-        models = {name: build(width, name) for name in trained if name != "none"}
-        for name, model in models.items():
-            load_weights(model, trained[name])
+        models = {
+            jobs[job][1]: model
+            for job, model in found.models.items()
+            if jobs[job][0] == width and jobs[job][1] != "none"
+        }
         if models:
             figure = draw_letters(models, chosen_strips(parts["test"], width))
             save_figure(folder / f"letters-{width}.png", figure)

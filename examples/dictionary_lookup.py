@@ -46,7 +46,7 @@ from examples.shared.pictures import bare, save_figure
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, add_run_options, run_all
 from examples.shared.tables import aligned, percent, summary
-from examples.shared.trainer import Trainer, load_weights
+from examples.shared.trainer import Trainer
 from gat import GATConv, GATv2Conv
 from sequence_attn.plot import heatmap
 
@@ -249,14 +249,15 @@ def run(args: argparse.Namespace) -> int:
         means = {name: summary(of, MEASURES) for name, of in models.items()}
         return {"settings": settings._asdict(), "models": models, "summary": means}
 
-    found = run_all(args, dict.fromkeys(names, settings.epochs), one, RESULT, metrics)
+    lengths = dict.fromkeys(names, settings.epochs)
+    found = run_all(
+        args, lengths, one, RESULT, metrics, build=lambda title: Lookup(names[title], settings)
+    )
     results = metrics(found.results)["models"]
     print(f"\n{table(settings, results)}\n")
     written = "metrics.json"
-    if len(found.weights) == len(MODELS):
-        models = {name: Lookup(name, settings) for name in MODELS}
-        for title, name in names.items():
-            load_weights(models[name], found.weights[title])
+    if len(found.models) == len(MODELS):
+        models = {names[title]: model for title, model in found.models.items()}
         figure = Figure(figsize=(11, 8), layout="constrained")
         draw(figure, models, results, data.test)
         save_figure(folder / "attention.png", figure)

@@ -611,7 +611,7 @@ def draw(task: Task) -> None:
     best = task.progress.best
     assert best is not None
     model = build(task.settings.kind, task.settings.model)
-    model.load_state_dict(best["weights"])
+    load_weights(model, best["weights"])
     save_pictures(task.folder, model, task.data, task.progress.results, best["seed"], task.rivals)
 
 
@@ -681,7 +681,7 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
         check_kind(config["multi_label"], bool, "multi_label")
         if len(config["class_names"]) != model.config["out_channels"]:
             raise ValueError("class_names do not match the model")
-        model.load_state_dict(weights)
+        load_weights(model, weights)
     return model.eval(), config
 
 

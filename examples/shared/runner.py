@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from examples.shared.files import (
     UserError,
     check_settings,
+    damage_told,
     load_checkpoint,
     remove,
     save_checkpoint,
@@ -21,7 +22,7 @@ from examples.shared.files import (
 )
 from examples.shared.options import COUNT, SEED, Parser
 from examples.shared.program import SIGNALS, progress_bar
-from examples.shared.trainer import WEIGHTS, own_weights
+from examples.shared.trainer import WEIGHTS, load_weights, own_weights
 
 # A training of a model from a seed. It calls what it is given after each epoch, with the epoch's
 # loss, and returns its results and, where pictures are drawn of it, the model.
@@ -36,12 +37,12 @@ class Found(NamedTuple):
 
     Attributes:
         results: see `Results`.
-        weights: of each model that its training returned, those from the first seed.
+        models: those that their trainings returned, from the first seed.
         complete: whether all is done; False if it was interrupted.
     """
 
     results: Results
-    weights: dict[str, dict[str, Tensor]]
+    models: dict[str, Any]
     complete: bool
 
 
@@ -68,6 +69,7 @@ def run_all(
     kind: Any,
     metrics: Callable[[Results], dict[str, Any]],
     data: str = "",
+    build: Callable[[str], nn.Module] | None = None,
 ) -> Found:
     """Trains each model from each seed, one after another, behind one progress bar.
 
@@ -82,6 +84,7 @@ def run_all(
         kind: of its results, see `check_kind`.
         metrics: turns results so far into what metrics.json, written after each training, says.
         data: names what is learned from, where the options do not.
+        build: makes a model of this name, to put weights into; where trainings return models.
 
     Raises:
         KeyboardInterrupt: interrupted before there was a result.
@@ -94,11 +97,23 @@ def run_all(
     seeds = range(args.seed, args.seed + args.runs)
     if args.restart:
         remove(path)
+
+    def trained() -> dict[str, nn.Module]:
+        models = {}
+        for model in epochs:
+            weights = done["weights"].get(_name(model, args.seed))
+            if build is not None and weights is not None:
+                models[model] = build(model).eval()
+                load_weights(models[model], weights)
+        return models
+
     done: dict[str, Any] = {"config": config, "results": {}, "weights": {}}
     if path.exists():
         layout = {"config": dict, "results": {str: kind}, "weights": {str: WEIGHTS}}
         done = load_checkpoint(path, layout)
         check_settings(path, done["config"], config, data="the data has changed")
+        with damage_told(path, "or of another program"):
+            trained()
 
     def so_far() -> Results:
         known = done["results"]
@@ -124,11 +139,11 @@ def run_all(
                         bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                         bar.update()
 
-                    result, trained = work(model, seed, step)
+                    result, found = work(model, seed, step)
                     with SIGNALS.held():
                         done["results"][name] = result
-                        if trained is not None and seed == args.seed:
-                            done["weights"][name] = own_weights(trained)
+                        if found is not None and seed == args.seed:
+                            done["weights"][name] = own_weights(found)
                         save_checkpoint(path, done)
                         write()
         except KeyboardInterrupt:
@@ -142,8 +157,7 @@ def run_all(
         remove(path)
     else:
         print("\ninterrupted; the same command goes on. What there is so far:", file=sys.stderr)
-    first = {model: done["weights"].get(_name(model, args.seed)) for model in epochs}
-    return Found(so_far(), {name: w for name, w in first.items() if w is not None}, complete)
+    return Found(so_far(), trained(), complete)
 
 
 def _name(model: str, seed: int) -> str:
