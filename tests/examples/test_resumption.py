@@ -5,9 +5,6 @@ import errno
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +22,6 @@ from examples import (
 from examples.shared import files
 from examples.shared.files import UserError, load_checkpoint, save_checkpoint, write_atomically
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -42,24 +37,24 @@ def made(tmp_path_factory):
     small = {"--epochs": "1", "--batch-size": "16"}
     options = {
         tagging: {
-            **small, "--sentences": "20", "--size": "8", "--heads": "2", "--runs": "2",
+            **small, "--sentences": "20", "--size": "8", "--heads": "2", "--runs": "1",
             "--models": ["attention", "bilstm"],
         },
         captioning: {
-            "--epochs": "1", "--size": "4", "--state": "8", "--digits": "1", "--runs": "2",
+            "--epochs": "1", "--size": "4", "--state": "8", "--digits": "1", "--runs": "1",
             "--batch-size": "400", "--models": ["soft", "reinforce"],
         },
         long_sentences: {
             **small, "--sentences": "20", "--length": "2", "--state": "4", "--embedding": "4",
-            "--models": ["rnn", "luong"],
+            "--runs": "1", "--models": ["rnn", "luong"],
         },
-        dictionary_lookup: {**small, "--k": "3", "--size": "4", "--starts": "1", "--runs": "2"},
+        dictionary_lookup: {**small, "--k": "3", "--size": "4", "--starts": "1", "--runs": "1"},
         sentiment: {
             "--data": str(folder / "reviews.csv"), "--epochs": "2", "--length": "6",
             "--seeds": ["0", "1", "2"],
         },
         node_classification: {
-            "--dataset": "karate", "--epochs": "4", "--runs": "2", "--checkpoint-every": "1",
+            "--dataset": "karate", "--epochs": "2", "--runs": "2", "--checkpoint-every": "1",
         },
         translation: {
             "--data": [str(folder / "a"), str(folder / "b")], "--unit": "characters",
@@ -160,38 +155,10 @@ def test_wherever_it_is_killed_it_goes_on_to_the_same_results(made, name, tmp_pa
     assert number > 4
 
 
-KILLED = """
-import os, signal, sys
-from examples import tagging
-from examples.shared import files
-
-genuine, calls = os.replace, []
-
-def replace(source, target):
-    calls.append(target)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    genuine(source, target)
-
-tagging.TEST_SENTENCES, files.os.replace = 5, replace
-tagging.main(sys.argv[1:])
-"""
-
-
-def test_a_process_that_was_killed_leaves_nothing_for_ever(made, tmp_path):
-    program, words = made["tagging"]
-    words = [*words, "--out", str(tmp_path)]
-    process = subprocess.run([sys.executable, "-c", KILLED, *words], cwd=REPOSITORY)
-    assert process.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".checkpoint")]
-    assert program.main(words) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json"}  # nothing is drawn here
-
-
 def test_other_settings_do_not_go_on(made, tmp_path, capsys):
     program, words = made["tagging"]
     words = [*words, "--out", str(tmp_path)]
-    assert killed_at(5, program, words)
+    assert killed_at(4, program, words)
     assert program.main([*words, "--lr", "0.5"]) == 2
     assert "--lr was 0.005, is now 0.5" in capsys.readouterr().err
     assert program.main([*words, "--lr", "0.5", "--restart"]) == 0
@@ -242,7 +209,7 @@ def places(value, path=()):
     if path:
         yield path
     if isinstance(value, dict):
-        for key in list(value)[:30]:
+        for key in list(value)[:12]:
             yield from places(value[key], (*path, key))
     elif isinstance(value, list | tuple) and value and len(path) < 6:
         yield from places(value[0], (*path, 0))
@@ -263,7 +230,7 @@ def changed(state, path, wrong):
 def test_wrong_values_in_a_checkpoint_are_told_in_one_line(made, name, tmp_path, capsys):
     program, words = made[name]
     own = [*words, "--out", str(tmp_path)]
-    number = {"translation": 5, "node_classification": 11}.get(name, 6)
+    number = {"translation": 5, "node_classification": 6}.get(name, 6)  # a sweep has all results
     assert killed_at(number, program, own)
     path = tmp_path / "checkpoint.pt"
     sound = load_checkpoint(path)
