@@ -552,9 +552,8 @@ def run(args: argparse.Namespace) -> int:
         }
         return {**about, "tasks": all_of}
 
-    found = run_all(
-        args, {j: epochs[width] for j, (width, _) in jobs.items()}, one, RESULT, metrics
-    )
+    lengths = {job: epochs[width] for job, (width, _) in jobs.items()}
+    found = run_all(args, lengths, one, RESULT, metrics, build=build)
     for width in tasks:
         models = {
             jobs[job][1]: model
