@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import gpu, graph, seq2seq, sequence
 from benchmarks._report import Report, write
-from examples._files import UserError, prepare_folder
-from examples._graphs import number
+from examples.shared.files import UserError, prepare_folder
+from examples.shared.options import number
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> Report`
 BENCHMARKS = {"sequence": sequence, "seq2seq": seq2seq, "graph": graph, "gpu": gpu}

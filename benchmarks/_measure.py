@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from benchmarks._worker import resident_peak
-from examples._files import UserError
+from examples.shared.files import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks._measure import ROOT, Timings, take_turns
-from examples._files import UserError
+from examples.shared.files import UserError
 
 
 @dataclass(frozen=True)

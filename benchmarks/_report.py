@@ -14,7 +14,7 @@ import torch
 import torch_geometric
 
 from attn_core.backends import cpu
-from examples._files import write_atomically, write_json
+from examples.shared.files import write_atomically, write_json
 
 Cell = str | int | float | None
 

@@ -42,7 +42,7 @@ from benchmarks._gpu_pieces import measure_new_graphs, measure_piece_errors, mea
 from benchmarks._graphs import GRAPHS, make_graph
 from benchmarks._measure import take_turns
 from benchmarks._report import Cell, Report, Table
-from examples._files import UserError
+from examples.shared.files import UserError
 
 LAYERS = ("GATConv", "GATv2Conv", "TransformerConv")
 EAGER = "torch_geometric"

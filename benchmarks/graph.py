@@ -28,7 +28,7 @@ from benchmarks._processes import Group, Task, started
 from benchmarks._report import Cell, Report, Table
 from benchmarks._sweeps import HUGE, sweep_edges, sweep_shapes, sweep_skew
 from datasets import DataFileError, planetoid
-from examples._files import UserError
+from examples.shared.files import UserError
 
 DGL = "DGL"
 CONTENDERS = (*BACKENDS, PEER, COMPILED, DGL)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks._measure import Timings, assert_agree, take_turns
 from benchmarks._report import Cell, Report, Table
-from examples._translation_models import Architecture
+from examples._translation import Architecture
 from sequence_attn.seq2seq import (
     Encoded,
     EncoderDecoder,

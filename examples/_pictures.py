@@ -13,9 +13,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from examples._baselines import Baseline
-from examples._files import write_atomically
-from examples._graph_models import Model
-from examples._graphs import graphs_of, is_multi_label, score_name, split_views
+from examples.shared.graphs import graphs_of, is_multi_label, score_name, split_views
+from examples.shared.pictures import bare, legend_below, save_figure
 from gat.plot import draw_attention, draw_embedding
 
 _SMALL = 60  # nodes; such a graph is drawn whole
@@ -23,7 +22,7 @@ _SMALL = 60  # nodes; such a graph is drawn whole
 
 def save_pictures(
     folder: Path,
-    model: Model,
+    model: Any,
     data: Data,
     results: Sequence[dict[str, Any]],
     best_seed: int,
@@ -43,14 +42,14 @@ def save_pictures(
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     draw_curves(figure, results, best_seed, baselines, score)
-    _save(folder / "curves.png", figure)
+    save_figure(folder / "curves.png", figure)
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     draw_embedding(
         hidden, labels=labels, edge_index=edge_index, weights=weights,
         class_names=data.class_names, ax=figure.add_subplot(),
     )  # fmt: skip
-    _save(folder / "embedding.png", figure)
+    save_figure(folder / "embedding.png", figure)
 
     small = data.num_nodes <= _SMALL
     node = None if small else most_selective_node(edge_index, weights, data.num_nodes)
@@ -59,7 +58,7 @@ def save_pictures(
         edge_index, weights, labels=labels, node=node, class_names=data.class_names,
         ax=figure.add_subplot(),
     )  # fmt: skip
-    _save(folder / "attention.png", figure)
+    save_figure(folder / "attention.png", figure)
 
 
 def draw_curves(
@@ -94,13 +93,12 @@ def draw_curves(
     accuracy.set(xlabel="epoch", ylabel=f"{score}, without dropout", ylim=(0, 1.02))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (loss, accuracy):
-        axes.spines[["top", "right"]].set_visible(False)
+        bare(axes)
     title = f"seed {best_seed}, the best on the validation nodes"
     if len(results) > 1:
         title += f"; faint: the other {len(results) - 1}"
     figure.suptitle(title, fontsize=11)
-    handles, labels = accuracy.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    legend_below(figure, [accuracy], ncols=3)
 
 
 def most_selective_node(edge_index: Tensor, weights: Tensor, num_nodes: int) -> int:
@@ -117,7 +115,3 @@ def most_selective_node(edge_index: Tensor, weights: Tensor, num_nodes: int) -> 
     if not suitable.any():
         suitable = degree == degree.max()
     return int(surprise.masked_fill(~suitable, -torch.inf).argmax())
-
-
-def _save(path: Path, figure: Figure) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +44,10 @@ from attn_core import (
 )
 from attn_core import weights as attention_weights
 from datasets import karate_club
-from examples._files import UserError, prepare_folder, write_atomically
-from examples._program import Parser
+from examples.shared.files import prepare_folder
+from examples.shared.options import Parser
+from examples.shared.pictures import bare, save_figure
+from examples.shared.program import exit_status
 from gat import GATConv
 from gat.plot import draw_attention
 from sequence_attn import (
@@ -436,7 +437,7 @@ def draw_alibi(ax: Axes, tour: Tour) -> None:
 
 def _plain(ax: Axes) -> None:
     ax.tick_params(labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False)
+    bare(ax)
 
 
 def _head(number: int, name: str = "heads") -> Panel:
@@ -557,44 +558,29 @@ def draw_picture(picture: Picture, tour: Tour) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08)
-
-
 def parser() -> Parser:
     """The options of the program."""
-    options = Parser(
-        prog="python -m examples.attention_tour",
-        description="Draw every attention mechanism at work on one sentence.",
-        allow_abbrev=False,
-    )
+    options = Parser("attention_tour", "Draw every attention mechanism at work on one sentence.")
     options.add_argument(
-        "--out",
-        metavar="DIR",
-        default="runs/tour",
-        help="where the pictures go; default: runs/tour",
+        "--out", metavar="DIR", default="runs/tour", help="for the pictures; default: runs/tour"
     )
     return options
 
 
+def run(folder: Path) -> int:
+    """Draws the pictures into a folder."""
+    prepare_folder(folder)
+    tour = run_tour()
+    for name, picture in PICTURES.items():
+        path = folder / f"{name}.png"
+        save_figure(path, draw_picture(picture, tour), bbox_inches="tight", pad_inches=0.08)
+        print(f"wrote {path}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        folder = Path(parser().parse_args(argv).out)
-        prepare_folder(folder)
-        tour = run_tour()
-        for name, picture in PICTURES.items():
-            figure = draw_picture(picture, tour)
-            path = folder / f"{name}.png"
-            write_atomically(path, partial(save, figure))
-            print(f"wrote {path}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(Path(parser().parse_args(argv).out)))
 
 
 if __name__ == "__main__":

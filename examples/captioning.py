@@ -17,47 +17,52 @@ where each letter looked (letters-1.png, letters-2.png).
 from __future__ import annotations
 
 import argparse
-import functools
-import platform
 import sys
 import textwrap
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
-from torch import Tensor
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.svm import SVC
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
-from examples._captioning import (
-    GREYS,
-    REACH,
-    SIDE,
-    Digits,
-    Speller,
-    Strips,
-    Training,
-    classify,
-    measure,
-    spell,
-    split_digits,
-    strips,
-    text,
-    together,
-    train,
-    write,
+from attn_core import Normalizer, Softmax
+from datasets import Vocabulary
+from datasets.vocabulary import BOS, EOS, PAD
+from examples.shared.files import prepare_folder
+from examples.shared.options import COUNT, Count, Factor, Parser, Rate, Share, number, pick
+from examples.shared.pictures import bare, legend_below, save_figure
+from examples.shared.program import exit_status, versions
+from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.tables import aligned, percent, summary
+from examples.shared.trainer import Trainer, one_cycle, parameters
+from sequence_attn import Attention, BahdanauAttention, HardAttention, HardAttentionLoss
+from sequence_attn.seq2seq import (
+    AttentionDecoder,
+    DecoderState,
+    Encoded,
+    EncoderDecoder,
+    Hypothesis,
+    Predicted,
 )
-from examples._comparison import Job, aligned, percent, run_jobs, summary
-from examples._files import prepare_folder, write_atomically, write_json
-from examples._graphs import SEED, number
-from examples._program import Parser, exit_status
 
-PROGRAM = "python -m examples.captioning"
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LETTERS = Vocabulary([*sorted(set("".join(NAMES))), " "])
+SIDE = 8  # pixels, of the image of a digit
+REACH = 5  # pixels across that two convolutions of 3 × 3 see
+GREYS = 17  # a pixel is a whole number from 0, paper, to 16, ink
 MODELS = {
     "soft": "soft (a mean of all pixels)",
     "reinforce": "hard, REINFORCE",
@@ -74,66 +79,95 @@ EPOCHS = {1: 40, 2: 24}  # a strip has more letters to learn from
 DRAWN: dict[int, list[tuple[int, ...]]] = {1: [(4,), (7,), (2,)], 2: [(4, 7), (3, 6)]}
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains all models from all seeds; writes what there is after each training."""
-    folder = Path(args.out)
-    prepare_folder(folder)
-    parts = split_digits()
-    sizes = {name: len(part.labels) for name, part in parts.items()}
-    print("images: {train:,} to train, {valid} to validate, {test} to test".format(**sizes))
-    epochs = {width: args.epochs or EPOCHS.get(width, EPOCHS[2]) for width in args.digits}
-    training = Training(*(getattr(args, name) for name in Training._fields))
-    tests = {width: held_out_strips(parts["test"], width) for width in args.digits}
-    results: dict[str, Any] = {
-        "images": sizes,
-        "config": {name: value for name, value in vars(args).items() if name != "out"}
-        | {"epochs": {str(width): count for width, count in epochs.items()}},
-        "tasks": {
-            str(width): {
-                "strips": len(test.labels),
-                "support_vector_machine": classify(parts, test),
-                "models": {name: [] for name in args.models},
-            }
-            for width, test in tests.items()
-        },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "scikit-learn")},
-    }
-    drawn: dict[int, dict[str, Speller]] = {width: {} for width in args.digits}
+class Digits(NamedTuple):
+    """Images of single digits.
 
-    def one(width: int, name: str, seed: int, step: Any) -> None:
-        torch.manual_seed(seed)
-        settings = training._replace(epochs=epochs[width])
-        model = Speller(
-            width, name, args.size, args.state, glance=args.glance, temperature=args.temperature
-        )
-        found = {"seed": seed, **train(parts, model, settings, seed, step)}
-        found |= measure(model, tests[width])
-        results["tasks"][str(width)]["models"][name].append(found)
-        drawn[width].setdefault(name, model)
-        write_results(folder, results)
+    Attributes:
+        images: int64 `[N, 8, 8]`, 0 (paper) to 16 (ink).
+        labels: int64 `[N]`, which digit it is.
+    """
 
-    jobs: dict[str, Job] = {
-        f"{width} digit{'s' * (width > 1)}, {name} (seed {seed})": functools.partial(
-            one, width, name, seed
+    images: Tensor
+    labels: Tensor
+
+
+class Strips(NamedTuple):
+    """Digits side by side, and how they are spelt.
+
+    Attributes:
+        pixels: int64 `[N, 8 · 8 · digits]`, row by row.
+        labels: int64 `[N, digits]`, from left to right.
+        target: int64 `[N, T]`: the begin symbol, letters, the end symbol, padding.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    target: Tensor
+
+
+def split_digits(seed: int = 0) -> dict[str, Digits]:
+    """scikit-learn's 1,797 digits: 1,197 to train, 240 to validate and 360 to test.
+
+    Each part has its share of every digit, and no image is in two parts.
+    """
+    images, labels = load_digits(return_X_y=True)
+    places = np.arange(len(labels))
+    parts = {}
+    for name, size in (("test", 360), ("valid", 240)):
+        places, held_out = train_test_split(
+            places, test_size=size, random_state=seed, stratify=labels[places]
         )
-        for seed in range(args.seed, args.seed + args.runs)
-        for width in args.digits
-        for name in args.models
+        parts[name] = held_out
+    pixels = torch.from_numpy(images).long().view(-1, SIDE, SIDE)
+    return {
+        name: Digits(pixels[torch.from_numpy(part)], torch.from_numpy(labels[part]).long())
+        for name, part in {"train": places, **parts}.items()
     }
-    complete = run_jobs(jobs, args.runs * len(args.models) * sum(epochs.values()))
-    for width, models in drawn.items():
-        attending = {name: model for name, model in models.items() if name != "none"}
-        if attending:
-            figure = draw_letters(attending, chosen_strips(parts["test"], width))
-            save(folder / f"letters-{width}.png", figure)
-    figure = Figure(figsize=(1 + 4 * len(args.digits), 4.2), layout="constrained")
-    draw_curves(figure, results)
-    save(folder / "curves.png", figure)
-    if not complete:
-        print("\ninterrupted; this is what there is so far", file=sys.stderr)
-    print(f"\n{table(results)}\n\nmetrics.json and pictures are in {folder}")
-    return 0 if complete else 130
+
+
+def spell(labels: Sequence[int]) -> str:
+    """The names of digits, with spaces between them.
+
+    >>> spell([4, 7])
+    'four seven'
+    """
+    return " ".join(NAMES[label] for label in labels)
+
+
+def longest(width: int) -> int:
+    """Letters of the longest spelling of so many digits, spaces included."""
+    return max(map(len, NAMES)) * width + width - 1
+
+
+def strips(digits: Digits, width: int, rounds: int, generator: torch.Generator) -> Strips:
+    """Puts digits side by side at random; each occurs once in every place of every round.
+
+    Args:
+        digits: to choose from.
+        width: digits in a strip.
+        rounds: how often.
+        generator: of the order.
+    """
+    count = len(digits.labels)
+    order = torch.stack(
+        [
+            torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])
+            for _ in range(width)
+        ],
+        1,
+    )
+    return together(digits, order)
+
+
+def together(digits: Digits, order: Tensor) -> Strips:
+    """Puts images side by side as `order` `[N, width]` says, which counts them from 0."""
+    labels = digits.labels[order]
+    spelt = [LETTERS.encode(spell(row), bos=True, eos=True) for row in labels.tolist()]
+    return Strips(
+        digits.images[order].transpose(1, 2).flatten(1),  # from [N, width, rows, columns]
+        labels,
+        pad_sequence([torch.tensor(row) for row in spelt], batch_first=True, padding_value=PAD),
+    )
 
 
 def held_out_strips(digits: Digits, width: int) -> Strips:
@@ -149,15 +183,392 @@ def chosen_strips(digits: Digits, width: int) -> Strips:
     return together(digits, torch.tensor([[first[label] for label in row] for row in wanted]))
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Writes metrics.json."""
-    runs, tasks, complete = results["config"]["runs"], {}, True
-    for width, task in results["tasks"].items():
-        models: dict[str, list[dict[str, Any]]] = task["models"]
-        complete = complete and all(len(found) == runs for found in models.values())
-        means = {name: summary(found, MEASURES) for name, found in models.items() if found}
-        tasks[width] = {**task, "summary": means}
-    write_json(folder / "metrics.json", {"complete": complete, **results, "tasks": tasks})
+class TeachableAttention(HardAttention):
+    """Hard attention that can be told to read a mean of all places, weighted by their chances.
+
+    Attributes:
+        softly: do so, in training. Default False.
+    """
+
+    softly = False
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return Softmax() if self.softly and self.training else super().normalizer
+
+
+class Speller(EncoderDecoder[DecoderState]):
+    """Reads an image and spells what it shows: an attention decoder over the pixels of a strip.
+
+    Two 3×3 convolutions describe each pixel and the 5×5 pixels around it, `a_i`; a learned vector
+    for its row and one for its column are added, and that is what is attended to. Before each
+    letter the decoder reads with its state, and its cell takes in the letter before and what was
+    read. (Xu et al., "Show, Attend and Tell", 2015.)
+
+    Args:
+        width: digits in a strip.
+        read: "soft": a mean of all places, by Bahdanau's score; "reinforce" or "gumbel": one place
+            at a time; "none": no attention, the mean of all `a_i` at every step.
+        size: the width of `a_i`. Default 32.
+        state_size: of the decoder's cell. Default 64.
+        attention_size: of the hidden layer of the score. Default 16.
+        glance: start from `tanh(W mean(a_i))`, as the paper does. Default False: what the decoder
+            knows of the image it has attended to. Without attention it always does.
+        temperature: of "gumbel". Default 1.
+
+    Raises:
+        ValueError: an unknown way to read.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        read: str,
+        size: int = 32,
+        state_size: int = 64,
+        attention_size: int = 16,
+        *,
+        glance: bool = False,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(GREYS, len(LETTERS), PAD, BOS, EOS)
+        attention: Attention | None
+        match read:
+            case "soft":
+                attention = BahdanauAttention(state_size, size, attention_size)
+            case "reinforce" | "gumbel":
+                attention = TeachableAttention(
+                    estimator=read,
+                    temperature=temperature,
+                    query_size=state_size,
+                    key_size=size,
+                    attention_size=attention_size,
+                )
+            case "none":
+                attention = None
+            case _:
+                raise ValueError(
+                    f"read is {read!r}; expected 'soft', 'reinforce', 'gumbel', 'none'"
+                )
+        self.width, self.read = width, read
+        self.look = nn.Sequential(
+            nn.Conv2d(1, size, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(size, size, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        self.row = nn.Parameter(0.1 * torch.randn(SIDE, 1, size))
+        self.column = nn.Parameter(0.1 * torch.randn(1, SIDE * width, size))
+        self.embedding = nn.Embedding(len(LETTERS), size)
+        self.decoder = AttentionDecoder(
+            attention,
+            input_size=size,
+            state_size=state_size,
+            memory_size=size,
+            attend="before",
+            inputs="both",
+            readout="join",
+            initial="bridge" if glance or attention is None else "learned",
+        )
+        self.output = nn.Linear(self.decoder.output_size, len(LETTERS))
+
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> Encoded:
+        grey = source.unflatten(1, (1, SIDE, SIDE * self.width)) / (GREYS - 1)
+        seen = self.look(grey).permute(0, 2, 3, 1) + self.row + self.column  # [B, rows, columns, D]
+        places = seen.flatten(1, 2)
+        return Encoded(places, source_lengths, (places.mean(1)[None, None],))
+
+    def start(self, encoded: Encoded) -> DecoderState:
+        return self.decoder.start(encoded)
+
+    def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        output, state, _ = self.decoder.step(self.embedding(token), state)
+        return self.output(output), state
+
+    def decode(self, target: Tensor, encoded: Encoded, *, need_weights: bool = False) -> Predicted:
+        decoded = self.decoder(self.embedding(target), encoded, need_weights=need_weights)
+        logits = self.output(decoded.output)
+        return Predicted(logits, decoded.weights, decoded.log_prob, decoded.entropy)
+
+
+class Training(NamedTuple):
+    """How a model is trained."""
+
+    epochs: int
+    rounds: Annotated[Count, "how often an epoch has each image in every place of a strip"] = 1
+    batch_size: Annotated[Count, "strips in a batch"] = 64
+    lr: Annotated[Rate, "highest rate of Adam, reached after a tenth of the steps"] = 0.01
+    # λ of the doubly stochastic regulariser, `λ Σ_i (1 - Σ_t α_ti)²` (Xu et al., 2015)
+    coverage: Annotated[
+        Factor, "of soft attention: how much it is asked to look everywhere in the end"
+    ] = 0.0
+    entropy: Annotated[
+        Factor, "of reinforce: how much it is asked to try out other pixels (λ_H)"
+    ] = 0.01
+    reward: Annotated[Factor, "weight of its loss in reinforce (λ_r)"] = 1.0
+    discount: Annotated[
+        float, number(float, 0, below=1.001), "of reinforce: how much the letters behind count (γ)"
+    ] = 0.8
+    # From places drawn at random a decoder hardly learns to read, and REINFORCE then has nothing to
+    # go by. (For the same reason the paper reads half of the images softly, throughout.)
+    softly: Annotated[
+        Share, "of reinforce: the part of the training that it begins with soft attention"
+    ] = 0.5
+
+
+# What `train` and `measure` return
+RESULT = {
+    "seed": int, "parameters": int, "seconds": float, "loss": [float],
+    "valid_exact_match": [float], "exact_match": float, "places": (float, type(None)),
+    "on_its_digit": (float, type(None)),
+}  # fmt: skip
+
+
+def train(
+    parts: dict[str, Digits],
+    model: Speller,
+    training: Training,
+    seed: int,
+    progress: Callable[[float], object] = lambda loss: None,
+) -> dict[str, Any]:
+    """Trains a model on `parts["train"]`, and tells after each epoch how well it does on "valid".
+
+    The seed is that of the strips and of what hard attention draws. `progress` is called after each
+    epoch with the mean cross-entropy of a letter.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    valid = strips(parts["valid"], model.width, 1, torch.Generator().manual_seed(0))
+    stochastic = reinforce_losses(model, training)
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
+    scores, losses = [], []
+
+    def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
+        made = strips(parts["train"], model.width, training.rounds, generator)
+        parts_of = (tensor.split(training.batch_size) for tensor in (made.pixels, made.target))
+        return list(zip(*parts_of, strict=True))
+
+    def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        pixels, target = batch
+        target = target[:, : int((target != PAD).sum(1).max())]
+        softly = model.read == "reinforce" and trainer.epoch < training.softly * training.epochs
+        total, error, count = losses_of(model, pixels, target, training, stochastic, softly)
+        errors.append(error)
+        return total, count
+
+    per_epoch = -(-len(parts["train"].labels) * training.rounds // training.batch_size)
+    schedule = one_cycle(optimizer, training.lr, training.epochs * per_epoch)
+    trainer = Trainer(
+        model, optimizer, batches, loss, epochs=training.epochs, clip=1.0, schedule=schedule
+    )
+    while not trainer.done:
+        errors: list[float] = []
+        trainer.train_epoch()
+        losses.append(sum(errors) / trainer.loss_terms)
+        scores.append(exact_match(write(model, valid), valid))
+        trainer.end_epoch({})
+        progress(losses[-1])
+    return {
+        "parameters": parameters(model),
+        "seconds": trainer.seconds,
+        "loss": losses,
+        "valid_exact_match": scores,
+    }
+
+
+def reinforce_losses(model: Speller, training: Training) -> nn.ModuleList:
+    """A `HardAttentionLoss` for each step."""
+    options = {"entropy_weight": training.entropy, "reward_weight": training.reward}
+    return nn.ModuleList([HardAttentionLoss(**options) for _ in range(longest(model.width) + 1)])
+
+
+def losses_of(
+    model: Speller,
+    pixels: Tensor,
+    target: Tensor,
+    training: Training,
+    stochastic: nn.ModuleList,
+    softly: bool = False,
+) -> tuple[Tensor, float, int]:
+    """The loss of a batch; the sum of its letters' cross-entropies, and how many there are.
+
+    A choice of where to look has for its reward the log-probability of the letter that it was made
+    for and, discounted, of those behind it: what came before does not depend on it. `stochastic`
+    has a loss for each step, so that each has a baseline of its own; the first letter of a name is
+    harder to guess than the last. With `softly`, hard attention reads softly.
+    """
+    coverage = training.coverage > 0 and model.read == "soft"
+    (attention,) = model.decoder.reads or (None,)
+    if isinstance(attention, TeachableAttention):
+        attention.softly = softly
+    predicted = model(pixels, target[:, :-1], need_weights=coverage)
+    truth = target[:, 1:]
+    real = truth != PAD
+    errors = cross_entropy(predicted.logits.transpose(1, 2), truth, reduction="none") * real
+    count = int(real.sum())
+    loss = errors.sum() / count
+    if coverage:
+        assert predicted.weights is not None
+        looked = (predicted.weights[:, 0] * real.unsqueeze(-1)).sum(1)  # [B, places]
+        loss = loss + training.coverage * (1 - looked).square().sum() / count
+    if model.read == "reinforce" and not softly:
+        assert predicted.log_prob is not None and predicted.entropy is not None
+        choices = predicted.log_prob[:, 0], predicted.entropy[:, 0]
+        rewards = discounted(-errors.detach(), training.discount)
+        for step, of_step in enumerate(stochastic[: truth.shape[1]]):
+            there = real[:, step]
+            if not there.any():
+                break
+            chosen = of_step(*(x[there, step] for x in (rewards, *choices)))
+            loss = loss + chosen * there.sum() / count
+    return loss, float(errors.detach().sum()), count
+
+
+def discounted(reward: Tensor, discount: float) -> Tensor:
+    """What followed each step: `R_t = r_t + γ R_{t+1}`, of rewards `[B, T]`.
+
+    >>> discounted(torch.tensor([[1.0, 0.0, 2.0]]), 0.5)
+    tensor([[1.5000, 1.0000, 2.0000]])
+    """
+    total = torch.zeros_like(reward)
+    for step in reversed(range(reward.shape[1])):
+        later = total[:, step + 1] if step + 1 < reward.shape[1] else 0
+        total[:, step] = reward[:, step] + discount * later
+    return total
+
+
+def write(model: Speller, images: Strips, *, need_weights: bool = False) -> list[Hypothesis]:
+    """What the model spells: greedily, and with the best place where attention is hard."""
+    found = []
+    for pixels in images.pixels.split(256):
+        found += model.generate(
+            pixels, max_length=longest(model.width), return_attention=need_weights
+        )
+    return [best for best, *_ in found]
+
+
+def text(hypothesis: Hypothesis) -> str:
+    """The letters."""
+    return "".join(LETTERS.decode(hypothesis.tokens))
+
+
+def exact_match(found: Sequence[Hypothesis], images: Strips) -> float:
+    """The share of strips that are spelt without a mistake."""
+    rows = zip(found, images.labels.tolist(), strict=True)
+    return sum(text(one) == spell(labels) for one, labels in rows) / len(found)
+
+
+def measure(model: Speller, images: Strips) -> dict[str, float | None]:
+    """How well a model spells, and how it looks.
+
+    Returns:
+        "exact_match": the share of strips without a mistake; "places": at how many pixels a letter
+        looks, exp of the entropy of its weights; "on_its_digit": the share of a letter's weight on
+        the digit that it belongs to, in strips that are spelt right. The last two are means over
+        letters, None without attention; spaces and end symbols do not count.
+    """
+    found = write(model, images, need_weights=True)
+    places, on_its_digit = [], []
+    for one, labels in zip(found, images.labels.tolist(), strict=True):
+        if one.weights is None:
+            continue
+        weights = one.weights[0].unflatten(-1, (SIDE, model.width, SIDE))  # [T, 8, width, 8]
+        written = text(one)
+        letters = torch.tensor([letter != " " for letter in written], dtype=torch.bool)
+        weights = weights[: len(written)][letters]
+        entropy = -torch.special.xlogy(weights, weights).flatten(1).sum(1)
+        places += entropy.exp().tolist()
+        if written == spell(labels):
+            digit = torch.tensor([i for i, label in enumerate(labels) for _ in NAMES[label]])
+            of_digits = weights.sum((1, 3))  # [letters, width]
+            on_its_digit += of_digits.gather(1, digit[:, None]).flatten().tolist()
+    return {
+        "exact_match": exact_match(found, images),
+        "places": sum(places) / len(places) if places else None,
+        "on_its_digit": sum(on_its_digit) / len(on_its_digit) if on_its_digit else None,
+    }
+
+
+def classify(parts: dict[str, Digits], images: Strips) -> float:
+    """The share of strips of which a support vector machine, given the digits, knows them all."""
+    machine = SVC(C=10, gamma="scale")
+    machine.fit(parts["train"].images.flatten(1).numpy(), parts["train"].labels.numpy())
+    width = images.labels.shape[1]
+    single = images.pixels.unflatten(1, (SIDE, width, SIDE)).transpose(1, 2).flatten(2)
+    said = machine.predict(single.flatten(0, 1).numpy()).reshape(-1, width)
+    return float((said == images.labels.numpy()).all(1).mean())
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains all models from all seeds; writes what there is after each training."""
+    folder = Path(args.out)
+    prepare_folder(folder)
+    parts = split_digits()
+    sizes = {name: len(part.labels) for name, part in parts.items()}
+    print("images: {train:,} to train, {valid} to validate, {test} to test".format(**sizes))
+    epochs = {width: args.epochs or EPOCHS.get(width, EPOCHS[2]) for width in args.digits}
+    tests = {width: held_out_strips(parts["test"], width) for width in args.digits}
+    jobs = {
+        f"{width} digit{'s' * (width > 1)}, {name}": (width, name)
+        for width in args.digits
+        for name in args.models
+    }
+    tasks = {
+        width: {
+            "strips": len(test.labels),
+            "support_vector_machine": classify(parts, test),
+        }
+        for width, test in tests.items()
+    }
+    about = {
+        "images": sizes,
+        "config": {name: value for name, value in vars(args).items() if name != "out"}
+        | {"epochs": {str(width): count for width, count in epochs.items()}},
+        "versions": versions("torch", "scikit-learn"),
+    }
+
+    def build(job: str) -> Speller:
+        return Speller(
+            *jobs[job], args.size, args.state, glance=args.glance, temperature=args.temperature
+        )
+
+    def one(job: str, seed: int, step: Any) -> tuple[dict[str, Any], Speller]:
+        torch.manual_seed(seed)
+        model = build(job)
+        width = model.width
+        settings = pick(args, Training)._replace(epochs=epochs[width])
+        found = {"seed": seed, **train(parts, model, settings, seed, step)}
+        return found | measure(model, tests[width]), model
+
+    def metrics(found: Results) -> dict[str, Any]:
+        models: dict[int, Results] = {width: {} for width in tasks}
+        for job, (width, name) in jobs.items():
+            models[width][name] = found[job]
+        all_of = {
+            str(width): {
+                **task,
+                "models": models[width],
+                "summary": {n: summary(of, MEASURES) for n, of in models[width].items() if of},
+            }
+            for width, task in tasks.items()
+        }
+        return {**about, "tasks": all_of}
+
+    lengths = {job: epochs[width] for job, (width, _) in jobs.items()}
+    found = run_all(args, lengths, one, RESULT, metrics, build=build)
+    for width in tasks:
+        models = {
+            jobs[job][1]: model
+            for job, model in found.models.items()
+            if jobs[job][0] == width and jobs[job][1] != "none"
+        }
+        if models:
+            figure = draw_letters(models, chosen_strips(parts["test"], width))
+            save_figure(folder / f"letters-{width}.png", figure)
+    results = metrics(found.results)
+    figure = Figure(figsize=(1 + 4 * len(args.digits), 4.2), layout="constrained")
+    draw_curves(figure, results)
+    save_figure(folder / "curves.png", figure)
+    print(f"\n{table(results)}\n\nmetrics.json and pictures are in {folder}")
+    return 0 if found.complete else 130
 
 
 def table(results: dict[str, Any]) -> str:
@@ -172,11 +583,11 @@ def table(results: dict[str, Any]) -> str:
         for name, found in task["models"].items():
             if not found:
                 continue
-            seconds = sum(result["seconds"] for result in found) / len(found)
+            seconds = mean(result["seconds"] for result in found)
             pixels = [result["places"] for result in found if result["places"] is not None]
             row = [MODELS[name], f"{found[0]['parameters']:,}", f"{seconds:.1f}"]
             row += [percent([result["exact_match"] for result in found])]
-            row += [f"{sum(pixels) / len(pixels):.1f}" if pixels else "–"]
+            row += [f"{mean(pixels):.1f}" if pixels else "–"]
             rows.append(row + [percent([r["on_its_digit"] for r in found])] * several)
         machine = f"{100 * task['support_vector_machine']:.1f}"
         rows.append(["support vector machine", *["–"] * 2, machine, *["–"] * (len(rows[0]) - 4)])
@@ -209,16 +620,9 @@ def draw_curves(figure: Figure, results: dict[str, Any]) -> None:
         panel.set_title("single digits" if width == "1" else f"strips of {width}", fontsize=11)
         panel.set(xlabel="epoch", ylim=(0, 1))
         panel.yaxis.set_major_formatter(PercentFormatter(1))
-        panel.spines[["top", "right"]].set_visible(False)
+        bare(panel)
     panels[0].set_ylabel("validation images spelt without a mistake")
-    handles = {
-        label: handle
-        for panel in panels
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9
-    )
+    legend_below(figure, panels, ncols=2)
 
 
 def draw_letters(models: dict[str, Speller], images: Strips) -> Figure:
@@ -284,66 +688,22 @@ def look(panel: Axes, image: Tensor, weight: Tensor, *, hard: bool) -> None:
         panel.add_patch(Rectangle(corner, REACH, REACH, fill=False, edgecolor=LOOK, linewidth=1))
 
 
-def save(path: Path, figure: Figure) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the program."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Compare soft and hard attention at spelling handwritten digits.",
-        allow_abbrev=False,
-    )
-    count, factor, rate = number(int, 1), number(float, 0), number(float, 0, below=1000)
-    group = parser.add_argument_group("what is learned")
-    group.add_argument(
-        "--digits", nargs="+", type=number(int, 1, below=6), default=[1, 2], metavar="N",
-        help="digits in a strip, one or several numbers; default: 1 2",
-    )  # fmt: skip
-    group.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL",
-        help=f"which to compare, of {', '.join(MODELS)}; default: all",
-    )  # fmt: skip
-    group = parser.add_argument_group("model")
-    group.add_argument("--size", type=count, default=32, help="channels of a pixel; default: 32")
-    group.add_argument("--state", type=count, default=64, help="of the decoder; default: 64")
-    group.add_argument(
-        "--glance", action="store_true",
-        help="let the decoder start from the mean of all pixels, as in the paper",
-    )  # fmt: skip
-    group.add_argument("--temperature", type=temperature, default=1.0, help="of gumbel; default: 1")
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=count, help="default: 40 for single digits, 24 for strips")
-    group.add_argument(
-        "--rounds", type=count, default=1,
-        help="how often an epoch has each image in every place of a strip; default: 1",
-    )  # fmt: skip
-    group.add_argument("--batch-size", type=count, default=64, help="default: 64")
-    group.add_argument("--lr", type=rate, default=0.01, help="highest rate of Adam; default: 0.01")
-    group.add_argument(
-        "--coverage", type=factor, default=0.0,
-        help="of soft attention: how much it is asked to look everywhere in the end; default: 0",
-    )  # fmt: skip
-    group.add_argument(
-        "--entropy", type=factor, default=0.01,
-        help="of reinforce: how much it is asked to try out other pixels; default: 0.01",
-    )  # fmt: skip
-    group.add_argument(
-        "--reward", type=factor, default=1.0, help="weight of its loss in reinforce; default: 1"
-    )
-    group.add_argument(
-        "--discount", type=number(float, 0, below=1.001), default=0.8,
-        help="of reinforce: how much the letters behind count; default: 0.8",
-    )  # fmt: skip
-    group.add_argument(
-        "--softly", type=number(float, 0, below=1), default=0.5,
-        help="of reinforce: the part of the training that it begins with soft attention;"
-        " default: 0.5",
-    )  # fmt: skip
-    group.add_argument("--runs", type=count, default=1, help="each from another seed; default: 1")
-    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
-    group.add_argument("--out", metavar="DIR", default=str(Path("runs", "captioning")))
+    parser = Parser("captioning", "Compare soft and hard attention at spelling handwritten digits.")
+    add = parser.group("what is learned")
+    add("--digits", nargs="+", type=number(int, 1, below=6), default=[1, 2], metavar="N",
+        help="digits in a strip, one or several numbers; default: 1 2")  # fmt: skip
+    add_model_option(parser, MODELS)
+    add = parser.group("model")
+    add("--size", type=COUNT, default=32, help="channels of a pixel; default: 32")
+    add("--state", type=COUNT, default=64, help="of the decoder; default: 64")
+    add("--glance", action="store_true",
+        help="let the decoder start from the mean of all pixels, as in the paper")  # fmt: skip
+    add("--temperature", type=temperature, default=1.0, help="of gumbel; default: 1")
+    add = parser.add_settings("training", Training)
+    add("--epochs", type=COUNT, help="default: 40 for single digits, 24 for strips")
+    add_run_options(add, "captioning", runs=1)
     return parser
 
 

@@ -17,23 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from examples import node_classification
-from examples._files import UserError
-from examples._graph_models import CHOICES, NAMES
-from examples._graphs import number
-from examples._program import Parser, mean_and_deviation
+from examples.node_classification import CHOICES, NAMES
+from examples.shared.options import COUNT, Parser
+from examples.shared.program import exit_status
+from examples.shared.tables import percent
 
 DATASETS = ("cora", "citeseer", "pubmed")
 # Test accuracy in % of "Graph Attention Networks" (Veličković et al., 2018), table 2.
 PAPER = {"cora": 83.0, "citeseer": 72.5, "pubmed": 79.0}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    try:
-        args = parser().parse_args(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    """Trains what is not complete, one after another, and prints the table."""
     for model in args.models:
         for dataset in args.datasets:
             folder = Path(args.out, f"{dataset}-{model}")
@@ -48,23 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options."""
     result = Parser(
-        prog="python -m examples.citation_graphs",
-        description="Train models on the citation graphs from many seeds; print one table.",
-        allow_abbrev=False,
+        "citation_graphs", "Train models on the citation graphs from many seeds; print one table."
     )
-    models = ("gat", "gatv2", "transformer")
-    result.add_argument("--models", nargs="+", choices=CHOICES, default=models, metavar="MODEL",
-                        help=f"of {', '.join(CHOICES)}; default: {' '.join(models)}")  # fmt: skip
-    result.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS,
-                        metavar="DATASET", help=f"default: {' '.join(DATASETS)}")  # fmt: skip
-    result.add_argument("--runs", type=number(int, 1), default=20, help="seeds each; default: 20")
-    result.add_argument(
-        "--out", metavar="DIR", default="runs/citation", help="default: %(default)s"
-    )
+    models, add = ("gat", "gatv2", "transformer"), result.add_argument
+    add("--models", nargs="+", choices=CHOICES, default=models, metavar="MODEL",
+        help=f"of {', '.join(CHOICES)}; default: {' '.join(models)}")  # fmt: skip
+    add("--datasets", nargs="+", choices=DATASETS, default=DATASETS, metavar="DATASET",
+        help=f"default: {' '.join(DATASETS)}")  # fmt: skip
+    add("--runs", type=COUNT, default=20, help="seeds each; default: 20")
+    add("--out", metavar="DIR", default="runs/citation", help="default: %(default)s")
     return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    return exit_status(lambda: run(parser().parse_args(argv)))
 
 
 def metrics(folder: Path) -> dict[str, Any]:
@@ -91,9 +87,7 @@ def table(args: argparse.Namespace) -> str:
         rows.append([f"{NAMES[model]}, {args.runs} seed{'s' * (args.runs > 1)}"])
         for dataset in args.datasets:
             runs = metrics(Path(args.out, f"{dataset}-{model}"))["runs"][: args.runs]
-            found = mean_and_deviation([100 * run["test_accuracy"] for run in runs])
-            deviation = "" if found["std"] is None else f" ± {found['std']:.1f}"
-            rows[-1].append(f"{found['mean']:.1f}{deviation}")
+            rows[-1].append(percent([run["test_accuracy"] for run in runs]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

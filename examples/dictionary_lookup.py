@@ -30,7 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -40,14 +40,16 @@ from torch.nn.functional import cross_entropy, relu
 from torch_geometric.data import Data
 
 from datasets import LookupGraphs, dictionary_lookup
-from examples._comparison import Job, aligned, percent, run_jobs, summary
-from examples._files import UserError, prepare_folder, write_atomically, write_json
-from examples._graphs import SEED, number
-from examples._program import Parser, exit_status
+from examples.shared.files import UserError, prepare_folder
+from examples.shared.options import Count, Parser, Rate, number, pick
+from examples.shared.pictures import bare, save_figure
+from examples.shared.program import exit_status
+from examples.shared.runner import Results, add_run_options, run_all
+from examples.shared.tables import aligned, percent, summary
+from examples.shared.trainer import Trainer
 from gat import GATConv, GATv2Conv
 from sequence_attn.plot import heatmap
 
-PROGRAM = "python -m examples.dictionary_lookup"
 MODELS = {"gat": "GAT", "gatv2": "GATv2"}
 MEASURES = ("train_accuracy", "test_accuracy", "disagreement", "seconds")
 TRIAL = 25  # steps in which first weights show what they are worth
@@ -55,29 +57,19 @@ _LEGIBLE = 12  # keys, more of which leave no room for a number in each cell
 
 
 class Settings(NamedTuple):
-    """What is trained, and how.
+    """What is trained, and how."""
 
-    Attributes:
-        k: keys of each dictionary.
-        graphs: dictionaries in all, to train and to test on, at most.
-        size: channels of the embeddings and of all heads together.
-        heads: of the one attention layer.
-        self_loops: let each query listen to itself too.
-        epochs: how often each dictionary is seen.
-        starts: how many first weights are tried; see `begin`.
-        batch_size: dictionaries in a batch.
-        lr: the learning rate of Adam.
-    """
-
-    k: int
-    graphs: int
-    size: int
-    heads: int
-    self_loops: bool
-    epochs: int
-    starts: int
-    batch_size: int
-    lr: float
+    k: Annotated[int, number(int, 2), "keys of each dictionary"] = 10
+    graphs: Annotated[
+        int, number(int, 2), "dictionaries in all, to train and to test on, at most"
+    ] = 32_000
+    size: Annotated[Count, "channels of the embeddings and of all heads together"] = 256
+    heads: Annotated[Count, "of the one attention layer, which share them"] = 1
+    self_loops: Annotated[bool, "let each query listen to itself too"] = False
+    epochs: Annotated[Count, "how often each dictionary is seen"] = 3
+    starts: Annotated[Count, "first weights to choose from, see `begin`"] = 10
+    batch_size: Annotated[Count, "dictionaries in a batch"] = 128
+    lr: Annotated[Rate, "the learning rate of Adam"] = 1e-3
 
 
 class Lookup(nn.Module):
@@ -155,22 +147,23 @@ def disagreement(model: Lookup, graphs: LookupGraphs) -> float:
     return sum(found) / len(found)
 
 
-class Learner:
+class Learner(Trainer):
     """A model while it is trained."""
 
+    model: Lookup
+
     def __init__(self, name: str, settings: Settings) -> None:
-        self.model = Lookup(name, settings)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        model = Lookup(name, settings)
+
+        def loss(graph: Data) -> tuple[Tensor, int]:
+            return cross_entropy(model(graph), graph.y), len(graph.y)
+
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        super().__init__(model, optimizer, lambda epoch: [], loss, epochs=settings.epochs, clip=1.0)
 
     def step(self, graph: Data) -> float:
         """Learns from a batch, and returns its mean loss."""
-        self.model.train()
-        loss = cross_entropy(self.model(graph), graph.y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return loss.item()
+        return self.train_on(graph)
 
 
 def begin(name: str, settings: Settings, graphs: LookupGraphs) -> Learner:
@@ -190,34 +183,32 @@ def begin(name: str, settings: Settings, graphs: LookupGraphs) -> Learner:
     return min(tried, key=lambda pair: pair[0])[1]
 
 
+# What `train` returns beside the model
+RESULT = {"seed": int, "loss": float, **dict.fromkeys(MEASURES, float)}
+
+
 def train(
     name: str,
     settings: Settings,
     seed: int,
     progress: Callable[[float], object] = lambda loss: None,
 ) -> tuple[Lookup, dict[str, Any]]:
-    """Trains a model from one seed, and measures it.
+    """Trains one of `MODELS` from one seed, and measures it.
 
-    Args:
-        name: which of `MODELS`.
-        settings: what, and how.
-        seed: of the dictionaries, the first weights and the order of the batches.
-        progress: called after each epoch with the mean loss of a query.
-
-    Returns:
-        The model, and seed, loss, train_accuracy, test_accuracy, disagreement and seconds.
+    The seed is that of the dictionaries, of the first weights and of the order of the batches.
+    `progress` is called after each epoch with the mean loss of a query.
     """
     data = dictionary_lookup(settings.k, seed=seed, max_graphs=settings.graphs)
     torch.manual_seed(seed)
-    started, loss = time.perf_counter(), float("nan")
+    started = time.perf_counter()
     learner = begin(name, settings, data.train)
-    for _ in range(settings.epochs):
-        total = 0.0
-        for indices in torch.randperm(len(data.train)).split(settings.batch_size):
-            total += learner.step(data.train.batch(indices)) * len(indices)
-        loss = total / len(data.train)
-        progress(loss)
-    model = learner.model
+
+    def batches(epoch: int) -> list[Data]:
+        order = torch.randperm(len(data.train))
+        return [data.train.batch(places) for places in order.split(settings.batch_size)]
+
+    learner.start(batches)
+    loss, model = learner.train(progress), learner.model
     return model, {
         "seed": seed,
         "loss": loss,
@@ -230,7 +221,7 @@ def train(
 
 def run(args: argparse.Namespace) -> int:
     """Trains both models from all seeds; writes what there is at the end, or when interrupted."""
-    settings = Settings(*(getattr(args, name) for name in Settings._fields))
+    settings = pick(args, Settings)
     if settings.size % settings.heads:
         raise UserError(
             f"--size {settings.size} is no multiple of --heads {settings.heads}, which share it:"
@@ -247,50 +238,32 @@ def run(args: argparse.Namespace) -> int:
         f" test on, with {int((~data.seen).sum())} of {data.seen.numel()} pairs unseen (seed"
         f" {args.seed})"
     )
-    models: dict[str, Lookup] = {}
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in MODELS}
-    complete = run_jobs(_jobs(args, settings, models, results), 2 * args.runs * args.epochs)
-    write_json(
-        folder / "metrics.json",
-        {
-            "complete": complete,
-            "settings": settings._asdict(),
-            "models": results,
-            "summary": {name: summary(found, MEASURES) for name, found in results.items()},
-        },
+    names = {title: name for name, title in MODELS.items()}
+
+    def one(title: str, seed: int, step: Any) -> tuple[dict[str, Any], Lookup]:
+        model, result = train(names[title], settings, seed, step)
+        return result, model
+
+    def metrics(found: Results) -> dict[str, Any]:
+        models = {name: found[title] for title, name in names.items()}
+        means = {name: summary(of, MEASURES) for name, of in models.items()}
+        return {"settings": settings._asdict(), "models": models, "summary": means}
+
+    lengths = dict.fromkeys(names, settings.epochs)
+    found = run_all(
+        args, lengths, one, RESULT, metrics, build=lambda title: Lookup(names[title], settings)
     )
+    results = metrics(found.results)["models"]
     print(f"\n{table(settings, results)}\n")
-    if len(models) < len(MODELS):
-        print(f"interrupted; metrics.json so far is in {folder}", file=sys.stderr)
-        return 130
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    draw(figure, models, results, data.test)
-    write_atomically(folder / "attention.png", lambda temporary: figure.savefig(temporary, dpi=150))
-    if not complete:
-        print(f"interrupted; what there is so far is in {folder}", file=sys.stderr)
-        return 130
-    print(f"metrics.json and attention.png are in {folder}")
-    return 0
-
-
-def _jobs(
-    args: argparse.Namespace,
-    settings: Settings,
-    models: dict[str, Lookup],
-    results: dict[str, list[dict[str, Any]]],
-) -> dict[str, Job]:
-    """A training for each seed and model, which keeps its result, and the model of the first."""
-
-    def job(name: str, seed: int) -> Job:
-        def work(step: Callable[[float], None]) -> None:
-            model, result = train(name, settings, seed, step)
-            models.setdefault(name, model)
-            results[name].append(result)
-
-        return work
-
-    seeds = range(args.seed, args.seed + args.runs)
-    return {f"{MODELS[name]} (seed {seed})": job(name, seed) for seed in seeds for name in MODELS}
+    written = "metrics.json"
+    if len(found.models) == len(MODELS):
+        models = {names[title]: model for title, model in found.models.items()}
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        draw(figure, models, results, data.test)
+        save_figure(folder / "attention.png", figure)
+        written += " and attention.png"
+    print(f"{written} are in {folder}" if " " in written else f"{written} is in {folder}")
+    return 0 if found.complete else 130
 
 
 def table(settings: Settings, results: dict[str, list[dict[str, Any]]]) -> str:
@@ -357,43 +330,14 @@ def _draw_lines(ax: Axes, paid: Tensor) -> None:
     peaks = len(paid[:, : len(paid)].argmax(dim=1).unique())
     which = "the same key" if peaks == 1 else f"{peaks} different keys"
     ax.set_title(f"a line for each query: they listen most to {which}", fontsize=10)
-    ax.spines[["top", "right"]].set_visible(False)
+    bare(ax)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the program."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Train GAT and GATv2 to look up values in dictionaries.",
-        allow_abbrev=False,
-    )
-    count = number(int, 1)
-    group = parser.add_argument_group("dictionaries")
-    group.add_argument("--k", type=number(int, 2), default=10, help="keys of each; default: 10")
-    group.add_argument(
-        "--graphs", type=number(int, 2), default=32_000, help="in all, at most; default: 32000"
-    )
-    group = parser.add_argument_group("models")
-    group.add_argument("--size", type=count, default=256, help="channels; default: 256")
-    group.add_argument("--heads", type=count, default=1, help="which share them; default: 1")
-    group.add_argument(
-        "--self-loops", action="store_true", help="let each query listen to itself too"
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=count, default=3, help="default: 3")
-    group.add_argument(
-        "--starts",
-        type=count,
-        default=10,
-        help="first weights to choose from; default: 10",
-    )
-    group.add_argument("--batch-size", type=count, default=128, help="default: 128")
-    group.add_argument(
-        "--lr", type=number(float, 0, below=1000), default=1e-3, help="default: 0.001"
-    )
-    group.add_argument("--runs", type=count, default=3, help="each from another seed; default: 3")
-    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
-    group.add_argument("--out", metavar="DIR", default=str(Path("runs", "dictionary_lookup")))
+    parser = Parser("dictionary_lookup", "Train GAT and GATv2 to look up values in dictionaries.")
+    add = parser.add_settings("dictionaries, models, training", Settings)
+    add_run_options(add, "dictionary_lookup", runs=3)
     return parser
 
 

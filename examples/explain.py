@@ -22,36 +22,50 @@ are worth. That a network attends to an edge is no proof that it needs it.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from torch import nn
+from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.utils import remove_self_loops
-from tqdm import tqdm
+from torch_geometric.explain import (
+    AttentionExplainer,
+    Explainer,
+    Explanation,
+    GNNExplainer,
+    ThresholdConfig,
+)
+from torch_geometric.explain.algorithm import DummyExplainer, ExplainerAlgorithm
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+from torch_geometric.explain.metric import fidelity, unfaithfulness
+from torch_geometric.utils import k_hop_subgraph, remove_self_loops
 
-from examples._comparison import aligned
-from examples._explaining import METHODS, Reason, explain, neighbourhood
-from examples._explanation_pictures import draw
-from examples._files import UserError, prepare_folder, write_atomically, write_json
-from examples._graphs import (
-    SEED,
+from examples.node_classification import Run, Settings
+from examples.shared.files import UserError, prepare_folder, write_json
+from examples.shared.graphs import (
     add_graph_options,
     check_splits,
     describe,
     is_multi_label,
     load_graph,
-    number,
 )
-from examples._program import Parser, exit_status
-from examples._training import Run, Settings
+from examples.shared.options import COUNT, NATURAL, SEED, Parser
+from examples.shared.pictures import save_figure
+from examples.shared.program import exit_status, progress_bar
+from examples.shared.tables import aligned
 
-PROGRAM = "python -m examples.explain"
 MODELS = ("gat", "gatv2", "transformer")  # AGNN shows its weights to no explainer
 LAYERS = 2
 MEASURES = {
@@ -62,6 +76,160 @@ MEASURES = {
     "without": "p without",
     "seconds": "seconds",
 }
+Place = tuple[float, float]
+
+
+class Saliency(ExplainerAlgorithm):
+    """How fast the score of the predicted class changes as an edge fades: |∂ score / ∂ mask|.
+
+    Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014, for edges in place of
+    pixels.
+    """
+
+    def forward(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        edge_index: Tensor,
+        *,
+        target: Tensor,
+        index: Tensor,
+        **kwargs: Any,
+    ) -> Explanation:
+        mask = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))
+        set_masks(model, mask, edge_index, apply_sigmoid=False)
+        try:
+            scores = model(x, edge_index, **kwargs)[index]
+            (slope,) = torch.autograd.grad(scores.gather(1, target[index, None]).sum(), mask)
+        finally:
+            clear_masks(model)
+        _, reached = self._get_hard_masks(model, index, edge_index, x.shape[0])
+        return Explanation(edge_mask=self._post_process_mask(slope.abs(), reached, False))
+
+    def supports(self) -> bool:
+        return True
+
+
+# The size of a mask costs GNNExplainer more than by default, or every edge stays half in. The last
+# one is no explanation, but what the others must beat.
+METHODS: dict[str, Callable[[], ExplainerAlgorithm]] = {
+    "attention": lambda: AttentionExplainer(reduce="mean"),
+    "GNNExplainer": lambda: GNNExplainer(epochs=100, lr=0.2, edge_size=0.05),
+    "saliency": Saliency,
+    "random edges": DummyExplainer,
+}
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """All that a prediction for one node depends on.
+
+    Attributes:
+        graph: the nodes and edges within as many hops as the model has layers.
+        node: its number in that graph.
+        names: int64 `[n]`, the number of each node in the whole graph.
+    """
+
+    graph: Data
+    node: int
+    names: Tensor
+
+
+def neighbourhood(data: Data, node: int, hops: int) -> Neighbourhood:
+    """The part of a graph that reaches a node in so many hops.
+
+    Edges to the outermost nodes are left out: what these hear comes too late.
+
+    >>> path = Data(x=torch.eye(4), edge_index=torch.tensor([[0, 1, 2], [1, 2, 3]]))
+    >>> neighbourhood(path, 3, hops=2).names.tolist()
+    [1, 2, 3]
+    """
+    names, edge_index, place, _ = k_hop_subgraph(
+        node, hops, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
+    )
+    inner = k_hop_subgraph(int(place), hops - 1, edge_index, num_nodes=len(names))[0]
+    edge_index = edge_index[:, torch.isin(edge_index[1], inner)]
+    x = data.x.index_select(0, names)
+    return Neighbourhood(Data(x=x, edge_index=edge_index), int(place), names)
+
+
+class Reason(NamedTuple):
+    """Why a node was given its class, in the words of one method.
+
+    Attributes:
+        method: one of `METHODS`.
+        edges: int64 `[2, K]`, the edges that weigh most, numbered as in the whole graph.
+        weights: `[K]`, the share of each in their sum.
+        probability: of the predicted class, with the whole graph.
+        alone: the same with these edges alone.
+        without: the same with all the others.
+        fidelity_plus: 1 if the prediction changes without these edges, which it should.
+        fidelity_minus: 1 if it changes with them alone, which it should not.
+        unfaithfulness: how far the probabilities are from those of the whole graph with these
+            edges alone, 0 to 1.
+        seconds: that it took.
+    """
+
+    method: str
+    edges: Tensor
+    weights: Tensor
+    probability: float
+    alone: float
+    without: float
+    fidelity_plus: float
+    fidelity_minus: float
+    unfaithfulness: float
+    seconds: float
+
+
+def explain(model: nn.Module, around: Neighbourhood, top: int) -> Iterator[Reason]:
+    """Explains the prediction for one node in every way.
+
+    Args:
+        model: of node classes, in evaluation mode; its layers are GATConv, GATv2Conv or
+            TransformerConv.
+        around: what the prediction depends on.
+        top: how many edges make an explanation; what does not depend on them counts as removed.
+    """
+    graph, node = around.graph, torch.tensor([around.node])
+    for method, make in METHODS.items():
+        explainer = Explainer(
+            model,
+            make(),
+            explanation_type="model",
+            edge_mask_type="object",
+            model_config={
+                "mode": "multiclass_classification", "task_level": "node", "return_type": "raw",
+            },
+        )  # fmt: skip
+        started = time.perf_counter()
+        soft = explainer(graph.x, graph.edge_index, index=node)
+        seconds = time.perf_counter() - started
+        hard = soft.threshold(ThresholdConfig("topk_hard", top))
+        mask, whole = hard.edge_mask, soft.prediction
+        chosen = mask.nonzero().flatten()
+        weights = soft.edge_mask[chosen]
+        predicted = int(whole[node].argmax())
+
+        def probability(
+            edges: Tensor, explainer: Explainer = explainer, predicted: int = predicted
+        ) -> float:
+            scores = explainer.get_masked_prediction(graph.x, graph.edge_index, edge_mask=edges)
+            return float(scores[node].softmax(dim=1)[0, predicted])
+
+        plus, minus = fidelity(explainer, hard)
+        yield Reason(
+            method,
+            around.names[graph.edge_index[:, chosen]],
+            weights / weights.sum().clamp(min=1e-12),
+            float(whole[node].softmax(dim=1)[0, predicted]),
+            probability(mask),
+            probability(1 - mask),
+            plus,
+            minus,
+            unfaithfulness(explainer, hard),
+            seconds,
+        )
 
 
 def load(args: argparse.Namespace) -> Data:
@@ -109,17 +277,12 @@ def train(data: Data, args: argparse.Namespace) -> tuple[nn.Module, float]:
         kind=args.model,
     )
     run = Run(data, settings, args.seed)
-    terminal = sys.stderr.isatty()
-    with tqdm(
-        desc="training", total=args.epochs, leave=not terminal, mininterval=0.1 if terminal else 10
-    ) as bar:
+    with progress_bar("training", args.epochs) as bar:
         while not run.done:
             run.step()
-            bar.set_postfix_str(f"loss {run.history['train_loss'][-1]:.3f}", refresh=False)
+            bar.set_postfix_str(f"loss {run.scores[-1]['train_loss']:.3f}", refresh=False)
             bar.update()
-    run.model.load_state_dict(run.best["weights"])
-    run.model.eval()
-    return run.model, run.result()["test_accuracy"]
+    return run.best_model(), run.result()["test_accuracy"]
 
 
 @torch.no_grad()
@@ -142,14 +305,14 @@ def judge(model: nn.Module, data: Data, args: argparse.Namespace) -> dict[str, l
     generator = torch.Generator().manual_seed(args.seed)
     nodes = nodes[torch.randperm(len(nodes), generator=generator)[: args.judge]]
     found: dict[str, list[Reason]] = {method: [] for method in METHODS}
-    terminal = sys.stderr.isatty()
-    for node in tqdm(
-        nodes.tolist(), desc="judging", leave=not terminal, mininterval=0.1 if terminal else 10
-    ):
+    bar = progress_bar("judging", len(nodes), "node")
+    for node in nodes.tolist():
+        bar.update()
         around = neighbourhood(data, node, LAYERS)
         if around.graph.num_edges:  # else there is nothing to explain
             for reason in explain(model, around, args.top):
                 found[reason.method].append(reason)
+    bar.close()
     return found
 
 
@@ -162,10 +325,127 @@ def table(found: dict[str, list[Reason]]) -> str:
     return aligned(rows)
 
 
+@torch.no_grad()
+def draw(
+    figure: Figure,
+    model: nn.Module,
+    data: Data,
+    explained: Mapping[int, Sequence[Reason]],
+    hops: int,
+) -> None:
+    """Draws a row for each node and a panel for each method, but for the last, random edges.
+
+    An arrow is as thick and as dark as the edge weighs; nodes have the same places in all panels of
+    a row: round the node in question those one hop away, round these the next. Images are drawn as
+    such, others as discs in the colour of their class.
+    """
+    predicted = model(data.x, data.edge_index).argmax(dim=1)
+    methods = [reason.method for reason in next(iter(explained.values()))[:-1]]
+    heights = [5.0] * len(explained) + [0.5]
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
+    *rows, below = parts[:, 0]
+    shown: set[int] = set()
+    for row, (node, reasons) in zip(rows, explained.items(), strict=True):
+        panels = row.subplots(1, len(methods))
+        place = layout(data, node, [reason.edges for reason in reasons[:-1]], hops)
+        shown.update(place)
+        for ax, reason in zip(panels, reasons, strict=False):
+            _draw_edges(ax, reason, place)
+            _draw_nodes(ax, data, node, place)
+            ax.text(
+                0.5, 0.0,
+                f"{reason.method}\np = {reason.alone:.2f} with these edges alone,"
+                f" {reason.without:.2f} without",
+                transform=ax.transAxes, ha="center", va="bottom", fontsize=10,
+            )  # fmt: skip
+            ax.set(xlim=(-1.4, 1.4), ylim=(-1.6, 1.25), aspect="equal")
+            ax.set_axis_off()
+        names, truth, said = data.class_names, int(data.y[node]), int(predicted[node])
+        verdict = "rightly" if said == truth else f"wrongly: it is {names[truth]}"
+        row.suptitle(
+            f"node {node} is taken for {names[said]} (p = {reasons[0].probability:.2f}), {verdict}",
+            fontsize=13, fontweight="bold",
+        )  # fmt: skip
+    classes = sorted({int(data.y[node]) for node in shown})
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=9, color=_colour(c), label=data.class_names[c])
+        for c in classes
+    ]
+    below.legend(handles=handles, loc="center", ncols=10, frameon=False, title="class")
+
+
+def layout(data: Data, node: int, edges: Sequence[Tensor], hops: int) -> dict[int, Place]:
+    """Where the ends of the edges lie: the node in the middle, rings round it by distance."""
+    drawn = torch.cat([edge.flatten() for edge in edges]).unique().tolist()
+    distance = {node: 0}
+    for hop in range(1, hops + 1):
+        near = k_hop_subgraph(node, hop, data.edge_index, num_nodes=data.num_nodes)[0]
+        for other in near.tolist():
+            distance.setdefault(other, hop)
+    target: dict[int, list[int]] = {}
+    for source, end in torch.cat(list(edges), dim=1).t().tolist():
+        target.setdefault(source, []).append(end)
+    angle: dict[int, float] = {}
+    place: dict[int, Place] = {node: (0.0, 0.0)}
+    for hop in range(1, hops + 1):
+        ring = [other for other in drawn if distance.get(other) == hop]
+
+        def key(other: int) -> tuple[float, float, int]:
+            """Behind the nodes that it speaks to, the same class together."""
+            heard = [angle[end] for end in target.get(other, []) if end in angle]
+            toward = math.atan2(sum(map(math.sin, heard)), sum(map(math.cos, heard)))
+            return (toward if heard else math.pi, float(data.y[other]), other)
+
+        ring.sort(key=key)
+        for i, other in enumerate(ring):
+            angle[other] = -math.pi + 2 * math.pi * (i + 0.5) / len(ring)
+            radius = hop / hops * 1.1
+            place[other] = (radius * math.cos(angle[other]), radius * math.sin(angle[other]))
+    return place
+
+
+def _colour(label: int) -> tuple[float, float, float, float]:
+    return colormaps["tab10"](label % 10)
+
+
+def _draw_edges(ax: Axes, reason: Reason, place: Mapping[int, Place]) -> None:
+    largest = float(reason.weights.max()) if len(reason.weights) else 1.0
+    order = reason.weights.argsort()  # the heaviest on top
+    for i in order.tolist():
+        source, end = reason.edges[:, i].tolist()
+        share = float(reason.weights[i]) / max(largest, 1e-12)
+        ax.annotate(
+            "", place[end], place[source], zorder=2,
+            arrowprops={
+                "arrowstyle": "-|>", "linewidth": 0.6 + 2.6 * share, "shrinkA": 11, "shrinkB": 13,
+                "color": str(0.75 - 0.65 * share), "connectionstyle": "arc3,rad=0.1",
+            },
+        )  # fmt: skip
+
+
+def _draw_nodes(ax: Axes, data: Data, node: int, place: Mapping[int, Place]) -> None:
+    for other, (x, y) in place.items():
+        colour = _colour(int(data.y[other]))
+        if "images" in data:
+            zoom = 3.2 if other == node else 2.3
+            picture = OffsetImage(
+                data.images[other].numpy(), zoom=zoom, cmap="gray_r", norm=Normalize(0, 1)
+            )
+            style = {"edgecolor": colour, "linewidth": 2.4 if other == node else 1.6}
+            box = AnnotationBbox(picture, (x, y), pad=0.08, bboxprops=style)
+            box.set_zorder(3)
+            ax.add_artist(box)
+        else:
+            size = 620 if other == node else 380
+            ax.scatter(x, y, s=size, color=[colour], edgecolors="black",
+                       linewidths=2.0 if other == node else 0.6, zorder=3)  # fmt: skip
+            ax.text(x, y, str(other), size=7.5, ha="center", va="center", color="white", zorder=4)
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains, explains, draws and judges."""
     data = load(args)
-    folder = Path(args.out or Path("runs", "explain"))
+    folder = Path(args.out)
     prepare_folder(folder)
     print(describe(data))
     model, accuracy = train(data, args)
@@ -180,7 +460,7 @@ def run(args: argparse.Namespace) -> int:
     figure = Figure(figsize=(13, 5.2 * len(explained)), layout="constrained")
     draw(figure, model, data, explained, LAYERS)
     path = folder / "explanations.png"
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130))
+    save_figure(path, figure, dpi=130)
     print(f"the explanations of {', '.join(f'node {node}' for node in explained)} are in {path}")
     found = judge(model, data, args)
     count = len(found["attention"])
@@ -204,25 +484,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the program."""
-    parser = Parser(
-        prog=PROGRAM, description="Explain predictions of a graph network.", allow_abbrev=False
-    )
+    parser = Parser("explain", "Explain predictions of a graph network.")
     add_graph_options(parser)
-    count = number(int, 1)
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=MODELS, default="gat", help="default: gat")
-    group.add_argument("--epochs", type=count, default=200, help="at most; default: 200")
-    group.add_argument("--seed", type=SEED, default=0, help="default: 0")
-    group = parser.add_argument_group("explanations")
-    group.add_argument(
-        "--nodes", type=number(int, 0), nargs="+", metavar="NODE",
-        help="to explain and to draw; default: the surest right and the surest wrong prediction",
-    )  # fmt: skip
-    group.add_argument("--top", type=count, default=15, help="edges of each; default: 15")
-    group.add_argument("--judge", type=count, default=20, help="test nodes; default: 20")
-    group.add_argument("--out", metavar="DIR", help="default: runs/explain")
+    add = parser.group("model")
+    add("--model", choices=MODELS, default="gat", help="default: gat")
+    add("--epochs", type=COUNT, default=200, help="at most; default: 200")
+    add("--seed", type=SEED, default=0, help="default: 0")
+    add = parser.group("explanations")
+    add("--nodes", type=NATURAL, nargs="+", metavar="NODE",
+        help="to explain and draw; default: the surest right and the surest wrong")  # fmt: skip
+    add("--top", type=COUNT, default=15, help="edges of each; default: 15")
+    add("--judge", type=COUNT, default=20, help="test nodes; default: 20")
+    add("--out", metavar="DIR", default="runs/explain", help="default: runs/explain")
     return parser
 
 

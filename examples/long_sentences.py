@@ -16,34 +16,46 @@ metrics.json and length.png in --out.
 from __future__ import annotations
 
 import argparse
-import functools
-import platform
+import random
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from string import ascii_lowercase
+from typing import Annotated, Any, NamedTuple
 
-from matplotlib.axes import Axes
+import sacrebleu
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from examples._comparison import Job, aligned, percent, run_jobs, summary
-from examples._files import UserError, prepare_folder, write_atomically, write_json
-from examples._graphs import SEED, number
-from examples._long_sentences import (
-    MODELS,
-    TASKS,
-    WITHOUT_ATTENTION,
-    Task,
-    Training,
-    Widths,
-    letters_task,
-    text_task,
-    train,
-)
-from examples._program import Parser, exit_status
+from datasets import EncodedPairs, Pairs, Vocabulary, bucketed, encode_pairs, in_order
+from datasets.parallel_text import parallel_text
+from datasets.tokens import Unit
+from datasets.vocabulary import PAD
+from examples.shared.files import UserError, prepare_folder
+from examples.shared.options import COUNT, Count, Parser, Rate, Share, fill_in, number, pick
+from examples.shared.pictures import bare, legend_below, save_figure
+from examples.shared.program import exit_status, versions
+from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.tables import aligned, percent, summary
+from examples.shared.trainer import Trainer, one_cycle, parameters
+from sequence_attn.seq2seq import RecurrentEncoder, Seq2Seq, bahdanau, generate, luong, plain
 
-PROGRAM = "python -m examples.long_sentences"
+ALPHABET = ascii_lowercase
+TASKS: dict[str, Callable[[list[str]], list[str]]] = {
+    "copy": list,
+    "reverse": lambda letters: letters[::-1],
+    "sort": sorted,
+}
+MODELS = {
+    "rnn": "no attention: the last state starts the decoder",
+    "context": "no attention: the last state enters every step",
+    "bahdanau": "attention, Bahdanau et al.",
+    "luong": "attention, Luong et al.",
+}
+WITHOUT_ATTENTION = ("rnn", "context")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "letters": {
         "length": 12, "embedding": 32, "state": 64, "dropout": 0.0,
@@ -63,22 +75,260 @@ NAMES = {
 COLOURS = {"rnn": "#ffa90e", "context": "#e76300", "bahdanau": "#3f90da", "luong": "#832db6"}
 
 
+class Task(NamedTuple):
+    """Sequences to learn from, and longer ones to test on.
+
+    Attributes:
+        name: of what is learned.
+        length: L, the tokens of the longest source to train on.
+        train: pairs of 1 to L source tokens.
+        test: pairs of 1 to 2 · L source tokens, none of which is trained on.
+        source, target: the vocabularies.
+        unit: of the target, "words" or "characters".
+    """
+
+    name: str
+    length: int
+    train: Pairs
+    test: Pairs
+    source: Vocabulary
+    target: Vocabulary
+    unit: Unit
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        """First and last length of each bucket: up to four for L tokens, up to four beyond."""
+        step = -(-self.length // 4)
+        return [
+            (low, min(low + step - 1, end))
+            for end in (self.length, 2 * self.length)
+            for low in range(end - self.length + 1, end + 1, step)
+        ]
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The first is drawn; translations have many right answers, so exact match says little."""
+        if self.unit == "words":
+            return ("bleu", "exact_match")
+        return ("exact_match", "token_accuracy")
+
+    def encoded(self, pairs: Pairs) -> EncodedPairs:
+        """Pairs as numbers."""
+        return encode_pairs(pairs, self.source, self.target)
+
+
+def letters_task(kind: str, length: int, sentences: int, per_bucket: int) -> Task:
+    """Random letters and what becomes of them: the same, the reverse, or the sorted letters.
+
+    Args:
+        kind: one of `TASKS`.
+        length: L.
+        sentences: to train on; their lengths are spread evenly over 1 to L.
+        per_bucket: sequences to test on in each bucket of lengths.
+    """
+    vocabulary = Vocabulary(ALPHABET)
+    nothing = Pairs([], [], [], [])
+    task = Task(kind, length, nothing, nothing, vocabulary, vocabulary, "characters")
+
+    def pairs(lengths: Sequence[int], seed: int, known: set[str]) -> Pairs:
+        rng = random.Random(seed)
+        rows = [rng.choices(ALPHABET, k=n) for n in lengths]
+        rows = [row for row in rows if "".join(row) not in known]
+        made = [TASKS[kind](row) for row in rows]
+        return Pairs(rows, made, ["".join(row) for row in rows], ["".join(row) for row in made])
+
+    train = pairs([1 + i % length for i in range(sentences)], 0, set())
+    # The shortest sequences are so few that most of them are trained on
+    lengths = [low + i % (high + 1 - low) for low, high in task.buckets for i in range(per_bucket)]
+    return task._replace(train=train, test=pairs(lengths, 1, set(train.source_text)))
+
+
+def text_task(
+    source: str, target: str, length: int, unit: Unit, lower: bool, min_count: int
+) -> Task:
+    """Sentence pairs of two files: the held-out ones, and all that are too long, are tested on.
+
+    Raises:
+        ValueError: the files cannot be read, or have too few pairs of these lengths.
+    """
+    splits = parallel_text(source, target, unit=unit, lower=lower)
+
+    def chosen(low: int, high: int, *parts: Pairs) -> Pairs:
+        fields = ("source", "target", "source_text", "target_text")
+        rows = [
+            tuple(getattr(part, name)[i] for name in fields)
+            for part in parts
+            for i in range(len(part))
+            if low <= len(part.source[i]) <= high
+        ]
+        return Pairs(*map(list, zip(*rows, strict=True))) if rows else Pairs([], [], [], [])
+
+    train = chosen(1, length, splits.train)
+    held_out = chosen(1, 2 * length, splits.valid, splits.test)
+    longer = chosen(length + 1, 2 * length, splits.train)
+    if not len(train) or not len(longer):
+        raise ValueError(
+            f"{source} has {len(train)} training sentences of up to {length} tokens and"
+            f" {len(longer)} of {length + 1} to {2 * length}: choose another --length"
+        )
+    both = (getattr(held_out, name) + getattr(longer, name) for name in vars(held_out))
+    source_words, target_words = (
+        Vocabulary.build(side, min_count=min_count) for side in (train.source, train.target)
+    )
+    return Task(splits.name, length, train, Pairs(*both), source_words, target_words, unit)
+
+
+class Widths(NamedTuple):
+    """How large the models are."""
+
+    embedding: Annotated[Count, "the width of an embedded token"]
+    state: Annotated[int, number(int, 2), "the width of decoders with attention; others are wider"]
+    dropout: Annotated[Share, "of embeddings and outputs"]
+
+
+def build(task: Task, name: str, widths: Widths) -> Seq2Seq:
+    """An untrained model, one of `MODELS`; all have a bidirectional GRU for an encoder."""
+    embedding, state, dropout = widths
+    encoder = RecurrentEncoder(embedding, state // 2, bidirectional=True)
+    match name:
+        case "bahdanau":
+            decoder = bahdanau(embedding, state, state // 2, dropout=dropout)
+        case "luong":
+            decoder = luong(embedding, state, state, dropout=dropout)
+        case _:
+            context = name == "context"
+            decoder = plain(embedding, state, state, context=context, dropout=dropout)
+    return Seq2Seq(
+        encoder,
+        decoder,
+        source_size=len(task.source),
+        target_size=len(task.target),
+        dropout=dropout,
+    )
+
+
+def fair_widths(task: Task, name: str, widths: Widths) -> Widths:
+    """Those that give a model without attention at least as many parameters as one with it has."""
+    if name not in WITHOUT_ATTENTION:
+        return widths
+    enough = max(
+        parameters(build(task, other, widths)) for other in MODELS if other not in WITHOUT_ATTENTION
+    )
+    while parameters(build(task, name, widths)) < enough:
+        widths = widths._replace(state=widths.state + 2)
+    return widths
+
+
+class Training(NamedTuple):
+    """How every model is trained."""
+
+    epochs: Annotated[Count, "how often each pair is seen"]
+    batch_size: Annotated[Count, "pairs in a batch"]
+    lr: Annotated[Rate, "the highest rate of Adam, reached after a tenth of the steps"]
+
+
+# What `train` returns
+RESULT = {"seed": int, "state": int, "parameters": int, "seconds": float, "loss": float,
+          "buckets": [{str: float}]}  # fmt: skip
+
+
+def train(
+    task: Task,
+    name: str,
+    widths: Widths,
+    training: Training,
+    seed: int,
+    progress: Callable[[float], object] = lambda loss: None,
+) -> dict[str, Any]:
+    """Trains one of `MODELS` from one seed, and measures it.
+
+    The seed is that of the first weights and of the order of the pairs. `widths` are those of the
+    models with attention (see `fair_widths`), "state" in what is returned is that of this model.
+    `progress` is called after each epoch with the mean loss of a token.
+    """
+    widths = fair_widths(task, name, widths)
+    torch.manual_seed(seed)
+    model = build(task, name, widths)
+    pairs = task.encoded(task.train)
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
+
+    def batches(epoch: int) -> Any:
+        return bucketed(pairs, batch_size=training.batch_size, seed=seed, epoch=epoch)
+
+    def loss(batch: Any) -> tuple[Tensor, int]:
+        inputs, truth = batch.target[:, :-1], batch.target[:, 1:]
+        logits = model(batch.source, inputs, source_lengths=batch.source_lengths).logits
+        error = cross_entropy(logits.flatten(0, 1), truth.flatten(), ignore_index=PAD)
+        return error, batch.num_predictions
+
+    schedule = one_cycle(optimizer, training.lr, training.epochs * len(batches(0)))
+    trainer = Trainer(
+        model, optimizer, batches, loss, epochs=training.epochs, clip=1.0, schedule=schedule
+    )
+    return {
+        "seed": seed,
+        "state": widths.state,
+        "parameters": parameters(model),
+        "loss": trainer.train(progress),
+        "seconds": trainer.seconds,
+        "buckets": measure(task, model),
+    }
+
+
+def measure(task: Task, model: Seq2Seq) -> list[dict[str, Any]]:
+    """How good the model's targets are, found greedily, for each bucket of source lengths.
+
+    Returns:
+        For each bucket: low, high, pairs, and unless it is empty "exact_match" (the share of
+        targets without a mistake), "token_accuracy" (the share of the true tokens, the end symbol
+        included, that stand in their place) and, for words, "bleu" (of the tokens, 0 to 1).
+    """
+    found: list[list[str]] = []
+    batches = in_order(task.encoded(task.test), batch_size=128, by_length=True)
+    for batch in batches:
+        longest = 2 * batch.source.shape[1] + 10
+        written = generate(model, batch.source, batch.source_lengths, max_length=longest)
+        found += [task.target.decode(best.tokens) for best, *_ in written]
+    found = batches.restore(found)
+    buckets = []
+    for low, high in task.buckets:
+        places = [i for i, source in enumerate(task.test.source) if low <= len(source) <= high]
+        bucket: dict[str, Any] = {"low": low, "high": high, "pairs": len(places)}
+        if places:
+            said = [found[i] for i in places]
+            bucket |= scores(said, [task.test.target[i] for i in places], task.unit)
+        buckets.append(bucket)
+    return buckets
+
+
+def scores(said: Sequence[list[str]], true: Sequence[list[str]], unit: Unit) -> dict[str, float]:
+    """The measures of some targets; see `measure`.
+
+    >>> scores([["a", "b"], ["a"]], [["a", "b"], ["a", "c"]], "characters")
+    {'exact_match': 0.5, 'token_accuracy': 0.6666666666666666}
+    """
+    right = total = 0
+    for one, other in zip(said, true, strict=True):
+        ends = [*one, None], [*other, None]  # None: the end symbol
+        right += sum(a == b for a, b in zip(*ends, strict=False))
+        total += len(ends[1])
+    same = sum(one == other for one, other in zip(said, true, strict=True))
+    known = {"exact_match": same / len(true), "token_accuracy": right / total}
+    if unit == "words":
+        spaced = [[" ".join(tokens) for tokens in side] for side in (said, true)]
+        bleu = sacrebleu.corpus_bleu(spaced[0], [spaced[1]], tokenize="none", force=True)
+        known["bleu"] = bleu.score / 100
+    return known
+
+
 def load_task(args: argparse.Namespace) -> Task:
     """Reads or generates the sequences; fills in the options that were not given.
 
     Raises:
         UserError: a file cannot be read, or an option has no meaning for these sequences.
     """
-    kind = "letters" if args.data is None else "text"
-    other = DEFAULTS["text" if kind == "letters" else "letters"]
-    for option in other.keys() - DEFAULTS[kind].keys():
-        if getattr(args, option) is not None:
-            mend = "leave it out" if args.data else "give --data, or leave it out"
-            name = option.replace("_", "-")
-            raise UserError(f"--{name} has no meaning for {kind}; {mend}")
-    for option, value in DEFAULTS[kind].items():
-        if getattr(args, option) is None:
-            setattr(args, option, value)
+    kind, other = ("letters", "--data") if args.data is None else ("text", "")
+    fill_in(args, kind, DEFAULTS, other)
     if args.state % 2:
         raise UserError(
             f"--state {args.state} is odd: each direction of the encoder has half of it; choose"
@@ -103,66 +353,57 @@ def describe(task: Task) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Trains all models from all seeds; writes what there is after each training."""
-    folder = Path(args.out)
-    task = load_task(args)
+    task, folder = load_task(args), Path(args.out)
     prepare_folder(folder)
     print(describe(task))
-    widths = Widths(*(getattr(args, name) for name in Widths._fields))
-    training = Training(*(getattr(args, name) for name in Training._fields))
+    widths, training = pick(args, Widths), pick(args, Training)
     results: dict[str, Any] = {
         "task": describe(task),
         "length": task.length,
         "measures": task.measures,
         "config": {name: value for name, value in vars(args).items() if name != "out"},
-        "models": {name: [] for name in args.models},
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "versions": versions("torch"),
     }
 
-    def one(name: str, seed: int, step: Any) -> None:
-        results["models"][name].append(train(task, name, widths, training, seed, step))
-        write_results(folder, results)
+    def metrics(found: Results) -> dict[str, Any]:
+        means = {name: summarise(of, task.measures) for name, of in found.items() if of}
+        return {**results, "models": found, "summary": means}
 
-    jobs: dict[str, Job] = {
-        f"{name} (seed {seed})": functools.partial(one, name, seed)
-        for seed in range(args.seed, args.seed + args.runs)
-        for name in args.models
-    }
-    complete = run_jobs(jobs, len(jobs) * args.epochs)
+    found = run_all(
+        args,
+        dict.fromkeys(args.models, args.epochs),
+        lambda name, seed, step: (train(task, name, widths, training, seed, step), None),
+        RESULT,
+        metrics,
+        describe(task),
+    )
+    results["models"] = {name: of for name, of in found.results.items() if of}
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     draw(figure, results)
-    write_atomically(folder / "length.png", lambda temporary: figure.savefig(temporary, dpi=150))
-    if not complete:
-        print("\ninterrupted; this is what there is so far", file=sys.stderr)
+    save_figure(folder / "length.png", figure)
     print(f"\n{table(results)}\n\nmetrics.json and length.png are in {folder}")
-    return 0 if complete else 130
+    return 0 if found.complete else 130
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Writes metrics.json."""
-    runs = results["config"]["runs"]
-    complete = all(len(found) == runs for found in results["models"].values())
-    means = {
-        name: [
-            {"low": buckets[0]["low"], "high": buckets[0]["high"], "pairs": buckets[0]["pairs"]}
-            | (summary(buckets, results["measures"]) if buckets[0]["pairs"] else {})
-            for buckets in zip(*(result["buckets"] for result in found), strict=True)
-        ]
-        for name, found in results["models"].items()
-        if found
-    }
-    write_json(folder / "metrics.json", {"complete": complete, **results, "summary": means})
+def summarise(found: list[dict[str, Any]], measures: Sequence[str]) -> list[dict[str, Any]]:
+    """The means of a model's measures over the seeds, for each bucket of lengths."""
+    return [
+        {name: buckets[0][name] for name in ("low", "high", "pairs")}
+        | (summary(buckets, measures) if buckets[0]["pairs"] else {})
+        for buckets in zip(*(result["buckets"] for result in found), strict=True)
+    ]
 
 
 def table(results: dict[str, Any]) -> str:
     """For each measure a row for each bucket of lengths, and a column for each model."""
-    models = {name: found for name, found in results["models"].items() if found}
+    models = results["models"]
     buckets = next(iter(models.values()))[0]["buckets"]
     parts = [
         ["", *models],
         ["parameters", *(f"{found[0]['parameters']:,}" for found in models.values())],
         ["width of the decoder's state", *(str(found[0]["state"]) for found in models.values())],
-        ["seconds", *(_mean([r["seconds"] for r in found]) for found in models.values())],
-        ["loss of a token", *(_mean([r["loss"] for r in f], 3) for f in models.values())],
+        ["seconds", *(f"{mean(r['seconds'] for r in of):.1f}" for of in models.values())],
+        ["loss of a token", *(f"{mean(r['loss'] for r in of):.3f}" for of in models.values())],
     ]
     blocks = [aligned(parts)]
     for measure in results["measures"]:
@@ -185,10 +426,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n\n".join([*blocks, "\n".join(notes)])
 
 
-def _mean(values: Sequence[float], digits: int = 1) -> str:
-    return f"{sum(values) / len(values):.{digits}f}"
-
-
 def draw(figure: Figure, results: dict[str, Any]) -> None:
     """Each measure against the length: bold the mean over seeds, faint each seed."""
     measures, length = results["measures"], results["length"]
@@ -200,77 +437,41 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
             color="#717581", transform=panel.get_xaxis_transform(),
         )  # fmt: skip
         for name, found in results["models"].items():
-            if found:
-                _draw_model(panel, name, [result["buckets"] for result in found], measure)
+            runs = [[b for b in result["buckets"] if b["pairs"]] for result in found]
+            places = [(bucket["low"] + bucket["high"]) / 2 for bucket in runs[0]]
+            curves = [[100 * bucket[measure] for bucket in buckets] for buckets in runs]
+            style: dict[str, Any] = {"color": COLOURS[name]}
+            style["linestyle"] = "--" if name in WITHOUT_ATTENTION else "-"
+            for curve in curves if len(curves) > 1 else []:
+                panel.plot(places, curve, linewidth=0.8, alpha=0.4, **style)
+            means = list(map(mean, zip(*curves, strict=True)))
+            panel.plot(
+                places, means, linewidth=2, marker="o", markersize=4, label=MODELS[name], **style
+            )
         panel.set(
             xlabel="tokens of the source", ylabel=NAMES[measure], xlim=(0.5, 2 * length + 0.5),
             ylim=(-2 if measure != "bleu" else 0, 102),
         )  # fmt: skip
-        panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9,
-        handlelength=3,
-    )  # fmt: skip
+        bare(panel)
+    legend_below(figure, panels[:1], ncols=2, handlelength=3)
 
 
-def _draw_model(
-    panel: Axes, name: str, runs: Sequence[Sequence[dict[str, Any]]], measure: str
-) -> None:
-    filled = [nth for nth, bucket in enumerate(runs[0]) if bucket["pairs"]]
-    places = [(runs[0][nth]["low"] + runs[0][nth]["high"]) / 2 for nth in filled]
-    curves = [[100 * buckets[nth][measure] for nth in filled] for buckets in runs]
-    style = "--" if name in WITHOUT_ATTENTION else "-"
-    if len(curves) > 1:
-        for curve in curves:
-            panel.plot(places, curve, style, color=COLOURS[name], linewidth=0.8, alpha=0.4)
-    mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
-    panel.plot(
-        places, mean, style, color=COLOURS[name], linewidth=2, marker="o", markersize=4,
-        label=MODELS[name],
-    )  # fmt: skip
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the program."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Compare encoder–decoders with and without attention on long sentences.",
-        allow_abbrev=False,
-    )
-    count, share = number(int, 1), number(float, 0, below=1)
-    group = parser.add_argument_group("sequences (defaults: small; --data has its own)")
-    group.add_argument("--task", choices=TASKS, help="of random letters; default: reverse")
-    group.add_argument(
-        "--data", nargs=2, metavar=("SRC", "TGT"), help="your own: two files, line by line"
-    )
-    group.add_argument(
-        "--length", type=number(int, 2), help="L: train up to it, test up to twice as much;"
-        " default: 12 letters, 15 tokens of --data",
-    )  # fmt: skip
-    group.add_argument("--sentences", type=count, help="generated to train on; default: 8000")
-    group.add_argument("--unit", choices=("words", "characters"), help="of --data; default: words")
-    group.add_argument("--lower", action="store_true", default=None, help="lower-case --data")
-    group.add_argument(
-        "--min-count", type=count, help="rarer tokens of --data count as unknown; default: 2"
-    )
-    group = parser.add_argument_group("models (defaults: small; --data has its own)")
-    group.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL",
-        help=f"which to compare, of {', '.join(MODELS)}; default: all",
-    )  # fmt: skip
-    group.add_argument("--embedding", type=count, help="the width of a token")
-    group.add_argument(
-        "--state", type=number(int, 2), help="of decoders with attention; the others are wider"
-    )
-    group.add_argument("--dropout", type=share)
-    group = parser.add_argument_group("training (defaults: as above)")
-    group.add_argument("--epochs", type=count)
-    group.add_argument("--batch-size", type=count)
-    group.add_argument("--lr", type=number(float, 0, below=1000), help="highest learning rate")
-    group.add_argument("--runs", type=count, default=2, help="each from another seed; default: 2")
-    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
-    group.add_argument("--out", metavar="DIR", default=str(Path("runs", "long_sentences")))
+    parser = Parser("long_sentences", "Compare encoder–decoders on long sentences.")
+    add = parser.group("sequences (defaults: small; --data has its own)")
+    add("--task", choices=TASKS, help="of random letters; default: reverse")
+    add("--data", nargs=2, metavar=("SRC", "TGT"), help="your own: two files, line by line")
+    add("--length", type=number(int, 2),
+        help="L: train up to it, test to twice as much; default: 12, or 15 of --data")  # fmt: skip
+    add("--sentences", type=COUNT, help="generated to train on; default: 8000")
+    add("--unit", choices=("words", "characters"), help="of --data; default: words")
+    add("--lower", action="store_true", default=None, help="lower-case --data")
+    add("--min-count", type=COUNT, help="rarer tokens of --data count as unknown; default: 2")
+    add_model_option(parser, MODELS)
+    parser.add_settings("models (defaults: small; --data has its own)", Widths)
+    add = parser.add_settings("training (defaults: as above)", Training)
+    add_run_options(add, "long_sentences", runs=2)
     return parser
 
 

@@ -14,59 +14,147 @@ keeps what there is; the same command with --resume goes on to the same final nu
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
+import math
 import shlex
-import signal
 import sys
-import threading
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar
 
 import torch
-from torch_geometric.data import Data
-from tqdm import tqdm
+from sklearn.metrics import f1_score
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch_geometric.data import Batch, Data
 
 from examples._baselines import Baseline, baselines
-from examples._files import (
+from examples._pictures import save_pictures
+from examples.shared.files import (
     UserError,
+    check_kind,
+    check_settings,
+    damage_told,
     load_checkpoint,
     prepare_folder,
+    remove,
     save_checkpoint,
     save_model,
-    write_atomically,
+    saved_model,
+    write_csv,
     write_json,
 )
-from examples._graph_models import (
-    CHOICES,
-    NORMALIZERS,
-    SCORES,
-    arguments_of,
-    build,
-    check_options,
-    kind_of,
-    load_model,
-    name_of,
-)
-from examples._graphs import (
-    SEED,
+from examples.shared.graphs import (
     add_graph_options,
     check_splits,
     describe,
     fingerprint,
+    graphs_of,
     is_multi_label,
     load_graph,
-    number,
     score_name,
+    split_views,
 )
-from examples._pictures import save_pictures
-from examples._program import Parser, check_device, exit_status, mean_and_deviation
-from examples._training import Progress, Run, Settings
+from examples.shared.options import COUNT, FACTOR, NATURAL, RATE, SEED, SHARE, Parser, fill_in
+from examples.shared.program import SIGNALS, check_device, exit_status, progress_bar, versions
+from examples.shared.tables import aligned, percent, summary
+from examples.shared.trainer import WEIGHTS, Trainer, load_weights, own_weights, seed_everything
+from gat import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
+
+Model = GAT | GATv2 | GraphTransformer | GraphAttention | AGNN
+MODELS: dict[str, type[Model]] = {
+    "gat": GAT, "gatv2": GATv2, "transformer": GraphTransformer, "agnn": AGNN,
+    "attention": GraphAttention,
+}  # fmt: skip
+NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
+# Options that a model of another kind has no use for.
+ATTENTION = ("heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping")
+PARTS = ("score", "normalizer")
+CHOICES = ("gat", "gatv2", "transformer", "agnn")
+SCORES = ("additive", "concat", "cosine", "dot", "general", "scaled_dot", "separable")
+NORMALIZERS = ("softmax", "sparsemax", "entmax", "hard", "identity")
+# A model as a GraphAttention, in which its score and its normaliser can be replaced.
+AS_ATTENTION: dict[str, dict[str, Any]] = {
+    "gat": {"score": "separable", "share_weights": True, "value_projection": False},
+    "gatv2": {"score": "additive", "activation": "leaky_relu", "value_projection": False},
+    "transformer": {"score": "scaled_dot", "add_self_loops": False},
+}
+
+
+def kind_of(args: argparse.Namespace) -> str:
+    """The model that the options name: one with another score or normaliser is an "attention"."""
+    return "attention" if args.score or args.normalizer else str(args.model)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """What to call it in a table."""
+    changed = [part for part in (args.score, args.normalizer) if part]
+    return NAMES[args.model] + (f" with {', '.join(changed)}" if changed else "")
+
+
+def build(kind: str, arguments: dict[str, Any]) -> Model:
+    """A model of that kind, from its arguments.
+
+    >>> build("agnn", {"in_channels": 4, "hidden_channels": 8, "num_layers": 2}).config["dropout"]
+    0.0
+    """
+    return MODELS[kind](**arguments)
+
+
+def arguments_of(
+    args: argparse.Namespace, in_channels: int, out_channels: int, edge_dim: int | None
+) -> dict[str, Any]:
+    """The arguments of the model that the options name.
+
+    Raises:
+        UserError: edges have features, and the model has no use for them.
+    """
+    arguments: dict[str, Any] = {
+        "in_channels": in_channels,
+        "hidden_channels": args.hidden,
+        "num_layers": args.layers,
+        "out_channels": out_channels,
+        "dropout": args.dropout,
+    }
+    if args.model != "agnn":
+        node_norm = {"norm": "layer_norm", "norm_kwargs": {"mode": "node"}}
+        residual = "root_weight" if kind_of(args) == "transformer" else "residual"
+        arguments |= {
+            "hidden_channels": args.hidden * args.heads,
+            "act": "elu",
+            **(node_norm if args.norm else {"norm": None}),
+            "jk": args.jumping,
+            "input_dropout": args.dropout,
+            residual: args.residual,
+        }
+        arguments |= {name: getattr(args, name) for name in ("heads", "out_heads", "value_dropout")}
+        arguments["feed_forward"] = args.feed_forward
+    if kind_of(args) == "attention":
+        arguments |= AS_ATTENTION[args.model]
+        arguments |= {part: getattr(args, part) for part in PARTS if getattr(args, part)}
+        if arguments["score"] not in ("additive", "concat", "separable"):
+            arguments.pop("activation", None)
+    if args.model != "agnn":
+        return arguments | {"edge_dim": edge_dim}
+    if edge_dim is not None:
+        raise UserError(
+            f"the edges have {edge_dim} numbers each, of which --model agnn makes no use: choose"
+            " another model, or leave out these columns"
+        )
+    return arguments
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError if an option is given that the model does not have."""
+    if args.model == "agnn":
+        for option in (*ATTENTION, *PARTS):
+            if getattr(args, option) is not None:
+                raise UserError(
+                    f"--{option.replace('_', '-')} has no meaning for --model agnn; leave it out"
+                )
+
 
 # The hyper-parameters of "Graph Attention Networks" (Veličković et al., 2018).
 PAPER: dict[str, Any] = {
@@ -113,30 +201,217 @@ BINDING = (
     "device",
 )
 PROGRAM = "python -m examples.node_classification"
+HISTORY = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+TOO_FAST = "lower --lr, or bring the features to a common scale"
+# What `Run.result` returns
+RESULT = {
+    "seed": int, "epochs": int, "best_epoch": int, "stopped_early": bool, "seconds": float,
+    "history": {str: [float]},
+    **dict.fromkeys((*HISTORY, "test_loss", "test_accuracy"), float),
+}  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch: "in beta state"
-    words = list(sys.argv[1:] if argv is None else argv)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread:  # a polite kill is a Ctrl-C
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and how.
 
-    def work() -> int:
-        if words[:1] == ["predict"]:
-            return predict(prediction_parser().parse_args(words[1:]))
-        return train(training_parser().parse_args(words), words)
+    Args:
+        model: the arguments of the model.
+        lr: learning rate of Adam.
+        weight_decay: factor of the squared norm of all parameters in the loss.
+        epochs: the most epochs to train for.
+        patience: stop after this many epochs without a new best on the validation nodes.
+        kind: of the model, one of `MODELS`.
+        batch_graphs: how many graphs a step looks at, where there are several.
+    """
 
-    try:
-        return exit_status(work)
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
+    model: dict[str, Any]
+    lr: float
+    weight_decay: float
+    epochs: int
+    patience: int
+    kind: str = "gat"
+    batch_graphs: int = 2
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+@torch.no_grad()
+def evaluate(
+    model: Model, data: Data | Mapping[str, Data], splits: Iterable[str]
+) -> dict[str, tuple[float, float]]:
+    """Mean cross-entropy and accuracy on the nodes of each split ("train", "val", "test").
+
+    With several labels per node, micro-F1 stands in for accuracy. `data` is a graph, or what
+    `split_views` makes of it.
+    """
+    model.eval()
+    views = data if isinstance(data, Mapping) else split_views(data)
+    scores = {}
+    seen = logits = None
+    for split in splits:
+        view, mask = views[split], views[split][f"{split}_mask"]
+        if logits is None or view is not seen:
+            logits, seen = model(view.x, view.edge_index, edge_attr=view.get("edge_attr")), view
+        scores[split] = score(logits[mask], view.y[mask])
+    return scores
+
+
+def score(logits: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy, and accuracy or micro-F1."""
+    if y.dim() == 2:
+        found = (logits > 0).cpu().numpy()
+        f1 = f1_score(y.cpu().numpy(), found, average="micro", zero_division=0)
+        return loss_of(logits, y).item(), float(f1)
+    right = logits.argmax(dim=1) == y
+    return loss_of(logits, y).item(), right.double().mean().item()
+
+
+def loss_of(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy of one label per node, or of each of several that may be true."""
+    if y.dim() == 2:
+        return binary_cross_entropy_with_logits(logits, y)
+    return cross_entropy(logits, y)
+
+
+class Run(Trainer):
+    """One training from one seed, epoch by epoch.
+
+    Early stopping is that of the authors of GAT: patience starts anew whenever the validation loss
+    or the validation accuracy is at least as good as ever before. The weights that are kept are
+    those of the lowest validation loss; the authors' code also asks for the highest accuracy, which
+    on a few hundred validation nodes is mostly chance, and comes too early on Pubmed.
+
+    Args:
+        data: the graph, with `x`, `edge_index`, `y` and the masks, on the device to train on.
+        settings: what to train, and how.
+        seed: of the initial weights and of dropout.
+        state: what `state()` gave of a run from this seed, to go on from there.
+    """
+
+    KINDS: ClassVar[dict[str, Any]] = {
+        **Trainer.KINDS, "seed": int, "lowest_loss": float, "highest_accuracy": float,
+    }  # fmt: skip
+
+    def __init__(
+        self, data: Data, settings: Settings, seed: int, state: dict[str, Any] | None = None
+    ) -> None:
+        seed_everything(seed)
+        self.data, self.settings, self.seed = data, settings, seed
+        self.views = split_views(data)
+        self.graphs = graphs_of(self.views["train"])
+        model = build(settings.kind, settings.model).to(data.x.device)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        super().__init__(
+            model, optimizer, self._batches, self._loss, epochs=settings.epochs,
+            patience=settings.patience, mend=TOO_FAST,
+        )  # fmt: skip
+        self.lowest_loss, self.highest_accuracy = math.inf, 0.0
+        if state is not None and state["seed"] == seed:
+            self.load(state)
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Losses and accuracies of all epochs so far."""
+        return {name: [epoch[name] for epoch in self.scores] for name in HISTORY}
+
+    def step(self) -> None:
+        """Trains for one epoch, then validates."""
+        self.train_epoch()
+        started = time.perf_counter()
+        scores = flat(evaluate(self.model, self.views, ("train", "val")))
+        with SIGNALS.held():
+            self.seconds += time.perf_counter() - started
+            self.end_epoch(scores)
+            self._stop_early(scores["val_loss"], scores["val_accuracy"])
+
+    def _batches(self, epoch: int = 0) -> list[Data]:
+        """What the steps of an epoch look at: the graph, or a few of the training graphs each."""
+        if len(self.graphs) == 1:
+            return self.graphs
+        order = torch.randperm(len(self.graphs)).split(self.settings.batch_graphs)
+        return [Batch.from_data_list([self.graphs[i] for i in places]) for places in order]
+
+    def _loss(self, data: Data) -> tuple[Tensor, int]:
+        logits = self.model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
+        return loss_of(logits[data.train_mask], data.y[data.train_mask]), 1
+
+    def _stop_early(self, loss: float, accuracy: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(f"the loss became {loss} in epoch {self.epoch}: {TOO_FAST}")
+        low, high = loss <= self.lowest_loss, accuracy >= self.highest_accuracy
+        self.waited = 0 if low or high else self.waited + 1
+        if low:
+            self.best = {"epoch": self.epoch, "weights": own_weights(self.model)}
+        self.lowest_loss = min(self.lowest_loss, loss)
+        self.highest_accuracy = max(self.highest_accuracy, accuracy)
+
+    def result(self) -> dict[str, Any]:
+        """The scores of the weights that were kept; the first look at the test nodes."""
+        return {
+            "seed": self.seed,
+            "epochs": self.epoch,
+            "best_epoch": self.best["epoch"],
+            **flat(evaluate(self.best_model(), self.views, ("train", "val", "test"))),
+            "stopped_early": self.done and self.epoch < self.epochs,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+
+def flat(scores: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Scores by names such as val_loss and val_accuracy."""
+    pairs = zip(("loss", "accuracy"), zip(*scores.values(), strict=True), strict=True)
+    return {f"{s}_{name}": v for name, of in pairs for s, v in zip(scores, of, strict=True)}
+
+
+@dataclass
+class Progress:
+    """What the runs so far have reached, and all that it takes to go on from there.
+
+    It is consistent at every moment: saved wherever an exception strikes, be it in the middle of
+    an epoch, it leads to the same results when training goes on from it.
+
+    Args:
+        results: of the runs that are done.
+        best: the best of these by validation accuracy, then by loss, with its "weights".
+        run: the state of the run that is under way, after its last full epoch.
+    """
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+
+    @property
+    def unfinished(self) -> dict[str, Any] | None:
+        """The state of the run that is under way, unless it is done."""
+        return None if self.run is None or self.has(self.run["seed"]) else self.run
+
+    def has(self, seed: int) -> bool:
+        """Whether the run from this seed is done."""
+        return any(result["seed"] == seed for result in self.results)
+
+    def step(self, run: Run) -> None:
+        """Trains `run` for an epoch."""
+        run.step()
+        self.run = run.state()
+
+    def finish(self, run: Run) -> dict[str, Any]:
+        """Counts `run` as done and returns its result."""
+        result = run.result()
+        self.best = self.better(run, result)
+        self.results.append(result)
+        return result
+
+    def better(self, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+        """The better of the best so far and `run`."""
+        if self.best is not None and _merit(self.best) >= _merit(result):
+            return self.best
+        return {**result, "weights": run.best["weights"]}
+
+
+def _merit(result: dict[str, Any]) -> tuple[float, float]:
+    return result["val_accuracy"], -result["val_loss"]
 
 
 @dataclass
@@ -182,7 +457,7 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    task.checkpoint.unlink(missing_ok=True)
+    remove(task.checkpoint)
     print(f"model, metrics and pictures are in {task.folder}")
     return 0
 
@@ -195,9 +470,7 @@ def prepare(args: argparse.Namespace) -> Task:
     data = load_graph(args)
     check_splits(data)
     check_options(args)
-    for option, value in {**DEFAULTS[args.dataset], **OF_MODEL[args.model]}.items():
-        if getattr(args, option) is None:
-            setattr(args, option, value)
+    fill_in(args, "", {"": DEFAULTS[args.dataset] | OF_MODEL[args.model]})
     settings = Settings(
         model=arguments_of(args, data.num_features, len(data.class_names), edge_width(data)),
         kind=kind_of(args),
@@ -228,24 +501,17 @@ def edge_width(data: Data) -> int | None:
 
 def resume(task: Task) -> Progress:
     """Reads what an interrupted training of the same task has reached."""
-    state = load_checkpoint(task.checkpoint)
-    before = state.pop("config", {})
-    changed = [
-        f"--{name.replace('_', '-')} was {before.get(name)}, is now {value}"
-        for name, value in task.config.items()
-        if name != "graph" and before.get(name) != value
-    ]
-    if not changed and before.get("graph") != task.config["graph"]:
-        changed = ["the graph has changed"]
-    if changed:
-        raise UserError(
-            f"cannot resume from {task.checkpoint}, made with other settings: {'; '.join(changed)}."
-            " Use those, or start over with --restart"
-        )
-    try:
-        return Progress(**state)
-    except TypeError as error:
-        raise UserError(f"{task.checkpoint} is damaged; start over with --restart") from error
+    path, best = task.checkpoint, {**RESULT, "weights": WEIGHTS}
+    nothing = type(None)
+    layout = {"config": dict, "results": [RESULT], "best": (nothing, best), "run": (nothing, dict)}
+    state = load_checkpoint(path, layout)
+    check_settings(path, state.pop("config"), task.config, graph="the graph has changed")
+    with damage_told(path, "or of another program"):
+        if state["best"] is not None:
+            load_weights(build(task.settings.kind, task.settings.model), state["best"]["weights"])
+        if state["run"] is not None:
+            check_kind(state["run"]["seed"], int, "seed")
+    return Progress(**state)
 
 
 def train_runs(task: Task) -> None:
@@ -258,7 +524,7 @@ def train_runs(task: Task) -> None:
             print(f"{name}: done before the interruption")
             continue
         run = Run(data, task.settings, seed, progress.run)
-        with progress_bar(name, run) as bar:
+        with progress_bar(name, run.epochs, initial=run.epoch) as bar:
             while not run.done:
                 progress.step(run)
                 if run.epoch % args.checkpoint_every == 0:
@@ -275,21 +541,9 @@ def train_runs(task: Task) -> None:
         )
 
 
-def progress_bar(name: str, run: Run) -> tqdm:
-    """A bar over the epochs of `run`: on a terminal it moves and goes, in a log it stays."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=name,
-        total=run.settings.epochs,
-        initial=run.epoch,
-        leave=not terminal,
-        mininterval=0.1 if terminal else 10,
-    )
-
-
 def latest(run: Run) -> str:
     """Losses and accuracies of the last epoch, for the progress bar."""
-    now = {measure: values[-1] for measure, values in run.history.items()}
+    now = run.scores[-1]
     return (
         f"loss {now['train_loss']:.3f}, {score_name(run.data)} {now['train_accuracy']:.1%};"
         f" validation {now['val_loss']:.3f}, {now['val_accuracy']:.1%}"
@@ -326,13 +580,9 @@ def write_results(task: Task) -> None:
         "runs": [without_history(result) for result in task.progress.results],
         "unfinished_run": partial and without_history(partial),
         "best_seed": best["seed"],
-        "summary": {
-            measure: mean_and_deviation([result[measure] for result in task.progress.results])
-            for measure in ("val_accuracy", "test_accuracy")
-        },
+        "summary": summary(task.progress.results, ("val_accuracy", "test_accuracy")),
         "baselines": [rival._asdict() for rival in task.rivals],
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torch_geometric", "numpy", "scikit-learn")},
+        "versions": versions("torch", "torch_geometric", "numpy", "scikit-learn"),
     }
     # Without features of their own, nodes are known by their place; the model fits these only.
     own_nodes = data.node_ids if task.args.edges and not task.args.features else None
@@ -354,29 +604,15 @@ def without_history(result: dict[str, Any]) -> dict[str, Any]:
 def table(task: Task) -> str:
     """Accuracies of the model and of its rivals, aligned."""
     results = task.progress.results
-
-    def percent(measure: str) -> str:
-        found = mean_and_deviation([100 * result[measure] for result in results])
-        deviation = "" if found["std"] is None else f" ± {found['std']:.1f}"
-        return f"{found['mean']:.1f}{deviation}"
-
-    rows = [(f"{score_name(task.data)} in %", "setting", "validation", "test")]
-    rows += [
-        (name, setting, f"{100 * val:.1f}", f"{100 * test:.1f}")
-        for name, setting, val, test in task.rivals
-    ]
-    rows += [
-        (name_of(task.args), f"{len(results)} run{'s' * (len(results) > 1)}",
-         percent("val_accuracy"), percent("test_accuracy"))
-    ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    rows = [[f"{score_name(task.data)} in %", "setting", "validation", "test"]]
+    rows += [[r.name, r.setting, percent([r.val_accuracy]), percent([r.test_accuracy])]
+             for r in task.rivals]  # fmt: skip
+    scores = [percent([r[f"{split}_accuracy"] for r in results]) for split in ("val", "test")]
+    rows += [[name_of(task.args), f"{len(results)} run{'s' * (len(results) > 1)}", *scores]]
+    text = aligned(rows, str.ljust)
     if len(results) > 1:
-        lines.append(
-            "±: standard deviation over initialisations; the split is the same in all runs"
-        )
-    return "\n".join(lines)
+        text += "\n±: standard deviation over initialisations; the split is the same in all runs"
+    return text
 
 
 def draw(task: Task) -> None:
@@ -384,7 +620,7 @@ def draw(task: Task) -> None:
     best = task.progress.best
     assert best is not None
     model = build(task.settings.kind, task.settings.model)
-    model.load_state_dict(best["weights"])
+    load_weights(model, best["weights"])
     save_pictures(task.folder, model, task.data, task.progress.results, best["seed"], task.rivals)
 
 
@@ -441,79 +677,86 @@ def predictions(
     ]
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """Rebuilds the model that `save_model` wrote, ready to predict, and returns its config too.
 
-    write_atomically(path, write)
+    Raises:
+        UserError: a file is missing or damaged, or weights and config do not belong together.
+    """
+    with saved_model(folder) as (config, weights):
+        model = build(config["kind"], config["model"])
+        check_kind(config["class_names"], [str], "class_names")
+        check_kind(config["node_ids"], (type(None), [str]), "node_ids")
+        check_kind(config["multi_label"], bool, "multi_label")
+        if len(config["class_names"]) != model.config["out_channels"]:
+            raise ValueError("class_names do not match the model")
+        load_weights(model, weights)
+    return model.eval(), config
 
 
-def training_parser() -> argparse.ArgumentParser:
+def training_parser() -> Parser:
     """The options of a training."""
     parser = Parser(
-        prog=PROGRAM,
-        description="Train a graph attention network to classify the nodes of a graph.",
+        "node_classification",
+        "Train a graph attention network to classify the nodes of a graph.",
         epilog=f"'{PROGRAM} predict --help': apply a model that was trained.",
-        allow_abbrev=False,
     )
     add_graph_options(parser)
-    count, factor, share = number(int, 1), number(float, 0), number(float, 0, below=1)
-    group = parser.add_argument_group("model (defaults: the paper's; --dataset digits has its own)")
-    group.add_argument("--model", choices=CHOICES, default="gat", help="default: gat")
-    group.add_argument("--score", choices=SCORES, help="instead of the model's own")
-    group.add_argument("--normalizer", choices=NORMALIZERS, help="instead of softmax")
-    group.add_argument("--layers", type=count)
-    group.add_argument("--hidden", type=count, help="channels per head of the hidden layers")
-    group.add_argument("--heads", type=count, help="of the hidden layers")
-    group.add_argument("--out-heads", type=count, help="of the last layer, averaged")
-    group.add_argument("--dropout", type=share, help="of layer inputs and attention weights")
-    group.add_argument(
-        "--value-dropout", type=share, help="of what nodes hand on, as in the code of GAT's authors"
-    )
-    group.add_argument("--residual", action="store_true", default=None, help="add skip connections")
-    group.add_argument("--norm", action="store_true", default=None, help="add layer normalisation")
-    group.add_argument(
-        "--feed-forward", type=number(int, 0), metavar="K",
-        help="add feed-forward networks with K times the width; 0: none",
-    )  # fmt: skip
-    group.add_argument(
-        "--jumping", choices=("cat", "max", "lstm"), help="let the output see all layers"
-    )
-
-    group = parser.add_argument_group("training (defaults: as above)")
-    group.add_argument("--lr", type=number(float, 0, below=1000), help="learning rate of Adam")
-    group.add_argument("--weight-decay", type=factor)
-    group.add_argument("--epochs", type=count, help="at most")
-    group.add_argument("--patience", type=count, help="epochs without a new best before stopping")
-    group.add_argument("--runs", type=count, default=3, help="how many, each from another seed")
-    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
-    group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
-
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", metavar="DIR", help="results already there are replaced; default: runs/<graph>"
-    )
-    group.add_argument("--checkpoint-every", type=count, default=100, metavar="EPOCHS")
-    group = group.add_mutually_exclusive_group()
-    group.add_argument("--resume", action="store_true", help="go on with the training in --out")
-    group.add_argument("--restart", action="store_true", help="give up the one in --out, if any")
+    add = parser.group("model (defaults: the paper's; --dataset digits has its own)")
+    add("--model", choices=CHOICES, default="gat", help="default: gat")
+    add("--score", choices=SCORES, help="instead of the model's own")
+    add("--normalizer", choices=NORMALIZERS, help="instead of softmax")
+    add("--layers", type=COUNT)
+    add("--hidden", type=COUNT, help="channels per head of the hidden layers")
+    add("--heads", type=COUNT, help="of the hidden layers")
+    add("--out-heads", type=COUNT, help="of the last layer, averaged")
+    add("--dropout", type=SHARE, help="of layer inputs and attention weights")
+    add("--value-dropout", type=SHARE,
+        help="of what nodes hand on, as in the code of GAT's authors")  # fmt: skip
+    add("--residual", action="store_true", default=None, help="add skip connections")
+    add("--norm", action="store_true", default=None, help="add layer normalisation")
+    add("--feed-forward", type=NATURAL, metavar="K",
+        help="add feed-forward networks with K times the width; 0: none")  # fmt: skip
+    add("--jumping", choices=("cat", "max", "lstm"), help="let the output see all layers")
+    add = parser.group("training (defaults: as above)")
+    add("--lr", type=RATE, help="learning rate of Adam")
+    add("--weight-decay", type=FACTOR)
+    add("--epochs", type=COUNT, help="at most")
+    add("--patience", type=COUNT, help="epochs without a new best before stopping")
+    add("--runs", type=COUNT, default=3, help="how many, each from another seed")
+    add("--seed", type=SEED, default=0, help="of the first run")
+    add("--device", default="cpu", help="as torch names it; default: cpu")
+    add = parser.group("output")
+    add("--out", metavar="DIR", help="results already there are replaced; default: runs/<graph>")
+    add("--checkpoint-every", type=COUNT, default=100, metavar="EPOCHS")
+    parser.add_resumption(add)
     return parser
 
 
-def prediction_parser() -> argparse.ArgumentParser:
+def prediction_parser() -> Parser:
     """The options of a prediction."""
     parser = Parser(
-        prog=f"{PROGRAM} predict",
-        description="Write a csv (node, prediction, probability) for a graph.",
-        allow_abbrev=False,
+        "node_classification predict", "Write a csv (node, prediction, probability) for a graph."
     )
     add_graph_options(parser)
-    group = parser.add_argument_group("prediction")
-    group.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
-    group.add_argument("--output", required=True, metavar="CSV", help="where to write")
-    group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
+    add = parser.group("prediction")
+    add("--model", required=True, metavar="DIR", help="the --out of a training")
+    add("--output", required=True, metavar="CSV", help="where to write")
+    add("--device", default="cpu", help="as torch names it; default: cpu")
     return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch: "in beta state"
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> int:
+        if words[:1] == ["predict"]:
+            return predict(prediction_parser().parse_args(words[1:]))
+        return train(training_parser().parse_args(words), words)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,18 @@ same command goes on with the first seed that has no scores yet.
 from __future__ import annotations
 
 import argparse
-import platform
+import hashlib
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from tqdm import tqdm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from datasets import (
-    DataFileError,
     LabelledReviews,
     Vocabulary,
     imdb,
@@ -31,43 +32,283 @@ from datasets import (
     reviews_from_csv,
     split_words,
 )
-from datasets.vocabulary import SPECIALS
-from examples._files import UserError, prepare_folder, save_model, write_json
-from examples._graphs import SEED, number
-from examples._program import Parser, check_device, mean_and_deviation
-from examples._sentiment import (
-    BATCH,
-    ENCODERS,
-    POSITIONS,
-    Encoded,
-    load_classifier,
-    merit,
+from datasets.vocabulary import PAD, SPECIALS
+from examples.shared.files import (
+    UserError,
+    check_kind,
+    check_settings,
+    damage_told,
+    prepare_folder,
     read_json,
-    train,
+    remove,
+    save_model,
+    saved_model,
+    write_json,
 )
+from examples.shared.options import COUNT, SEED, Count, Parser, pick
+from examples.shared.program import check_device, exit_status, progress_bar, versions
+from examples.shared.tables import aligned, spread, summary
+from examples.shared.trainer import Trainer
+from sequence_attn import LearnedPositions, MultiHead, SinusoidalPositions
 
-PROGRAM = "python -m examples.sentiment"
+ENCODERS = ("attention", "lstm", "cnn", "lstm+attention", "cnn+attention")
+POSITIONS = ("none", "sinusoidal", "learned")
+WIDTH, HEADS, SIZE_PER_HEAD, DROPOUT, BATCH = 128, 8, 16, 0.5, 32
 MEASURES = ("train_accuracy", "train_loss", "val_accuracy", "val_loss")
+SCORES = {"epoch": int, **dict.fromkeys(MEASURES, float)}
+# What `train` returns
+RESULT = {"seed": int, "best": SCORES, "last": SCORES, "history": [SCORES], "seconds": float}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if words[:1] == ["predict"]:
-            return predict(prediction_parser().parse_args(words[1:]))
-        words = words[1:] if words[:1] == ["train"] else words
-        return train_seeds(training_parser().parse_args(words))
-    except (UserError, DataFileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the scores of finished seeds are kept, and the same command without"
-            " --restart goes on",
-            file=sys.stderr,
+class Judged(NamedTuple):
+    """What a `Classifier` makes of a batch.
+
+    Attributes:
+        logits: `[B]`, above 0 for class 1.
+        attention: `[B, T]`, the weight of each word in the mean over the heads and the positions
+            that attend; None unless asked for, and for an encoder without attention.
+    """
+
+    logits: Tensor
+    attention: Tensor | None
+
+
+class Classifier(nn.Module):
+    """Embedding, positions, encoder, pooling over time, dropout, one logit.
+
+    Attention is pooled by the mean over time, a convolution alone by the maximum, of a recurrent
+    network alone the last state is taken. All start as in Keras.
+
+    Args:
+        words: how many numbers a word can have, padding and unknown included.
+        length: T, words in a text.
+        encoder: one of `ENCODERS`.
+        positions: one of `POSITIONS`, added to the embedding.
+        mask: keep padding out. Default False: padding is a word like any other, as in the figure
+            that this is compared with.
+    """
+
+    def __init__(
+        self,
+        words: int,
+        length: int,
+        encoder: str = "attention",
+        positions: str = "none",
+        mask: bool = False,
+    ) -> None:
+        super().__init__()
+        if encoder not in ENCODERS or positions not in POSITIONS:
+            raise ValueError(f"encoder {encoder!r} or positions {positions!r} is not known")
+        self.config: dict[str, Any] = {
+            "words": words, "length": length, "encoder": encoder, "positions": positions,
+            "mask": mask,
+        }  # fmt: skip
+        self.mask = mask
+        self.embedding = nn.Embedding(words, WIDTH)
+        self.positions: nn.Module | None = None
+        if positions == "sinusoidal":
+            self.positions = SinusoidalPositions(WIDTH)
+        elif positions == "learned":
+            self.positions = LearnedPositions(length, WIDTH)
+        self.lstm = nn.LSTM(WIDTH, WIDTH, batch_first=True) if "lstm" in encoder else None
+        self.cnn = nn.Conv1d(WIDTH, WIDTH, 3, padding="same") if "cnn" in encoder else None
+        self.attention = (
+            MultiHead(HEADS, SIZE_PER_HEAD, input_size=WIDTH) if "attention" in encoder else None
         )
-        return 130
+        self.dropout = nn.Dropout(DROPOUT)
+        self.output = nn.Linear(WIDTH, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters anew, as Keras does; attention starts that way by itself."""
+        nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
+        for layer in (self.cnn, self.output):
+            if layer is not None and layer.bias is not None:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        if self.lstm is not None:
+            of = dict(self.lstm.named_parameters())
+            nn.init.xavier_uniform_(of["weight_ih_l0"])
+            nn.init.orthogonal_(of["weight_hh_l0"])
+            nn.init.zeros_(of["bias_hh_l0"])
+            nn.init.zeros_(of["bias_ih_l0"])
+            nn.init.ones_(of["bias_ih_l0"][WIDTH : 2 * WIDTH])  # the forget gate starts open
+
+    def forward(self, tokens: Tensor, need_weights: bool = False) -> Judged:
+        """Judges texts.
+
+        Args:
+            tokens: int64 `[B, T]`, padded in front.
+            need_weights: return the attention as well.
+        """
+        lengths = None
+        if self.mask:  # the padding goes behind the words, where lengths can say what it is
+            is_padding = tokens == PAD
+            lengths = (~is_padding).sum(dim=1)
+            order = is_padding.byte().argsort(dim=1, stable=True)
+            tokens = tokens.gather(1, order)
+        x = self.embedding(tokens)  # [B, T, D]
+        x = x if self.positions is None else self.positions(x)
+
+        if self.lstm is not None:
+            x, pooled = _recur(self.lstm, x, lengths)
+        if self.cnn is not None:
+            x = _without_padding(x, lengths)
+            x = self.cnn(x.transpose(1, 2)).transpose(1, 2).relu()
+            pooled = _without_padding(x, lengths).amax(dim=1)
+        attention = None
+        if self.attention is not None:
+            x, weights = self.attention(
+                x, key_lengths=lengths, query_lengths=lengths, need_weights=need_weights
+            )
+            pooled = _mean(x, lengths)
+            if weights is not None:  # [B, H, Tq, Tk]
+                attention = _mean(_without_padding(weights.mean(dim=1), lengths), lengths)
+                if self.mask:  # back to where the words were
+                    attention = torch.zeros_like(attention).scatter(1, order, attention)
+        return Judged(self.output(self.dropout(pooled)).squeeze(-1), attention)
+
+
+def _recur(lstm: nn.LSTM, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """All states `[B, T, D]`, and the last of each text `[B, D]`."""
+    if lengths is None:
+        states, (last, _) = lstm(x)
+        return states, last[-1]
+    some = lengths.clamp(min=1).cpu()  # what is packed cannot be empty
+    packed = pack_padded_sequence(x, some, batch_first=True, enforce_sorted=False)
+    states, (last, _) = lstm(packed)
+    return pad_packed_sequence(states, batch_first=True, total_length=x.shape[1])[0], last[-1]
+
+
+def _without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """`[B, T, D]` with zeros behind the end of each text."""
+    if lengths is None:
+        return x
+    steps = torch.arange(x.shape[1], device=x.device)
+    return x.masked_fill((steps >= lengths[:, None])[..., None], 0)
+
+
+def _mean(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """The mean over time of `[B, T, D]`, zeros behind the end of each text."""
+    return x.mean(dim=1) if lengths is None else x.sum(dim=1) / lengths.clamp(min=1)[:, None]
+
+
+class Encoded(NamedTuple):
+    """Reviews as numbers.
+
+    Attributes:
+        train: tokens int64 `[B, T]` and labels float32 `[B]`.
+        val: likewise.
+    """
+
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, reviews: LabelledReviews, vocabulary: Vocabulary, length: int) -> Encoded:
+        parts = [
+            (
+                last_words(part.texts, vocabulary, length),
+                torch.tensor(part.labels, dtype=torch.float),
+            )
+            for part in (reviews.train, reviews.test)
+        ]
+        return cls(*parts)
+
+    def to(self, device: str) -> Encoded:
+        return Encoded(*((tokens.to(device), labels.to(device)) for tokens, labels in self))
+
+    def fingerprint(self) -> str:
+        """The sha256 of all that a training sees."""
+        digest = hashlib.sha256()
+        for tensor in (*self.train, *self.val):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@torch.no_grad()
+def evaluate(model: Classifier, tokens: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy."""
+    model.eval()
+    logits = torch.cat([model(part).logits for part in tokens.split(500)])
+    right = (logits > 0) == (labels > 0.5)
+    return right.double().mean().item(), binary_cross_entropy_with_logits(logits, labels).item()
+
+
+def train(
+    data: Encoded,
+    model: dict[str, Any],
+    seed: int,
+    epochs: int,
+    progress: Callable[[str], object],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Trains a classifier from one seed, with Adam (rate 0.001) in batches of 32.
+
+    Args:
+        data: on the device to train on.
+        model: the arguments of `Classifier`.
+        seed: of the initial weights, of the order of the reviews and of dropout.
+        epochs: how many times each review is learned from.
+        progress: called after each batch with how well it goes.
+
+    Returns:
+        The results, and the weights after the best epoch: that with the highest validation
+        accuracy, of equal ones that with the lowest loss. Accuracy and loss in training are means
+        over the batches of an epoch, dropout included, as Keras reports them.
+    """
+    torch.manual_seed(seed)
+    tokens, labels = data.train
+    classifier = Classifier(**model).to(tokens.device)
+    right = 0
+
+    def batches(epoch: int) -> Sequence[Tensor]:
+        return torch.randperm(len(labels)).to(tokens.device).split(BATCH)
+
+    def loss(rows: Tensor) -> tuple[Tensor, int]:
+        nonlocal right
+        logits = classifier(tokens[rows]).logits
+        right += int(((logits > 0) == (labels[rows] > 0.5)).sum())
+        return binary_cross_entropy_with_logits(logits, labels[rows]), len(rows)
+
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3, fused=True)
+    trainer = Trainer(classifier, optimizer, batches, loss, epochs=epochs)
+    validated = ""
+    while not trainer.done:
+        while not trainer.epoch_is_over:
+            trainer.train_batch()
+            share = right / trainer.loss_terms
+            progress(f"loss {trainer.mean_loss:.3f}, accuracy {share:.1%}{validated}")
+        accuracy, lost = evaluate(classifier, *data.val)
+        validated = f"; validation {lost:.3f}, {accuracy:.1%}"
+        found = share, trainer.mean_loss, accuracy, lost
+        scores = {"epoch": trainer.epoch + 1, **dict(zip(MEASURES, found, strict=True))}
+        trainer.end_epoch(scores, not trainer.best or merit(scores) > merit(trainer.best))
+        right = 0
+    best = {name: trainer.best[name] for name in SCORES}
+    result = {"best": best, "last": trainer.scores[-1], "history": trainer.scores}
+    return {"seed": seed, **result, "seconds": trainer.seconds}, trainer.best["weights"]
+
+
+def merit(scores: dict[str, float]) -> tuple[float, float]:
+    """What decides between epochs, and between runs."""
+    return scores["val_accuracy"], -scores["val_loss"]
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, Vocabulary, list[str]]:
+    """Rebuilds what a training saved: the model, ready to predict, its words and its classes.
+
+    Raises:
+        UserError: a file is missing or damaged, or weights and config do not belong together.
+    """
+    with saved_model(folder) as (config, weights):
+        model = Classifier(**config["model"])
+        model.load_state_dict(weights)
+        vocabulary, names = Vocabulary.from_dict(config["vocabulary"]), config["class_names"]
+        check_kind(names, [str], "class_names")
+        if len(names) != 2 or len(vocabulary) != config["model"]["words"]:
+            raise ValueError("words or classes do not match the model")
+    return model.eval(), vocabulary, names
 
 
 def train_seeds(args: argparse.Namespace) -> int:
@@ -76,17 +317,13 @@ def train_seeds(args: argparse.Namespace) -> int:
     reviews = load_reviews(args.data)
     vocabulary = known_words(reviews.train.texts, args.vocabulary)
     data = Encoded.of(reviews, vocabulary, args.length)
-    model = {
-        "words": len(vocabulary), "length": args.length, "encoder": args.encoder,
-        "positions": args.positions, "mask": args.mask,
-    }  # fmt: skip
+    model = {"words": len(vocabulary), **pick(args, Settings)._asdict()}
     config = {"vocabulary": args.vocabulary, **model, "epochs": args.epochs}
     config["reviews"] = data.fingerprint()
     folder = Path(args.out or Path("runs", variant(reviews.name, args)))
     prepare_folder(folder)
     if args.restart:
-        for path in (*folder.glob("seed-*.json"), folder / "config.json", folder / "metrics.json"):
-            path.unlink(missing_ok=True)
+        remove(*folder.glob("seed-*.json"), folder / "config.json", folder / "metrics.json")
     known = earlier(folder, config)
     train_size, val_size = len(data.train[1]), len(data.val[1])
     print(
@@ -102,9 +339,9 @@ def train_seeds(args: argparse.Namespace) -> int:
             results.append(known[seed])
             print(f"{name}: done before")
             continue
-        with progress_bar(name, args.epochs * -(-train_size // BATCH)) as bar:
+        with progress_bar(name, args.epochs * -(-train_size // BATCH), "batch") as bar:
 
-            def progress(text: str, bar: tqdm = bar) -> None:
+            def progress(text: str, bar: Any = bar) -> None:
                 bar.set_postfix_str(text, refresh=False)
                 bar.update()
 
@@ -120,15 +357,11 @@ def train_seeds(args: argparse.Namespace) -> int:
         print(f"{name}: {result['seconds']:.0f} s; {in_words(result['best'])}")
 
     note = selection_note(val_size, films=args.data is None)
-    summary = {
-        epoch: {name: mean_and_deviation([r[epoch][name] for r in results]) for name in MEASURES}
-        for epoch in ("best", "last")
-    }
-    versions = {"python": platform.python_version(), "torch": version("torch")}
+    means = {epoch: summary([r[epoch] for r in results], MEASURES) for epoch in ("best", "last")}
     write_json(
         folder / "metrics.json",
-        {"config": config, "data": reviews.name, "seeds": seeds, "summary": summary,
-         "note": note, "runs": results, "versions": versions},
+        {"config": config, "data": reviews.name, "seeds": seeds, "summary": means, "note": note,
+         "runs": results, "versions": versions("torch")},
     )  # fmt: skip
     print(f"\n{table(results)}\n\n{note}\nmodel and scores are in {folder}")
     return 0
@@ -183,32 +416,14 @@ def earlier(folder: Path, config: dict[str, Any]) -> dict[int, dict[str, Any]]:
             continue
         result = read_json(path)
         before = result.pop("config", None)
-        if before != config:
-            before = before if isinstance(before, dict) else {}
-            changed = [
-                f"--{name} was {before.get(name)}, is now {value}"
-                for name, value in config.items()
-                if name not in ("reviews", "words") and before.get(name) != value
-            ]
-            raise UserError(
-                f"{path} was made with other settings: {'; '.join(changed) or 'other reviews'}."
-                " Choose another --out, or start over with --restart"
-            )
-        if path.name.startswith("seed-"):
-            results[result["seed"]] = result
+        check_settings(path, before, config, reviews="other reviews", words="other reviews")
+        with damage_told(path, "or not of this program"):
+            if path.name == "config.json":
+                check_kind(result["best"], SCORES, "best")
+            else:
+                check_kind(result, RESULT)
+                results[result["seed"]] = result
     return results
-
-
-def progress_bar(name: str, batches: int) -> tqdm:
-    """A bar over the batches of a run: on a terminal it moves and goes, in a log it stays."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=name,
-        total=batches,
-        unit="batch",
-        leave=not terminal,
-        mininterval=0.1 if terminal else 10,
-    )
 
 
 def in_words(scores: dict[str, float]) -> str:
@@ -221,25 +436,22 @@ def in_words(scores: dict[str, float]) -> str:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Accuracy and loss of each run in its best and in its last epoch, and their means, aligned."""
-
-    def cell(values: Sequence[float], measure: str) -> str:
-        factor, digits = (100, 2) if "accuracy" in measure else (1, 3)
-        found = mean_and_deviation([factor * value for value in values])
-        deviation = "" if found["std"] is None else f" ± {found['std']:.{digits}f}"
-        return f"{found['mean']:.{digits}f}{deviation}"
-
     rows = []
     for which in ("best", "last"):
         rows.append([f"{which} epoch", "", "training: %", "loss", "validation: %", "loss"])
         of_seeds = [(f"seed {run['seed']}", f"{run[which]['epoch']}", [run]) for run in results]
         everything = [("mean ± sd", "", results)] if len(results) > 1 else []
         for name, epoch, runs in of_seeds + everything:
-            cells = [cell([run[which][measure] for run in runs], measure) for measure in MEASURES]
+            cells = [
+                spread([100 * run[which][measure] for run in runs], 2)
+                if "accuracy" in measure
+                else spread([run[which][measure] for run in runs], 3)
+                for measure in MEASURES
+            ]
             rows.append([name, epoch, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines.insert(len(lines) // 2, "")
-    return "\n".join(lines)
+    best, _, *others = aligned(rows, str.ljust).splitlines()
+    middle = len(others) // 2
+    return "\n".join([best, *others[:middle], "", *others[middle:]])
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -270,49 +482,58 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def training_parser() -> argparse.ArgumentParser:
+class Settings(NamedTuple):
+    """What a `Classifier` is made of, beside the number of words."""
+
+    length: Annotated[Count, "last words of a review that are kept"] = 80
+    encoder: Annotated[str, ENCODERS, "what reads them"] = "attention"
+    positions: Annotated[str, POSITIONS, "what is added to their embedding"] = "none"
+    mask: Annotated[bool, "keep padding out; default: it is a word like others"] = False
+
+
+def training_parser() -> Parser:
     """The options of a training."""
     parser = Parser(
-        prog=PROGRAM,
-        description="Train a classifier of reviews on attention, or on what it is compared with.",
-        epilog=f"'{PROGRAM} predict --help': judge a text of your own.",
-        allow_abbrev=False,
+        "sentiment",
+        "Train a classifier of reviews on attention, or on what it is compared with.",
+        epilog="'python -m examples.sentiment predict --help': judge a text of your own.",
     )
-    count = number(int, 1)
-    group = parser.add_argument_group("reviews")
-    group.add_argument(
-        "--data", metavar="CSV",
+    add = parser.group("reviews")
+    add("--data", metavar="CSV",
         help="your own: columns text, label (two labels); a fifth is held out to validate on."
-        " Default: 50,000 reviews of films, from $GAT_DATA/imdb or downloaded",
-    )  # fmt: skip
-    group.add_argument("--vocabulary", type=count, default=20_000, help="words; default: 20000")
-    group.add_argument("--length", type=count, default=80, help="last words kept; default: 80")
-    group = parser.add_argument_group("model")
-    group.add_argument("--encoder", choices=ENCODERS, default="attention")
-    group.add_argument("--positions", choices=POSITIONS, default="none")
-    group.add_argument(
-        "--mask", action="store_true", help="keep padding out; default: it is a word like others"
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=count, default=5)
-    group.add_argument("--seeds", type=SEED, nargs="+", default=[0], metavar="S")
-    group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="DIR", help="default: runs/<reviews>-<encoder>…")
-    group.add_argument("--restart", action="store_true", help="give up the scores in --out, if any")
+        " Default: 50,000 reviews of films, from $GAT_DATA/imdb or downloaded")  # fmt: skip
+    add("--vocabulary", type=COUNT, default=20_000, help="words; default: 20000")
+    parser.add_settings("model", Settings)
+    add = parser.group("training")
+    add("--epochs", type=COUNT, default=5, help="default: 5")
+    add("--seeds", type=SEED, nargs="+", default=[0], metavar="S", help="default: 0")
+    add("--device", default="cpu", help="as torch names it; default: cpu")
+    add("--out", metavar="DIR", help="default: runs/<reviews>-<encoder>…")
+    add("--restart", action="store_true", help="give up the scores in --out, if any")
     return parser
 
 
-def prediction_parser() -> argparse.ArgumentParser:
+def prediction_parser() -> Parser:
     """The options of a prediction."""
     parser = Parser(
-        prog=f"{PROGRAM} predict",
-        description="Judge a text, and show the attention that its words receive.",
-        allow_abbrev=False,
+        "sentiment predict", "Judge a text, and show the attention that its words receive."
     )
     parser.add_argument("text", help="in quotes")
     parser.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
     return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> int:
+        if words[:1] == ["predict"]:
+            return predict(prediction_parser().parse_args(words[1:]))
+        return train_seeds(training_parser().parse_args(words[words[:1] == ["train"] :]))
+
+    kept = "interrupted; the scores of finished seeds are kept, and the same command without"
+    return exit_status(work, f"{kept} --restart goes on")
 
 
 if __name__ == "__main__":

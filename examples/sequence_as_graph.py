@@ -31,14 +31,14 @@ from torch_geometric.nn import TransformerConv
 
 from attn_core import patterns
 from attn_core.supports.patterns import Pattern
-from examples._files import UserError, prepare_folder, write_atomically
-from examples._graphs import SEED, number
-from examples._program import Parser, exit_status
+from examples.shared.files import UserError, prepare_folder
+from examples.shared.options import NATURAL, SEED, Parser
+from examples.shared.pictures import save_figure
+from examples.shared.program import exit_status
 from gat.plot import draw_attention
 from sequence_attn import MultiHead, SinusoidalPositions, TransformerEncoder, TransformerLayer
 from sequence_attn.plot import heatmap
 
-PROGRAM = "python -m examples.sequence_as_graph"
 SENTENCES = (
     "a Transformer is a graph network on a complete graph",
     "each word listens to every word",
@@ -272,7 +272,7 @@ def run(args: argparse.Namespace) -> int:
     figure = Figure(figsize=(11, 9.5), layout="constrained")
     draw(figure, args.sentences[0], args.window, args.seed)
     path = folder / "sequence_as_graph.png"
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
+    save_figure(path, figure)
     different = [row for row in found if not row.is_rounding]
     for row in different:
         print(f"\nmore than rounding: {row.listens}: {row.way}, {row.dtype}", file=sys.stderr)
@@ -282,22 +282,17 @@ def run(args: argparse.Namespace) -> int:
     return 1 if different else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the program."""
     parser = Parser(
-        prog=PROGRAM,
-        description="Run one Transformer on sentences as sequences and as graphs.",
-        allow_abbrev=False,
+        "sequence_as_graph", "Run one Transformer on sentences as sequences and as graphs."
     )
-    parser.add_argument(
-        "sentences", nargs="*", default=list(SENTENCES), metavar="SENTENCE",
-        help="words between spaces; default: three examples",
-    )  # fmt: skip
-    parser.add_argument(
-        "--window", type=number(int, 0), default=2, help="words to either side; default: 2"
-    )
-    parser.add_argument("--seed", type=SEED, default=1, help="of the weights; default: 1")
-    parser.add_argument("--out", metavar="DIR", default=str(Path("runs", "sequence_as_graph")))
+    add = parser.add_argument
+    add("sentences", nargs="*", default=list(SENTENCES), metavar="SENTENCE",
+        help="words between spaces; default: three examples")  # fmt: skip
+    add("--window", type=NATURAL, default=2, help="words to either side; default: 2")
+    add("--seed", type=SEED, default=1, help="of the weights; default: 1")
+    add("--out", metavar="DIR", default="runs/sequence_as_graph", help="default: %(default)s")
     return parser
 
 

@@ -18,41 +18,46 @@ writes the same to metrics.json and accuracy.png in --out.
 from __future__ import annotations
 
 import argparse
-import math
-import platform
-import statistics
+import random
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Annotated, Any, NamedTuple
 
+import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from datasets import read_conllu
-from examples._files import UserError, prepare_folder, write_atomically, write_json
-from examples._graphs import SEED, number
-from examples._program import Parser, check_device, exit_status, mean_and_deviation
-from examples._tagging import (
-    MODELS,
-    Task,
-    Training,
-    Widths,
-    commonest_tags,
-    order_blind_bound,
-    spell,
-    train,
+from datasets import (
+    EncodedPairs,
+    TaggedSentences,
+    Vocabulary,
+    bucketed,
+    in_order,
+    read_conllu,
 )
+from examples.shared.files import UserError, prepare_folder
+from examples.shared.options import COUNT, Count, Natural, Parser, Rate, Share, fill_in, pick
+from examples.shared.pictures import bare, legend_below, save_figure
+from examples.shared.program import check_device, exit_status, versions
+from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.tables import aligned, percent, summary
+from examples.shared.trainer import Trainer, one_cycle, parameters
+from sequence_attn import RotaryPositions, SinusoidalPositions, T5RelativeBias, TransformerEncoder
 
-PROGRAM = "python -m examples.tagging"
+VOWELS, CONSONANTS, BRACKETS = "ae", "bc", "()"
 # The same for all models; large enough that most of them learn what they can.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "generated": {
+    "generated sentences": {
         "size": 32, "layers": 2, "heads": 4, "window": 2, "dropout": 0.0,
         "epochs": 12, "batch_size": 32, "lr": 5e-3, "sentences": 800,
     },
-    "conllu": {
+    "conllu sentences": {
         "size": 64, "layers": 2, "heads": 4, "window": 2, "dropout": 0.2,
         "epochs": 10, "batch_size": 32, "lr": 3e-3, "min_count": 2, "column": "upos",
     },
@@ -61,21 +66,373 @@ TEST_SENTENCES = 500
 BASELINE, BOUND = "each word's commonest tag", "upper bound without order"
 
 
+def spell(sentences: int, seed: int) -> TaggedSentences:
+    """Sentences of letters and brackets, whose tags depend on the order of what came before.
+
+    A tag says two things about the letters and brackets before its own: whether the last of them is
+    a vowel, which is near, and whether the last bracket is open, however far it is. Each sentence
+    has 10 to 30 symbols; one in eight is a bracket, by turns "(" and ")", the others are drawn
+    from four letters.
+
+    Args:
+        sentences: how many.
+        seed: of the generator; the same gives the same sentences.
+
+    Returns:
+        TaggedSentences with the tags "vowel|open", "vowel|closed", "other|open", "other|closed".
+
+    >>> spell(1000, 0).tags[0][0]
+    'other|closed'
+    """
+    draw = random.Random(seed)
+    words, tags = [], []
+    for _ in range(sentences):
+        symbols, facts = [], []
+        last, is_open = "", False
+        for _ in range(draw.randint(10, 30)):
+            facts.append(
+                f"{'vowel' if last and last in VOWELS else 'other'}|"
+                f"{'open' if is_open else 'closed'}"
+            )
+            if draw.random() < 1 / 8:
+                last, is_open = BRACKETS[is_open], not is_open
+            else:
+                last = draw.choice(VOWELS + CONSONANTS)
+            symbols.append(last)
+        words.append(symbols)
+        tags.append(facts)
+    return TaggedSentences(words, tags)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned, as numbers.
+
+    Args:
+        name: of the data.
+        train, test: sentences to learn from, and others: words as `source`, tags as `target`. The
+            number of a tag that the training sentences lack is `len(tags)`, which no model says.
+        vocabulary: of the words.
+        tags: the name of each tag.
+        aspects: for each thing that a tag says, the value of each tag. Empty if a tag is one thing.
+    """
+
+    name: str
+    train: EncodedPairs
+    test: EncodedPairs
+    vocabulary: Vocabulary
+    tags: list[str]
+    aspects: dict[str, list[str]]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        train: TaggedSentences,
+        test: TaggedSentences,
+        aspects: tuple[str, ...] = (),
+        min_count: int = 1,
+    ) -> Task:
+        """Turns sentences into numbers.
+
+        Args:
+            name: of the data.
+            train, test: the sentences. Words and tags come from the first alone.
+            aspects: names of the things that a tag says, which "|" separates. Default: none.
+            min_count: words that are rarer in training are unknown, so that the vector of an
+                unknown word is learned from them. Default 1: none.
+
+        Raises:
+            ValueError: no word is that frequent.
+        """
+        vocabulary = Vocabulary.build(train.words, min_count=min_count)
+        tags = sorted({tag for sentence in train.tags for tag in sentence})
+        number = {tag: place for place, tag in enumerate(tags)}
+
+        def encode(part: TaggedSentences) -> EncodedPairs:
+            return EncodedPairs(
+                [vocabulary.encode(words) for words in part.words],
+                [[number.get(tag, len(tags)) for tag in sentence] for sentence in part.tags],
+            )
+
+        values = [tag.split("|") for tag in tags]
+        said = {aspect: [v[place] for v in values] for place, aspect in enumerate(aspects)}
+        return cls(name, encode(train), encode(test), vocabulary, tags, said)
+
+    @property
+    def measures(self) -> dict[str, list[str]]:
+        """What is measured: the tags themselves, then each thing that they say."""
+        return {"accuracy": self.tags, **self.aspects}
+
+
+def pairs_of(part: EncodedPairs) -> Iterator[tuple[int, int, int]]:
+    """The number of the sentence, the word and the tag of each word."""
+    for place, sentence in enumerate(zip(part.source, part.target, strict=True)):
+        for word, tag in zip(*sentence, strict=True):
+            yield place, word, tag
+
+
+def commonest_tags(task: Task) -> dict[str, float]:
+    """Test accuracies of giving each word the tag that it has most often in training."""
+    count: dict[int, Counter[int]] = defaultdict(Counter)
+    overall: Counter[int] = Counter()
+    for _, word, tag in pairs_of(task.train):
+        count[word][tag] += 1
+        overall[tag] += 1
+    best = {word: tags.most_common(1)[0][0] for word, tags in count.items()}
+    usual = overall.most_common(1)[0][0]
+    said = [(best.get(word, usual), tag) for _, word, tag in pairs_of(task.test)]
+    return {
+        name: sum(_agree(values, a, b) for a, b in said) / len(said)
+        for name, values in task.measures.items()
+    }
+
+
+def order_blind_bound(task: Task, part: EncodedPairs | None = None) -> dict[str, float]:
+    """The accuracies that nothing which is blind to order can exceed, whatever it has learned.
+
+    Attention without positions is equivariant: if the words of a sentence trade places, so do its
+    outputs. Trade two places that hold the same word, and the sentence is what it was; so their
+    outputs are equal, and so are those of the same word in all sentences of the same words. At best
+    they are the tag that is the most frequent there, of which this is the share.
+
+    Args:
+        task: names the measures.
+        part: the sentences that are judged. Default: the test sentences.
+    """
+    part = task.test if part is None else part
+    groups: dict[tuple[tuple[int, ...], int], Counter[int]] = defaultdict(Counter)
+    bags = [tuple(sorted(words)) for words in part.source]
+    for place, word, tag in pairs_of(part):
+        groups[bags[place], word][tag] += 1
+    total = sum(map(len, part.source))
+    bounds = {}
+    for name, values in task.measures.items():
+        right = 0
+        for tags in groups.values():
+            by_value: Counter[str] = Counter()
+            for tag, count in tags.items():
+                if tag < len(values):
+                    by_value[values[tag]] += count
+            right += max(by_value.values(), default=0)
+        bounds[name] = right / total
+    return bounds
+
+
+def _agree(values: list[str], said: int, true: int) -> bool:
+    return true < len(values) and values[said] == values[true]
+
+
+class Widths(NamedTuple):
+    """How large a model is."""
+
+    size: Annotated[Count, "channels of the embedding and between layers; 2 · heads divides it"]
+    layers: Annotated[Count, "of a Transformer; the others have about as many parameters"]
+    heads: Annotated[Count, "of the attention"]
+    window: Annotated[Natural, "words to either side that attention in a window sees"]
+    dropout: Annotated[Share, "of embeddings, hidden units and attention weights"]
+
+
+class Attention(nn.Module):
+    """A Transformer encoder; `options` are those that tell it something about order."""
+
+    def __init__(self, widths: Widths, **options: Any) -> None:
+        super().__init__()
+        self.encoder = TransformerEncoder(
+            widths.layers, widths.size, widths.heads, dropout=widths.dropout, **options
+        )
+        self.width = widths.size
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.encoder(x, lengths=lengths).output
+
+
+class Convolutions(nn.Module):
+    """Convolutions of width 3, each added to its input: four weigh as much as a Transformer layer.
+
+    A word so sees four words per Transformer layer to either side.
+    """
+
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        self.width, count = widths.size, 4 * widths.layers
+        self.norms = nn.ModuleList(nn.LayerNorm(self.width) for _ in range(count))
+        self.layers = nn.ModuleList(
+            nn.Conv1d(self.width, self.width, 3, padding=1) for _ in range(count)
+        )
+        self.dropout = nn.Dropout(widths.dropout)
+        self.norm = nn.LayerNorm(self.width)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # [B, T]
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            y = norm(x).masked_fill(~real[..., None], 0)  # padding looks like the sentence's end
+            x = x + self.dropout(relu(layer(y.mT).mT))
+        return self.norm(x)
+
+
+class Recurrent(nn.Module):
+    """One LSTM that reads from the left and one that reads from the right."""
+
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        size = widths.size
+        # An LSTM of h units has 4h(size + h) weights, a Transformer layer 12 size². Two of the
+        # former weigh as much as the layers with the h that solves 8h(size + h) = 12 size² layers.
+        units = round(size * ((1 + 6 * widths.layers) ** 0.5 - 1) / 2)
+        self.lstm = nn.LSTM(size, units, batch_first=True, bidirectional=True)
+        self.width = 2 * units
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=x.shape[1]
+        )
+        return states
+
+
+class Model(NamedTuple):
+    """One of the rows of the comparison.
+
+    Attributes:
+        title: what the table calls it.
+        build: makes its encoder, `[B, T, size]` and lengths `[B]` to `[B, T, width]`.
+        sees_order: False for one that is provably blind to it.
+    """
+
+    title: str
+    build: Callable[[Widths], Any]
+    sees_order: bool = True
+
+
+MODELS = {
+    "attention": Model("attention without positions", Attention, sees_order=False),
+    "sinusoidal": Model(
+        "  + sinusoidal positions", lambda w: Attention(w, positions=SinusoidalPositions(w.size))
+    ),
+    "rotary": Model(
+        "  + rotary positions", lambda w: Attention(w, rotary=RotaryPositions(w.size // w.heads))
+    ),
+    "relative": Model(
+        "  + relative bias", lambda w: Attention(w, relative_bias=T5RelativeBias(w.heads))
+    ),
+    "causal": Model("  + causal mask", lambda w: Attention(w, causal=True)),
+    "window": Model("  + window", lambda w: Attention(w, window=w.window)),
+    "window+relative": Model(
+        "  + window + relative bias",
+        lambda w: Attention(w, window=w.window, relative_bias=T5RelativeBias(w.heads)),
+    ),
+    "cnn": Model("CNN", Convolutions),
+    "bilstm": Model("BiLSTM", Recurrent),
+}
+
+
+class Tagger(nn.Module):
+    """An embedding, an encoder of the sentence, and a score for each tag of each word.
+
+    Args:
+        words, tags: how many there are.
+        model: one of `MODELS`.
+        widths: how large it is.
+    """
+
+    def __init__(self, words: int, tags: int, model: str, widths: Widths) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, widths.size)
+        self.encoder = MODELS[model].build(widths)
+        self.dropout = nn.Dropout(widths.dropout)
+        self.output = nn.Linear(self.encoder.width, tags)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """The scores `[B, T, tags]` of words `[B, T]`, of which `lengths` `[B]` are real."""
+        x = self.dropout(self.embedding(words))
+        return self.output(self.dropout(self.encoder(x, lengths)))
+
+
+class Training(NamedTuple):
+    """How a model is trained."""
+
+    epochs: Annotated[Count, "how many times every training sentence is seen"]
+    batch_size: Annotated[Count, "sentences in a batch"]
+    lr: Annotated[Rate, "the highest rate of Adam: it rises for a tenth of the steps, then falls"]
+    device: Annotated[str, "as torch names it"] = "cpu"
+
+
+# What `train` returns
+RESULT = {"seed": int, "parameters": int, "seconds": float, "loss": float, "train": {str: float},
+          "test": {str: float}}  # fmt: skip
+
+
+def train(
+    task: Task,
+    model: str,
+    widths: Widths,
+    training: Training,
+    seed: int,
+    progress: Callable[[float], object] = lambda loss: None,
+) -> dict[str, Any]:
+    """Trains one of `MODELS` from one seed, and measures it.
+
+    The seed is that of the first weights, of the order of the sentences and of dropout. `progress`
+    is called after each epoch with its mean loss. The measures are of the last epoch.
+    """
+    torch.manual_seed(seed)
+    tagger = Tagger(len(task.vocabulary), len(task.tags), model, widths).to(training.device)
+    optimizer = torch.optim.Adam(tagger.parameters(), lr=training.lr)
+
+    def batches(epoch: int) -> Any:
+        return bucketed(task.train, batch_size=training.batch_size, seed=seed, epoch=epoch)
+
+    def loss(batch: Any) -> tuple[Tensor, int]:
+        batch = batch.to(training.device)
+        real = _real(batch.source, batch.source_lengths)
+        logits = tagger(batch.source, batch.source_lengths)
+        return cross_entropy(logits[real], batch.target[real]), int(real.sum())
+
+    schedule = one_cycle(optimizer, training.lr, training.epochs * len(batches(0)))
+    trainer = Trainer(
+        tagger, optimizer, batches, loss, epochs=training.epochs, clip=1.0, schedule=schedule
+    )
+    return {
+        "seed": seed,
+        "parameters": parameters(tagger),
+        "loss": trainer.train(progress),
+        "seconds": trainer.seconds,
+        "train": measure(tagger, task, task.train),
+        "test": measure(tagger, task, task.test),
+    }
+
+
+@torch.no_grad()
+def measure(tagger: Tagger, task: Task, part: EncodedPairs) -> dict[str, float]:
+    """The share of words whose tag is right, and of each thing that a tag says."""
+    device = tagger.output.weight.device
+    tagger.eval()
+    said, true = [], []
+    for batch in in_order(part, batch_size=256, by_length=True):
+        real = _real(batch.source, batch.source_lengths)
+        logits = tagger(batch.source.to(device), batch.source_lengths.to(device))
+        said += logits.argmax(-1).cpu()[real].tolist()
+        true += batch.target[real].tolist()
+    return {
+        name: sum(_agree(values, a, b) for a, b in zip(said, true, strict=True)) / len(true)
+        for name, values in task.measures.items()
+    }
+
+
+def _real(words: Tensor, lengths: Tensor) -> Tensor:
+    """Which of words `[B, T]` are not padding."""
+    return torch.arange(words.shape[1], device=words.device) < lengths[:, None]
+
+
 def load_task(args: argparse.Namespace) -> Task:
     """Reads or generates the sentences; fills in the options that were not given.
 
     Raises:
         UserError: a file cannot be read, or an option has no meaning for this data.
     """
-    kind = "generated" if args.conllu is None else "conllu"
-    for option in ("sentences", "min_count", "column"):
-        if getattr(args, option) is not None and option not in DEFAULTS[kind]:
-            mend = "leave it out" if args.conllu else "give --conllu, or leave it out"
-            name = option.replace("_", "-")
-            raise UserError(f"--{name} has no meaning for {kind} sentences; {mend}")
-    for option, value in DEFAULTS[kind].items():
-        if getattr(args, option) is None:
-            setattr(args, option, value)
+    kind, other = ("generated", "--conllu") if args.conllu is None else ("conllu", "")
+    fill_in(args, f"{kind} sentences", DEFAULTS, other)
     if args.size % (2 * args.heads):
         raise UserError(
             f"--size {args.size} is no multiple of {2 * args.heads}: rotary positions turn pairs of"
@@ -104,98 +461,57 @@ def describe(task: Task) -> str:
 def run(args: argparse.Namespace) -> int:
     """Trains all models from all seeds; writes what there is after each training."""
     check_device(args.device)
-    folder = Path(args.out or Path("runs", "tagging"))
     task = load_task(args)
+    folder = Path(args.out)
     prepare_folder(folder)
     print(describe(task))
-    widths = Widths(*(getattr(args, name) for name in Widths._fields))
-    training = Training(*(getattr(args, name) for name in Training._fields))
+    widths, training = pick(args, Widths), pick(args, Training)
     results: dict[str, Any] = {
         "task": describe(task),
         "config": {name: value for name, value in vars(args).items() if name != "out"},
         "baselines": {BASELINE: commonest_tags(task), BOUND: order_blind_bound(task)},
-        "models": {name: [] for name in args.models},
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "versions": versions("torch"),
     }
-    terminal = sys.stderr.isatty()
-    bar = tqdm(
-        total=args.runs * len(args.models) * args.epochs, unit="epoch", leave=not terminal,
-        mininterval=0.1 if terminal else 10,
-    )  # fmt: skip
-    try:
-        with bar:
-            for seed in range(args.seed, args.seed + args.runs):
-                for name in args.models:
-                    bar.set_description(f"{name} (seed {seed})", refresh=False)
 
-                    def step(loss: float, name: str = name) -> None:
-                        if not math.isfinite(loss):
-                            raise UserError(f"the loss of {name} became {loss}: lower --lr")
-                        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                        bar.update()
+    def metrics(found: Results) -> dict[str, Any]:
+        means = {name: summarise(of) for name, of in found.items() if of}
+        return {**results, "models": found, "summary": means}
 
-                    found = train(task, name, widths, training, seed, step)
-                    results["models"][name].append(found)
-                    write_results(folder, results)
-    except KeyboardInterrupt:
-        if not any(results["models"].values()):
-            raise  # there is nothing to keep
-        save_picture(folder, results)
-        print(f"\ninterrupted; what there is so far is in {folder}", file=sys.stderr)
-        print(f"\n{table(results)}\n")
-        return 130
-    save_picture(folder, results)
-    print(f"\n{table(results)}\n")
-    print(f"metrics.json and accuracy.png are in {folder}")
-    return 0
-
-
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Writes metrics.json."""
-    runs = results["config"]["runs"]
-    complete = all(len(found) == runs for found in results["models"].values())
-    summary = {
-        name: {
-            part: {
-                measure: mean_and_deviation([result[part][measure] for result in found])
-                for measure in found[0][part]
-            }
-            for part in ("train", "test")
-        }
-        for name, found in results["models"].items()
-        if found
-    }
-    write_json(folder / "metrics.json", {"complete": complete, **results, "summary": summary})
-
-
-def save_picture(folder: Path, results: dict[str, Any]) -> None:
-    """Writes accuracy.png."""
-    figure = Figure(figsize=(3 + 3 * len(_measures(results)), 4.5), layout="constrained")
+    found = run_all(
+        args,
+        dict.fromkeys(args.models, args.epochs),
+        lambda name, seed, step: (train(task, name, widths, training, seed, step), None),
+        RESULT,
+        metrics,
+        describe(task),
+    )
+    results["models"] = found.results
+    figure = Figure(figsize=(3 + 3 * len(task.measures), 4.5), layout="constrained")
     draw(figure, results)
-    write_atomically(folder / "accuracy.png", lambda temporary: figure.savefig(temporary, dpi=150))
+    save_figure(folder / "accuracy.png", figure)
+    print(f"\n{table(results)}\n\nmetrics.json and accuracy.png are in {folder}")
+    return 0 if found.complete else 130
 
 
-def _measures(results: dict[str, Any]) -> list[str]:
-    return list(results["baselines"][BOUND])
+def summarise(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation of a model's measures over the seeds."""
+    parts = {part: [result[part] for result in found] for part in ("train", "test")}
+    return {part: summary(of, list(of[0])) for part, of in parts.items()}
 
 
 def table(results: dict[str, Any]) -> str:
     """A row for each model: its size, its time, and its accuracies in %."""
-    measures = _measures(results)
+    measures = list(results["baselines"][BOUND])
     rows = [["accuracy in %", "parameters", "seconds", "train", "test", *measures[1:]]]
     for name, known in results["baselines"].items():
         rows.append([name, "", "", "", *(f"{100 * known[measure]:.1f}" for measure in measures)])
     for name, found in results["models"].items():
         if found:
-            seconds = sum(result["seconds"] for result in found) / len(found)
-            size = f"{found[0]['parameters']:,}"
-            rows.append([MODELS[name].title, size, f"{seconds:.1f}", _percent(found, "train")])
-            rows[-1] += [_percent(found, "test", measure) for measure in measures]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+            seconds = f"{mean(result['seconds'] for result in found):.1f}"
+            rows.append([MODELS[name].title, f"{found[0]['parameters']:,}", seconds])
+            rows[-1] += [percent([result["train"]["accuracy"] for result in found])]
+            rows[-1] += [percent([r["test"][measure] for r in found]) for measure in measures]
+    lines = [aligned(rows)]
     if len(measures) > 1:
         both = " and ".join(measures[1:])
         lines.append(f"{both}: of the test words, these parts of a tag by themselves")
@@ -208,22 +524,16 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _percent(found: Sequence[dict[str, Any]], part: str, measure: str = "accuracy") -> str:
-    known = mean_and_deviation([100 * result[part][measure] for result in found])
-    deviation = "" if known["std"] is None else f" ± {known['std']:.1f}"
-    return f"{known['mean']:.1f}{deviation}"
-
-
 def draw(figure: Figure, results: dict[str, Any]) -> None:
     """Test accuracies, a panel for each measure: bars are means, dots seeds, lines baselines."""
-    measures = _measures(results)
+    measures = list(results["baselines"][BOUND])
     models = {name: found for name, found in results["models"].items() if found}
     titles = [MODELS[name].title.replace("  +", "+") for name in models]
     colours = ["#3f90da" if MODELS[name].sees_order else "#e76300" for name in models]
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for measure, panel in zip(measures, panels, strict=True):
         seeds = [[100 * run["test"][measure] for run in found] for found in models.values()]
-        panel.barh(titles, list(map(statistics.mean, seeds)), color=colours)
+        panel.barh(titles, list(map(mean, seeds)), color=colours)
         for title, values in zip(titles, seeds, strict=True):
             panel.scatter(values, [title] * len(values), color="black", s=6, zorder=3, label="seed")
         for (name, known), style in zip(results["baselines"].items(), (":", "--"), strict=True):
@@ -232,49 +542,27 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
             )
         panel.set(xlim=(0, 100), xlabel="% of the test words")
         panel.set_title("whole tag" if measure == "accuracy" else measure, fontsize=11)
-        panel.spines[["top", "right"]].set_visible(False)
+        bare(panel)
     panels[0].invert_yaxis()  # the first on top
-    handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))  # one per label
-    figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    legend_below(figure, panels[:1], ncols=3)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options of the program."""
-    parser = Parser(
-        prog=PROGRAM,
-        description="Compare attention, convolutions and recurrent networks at tagging words.",
-        allow_abbrev=False,
+    parser = Parser("tagging", "Compare attention, convolutions and recurrent networks at tagging.")
+    add = parser.group("sentences")
+    add("--conllu", nargs=2, metavar=("TRAIN", "TEST"), help="your own; default: generated ones")
+    add("--column", help="of --conllu: upos (default), xpos, …")
+    add(
+        "--min-count",
+        type=COUNT,
+        help="rarer words of --conllu count as unknown; default: 2",
     )
-    count, share = number(int, 1), number(float, 0, below=1)
-    group = parser.add_argument_group("sentences")
-    group.add_argument(
-        "--conllu", nargs=2, metavar=("TRAIN", "TEST"), help="your own; default: generated ones"
-    )
-    group.add_argument("--column", help="of --conllu: upos (default), xpos, …")
-    group.add_argument(
-        "--min-count", type=count, help="rarer words of --conllu count as unknown; default: 2"
-    )
-    group.add_argument("--sentences", type=count, help="generated to train on; default: 800")
-    group = parser.add_argument_group("models (defaults: small; --conllu has its own)")
-    group.add_argument(
-        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL",
-        help=f"which to compare, of {', '.join(MODELS)}; default: all",
-    )  # fmt: skip
-    group.add_argument("--size", type=count, help="channels between layers")
-    group.add_argument("--layers", type=count, help="of the Transformers; others match their size")
-    group.add_argument("--heads", type=count)
-    group.add_argument("--window", type=number(int, 0), help="words to either side")
-    group.add_argument("--dropout", type=share)
-    group = parser.add_argument_group("training (defaults: as above)")
-    group.add_argument("--epochs", type=count)
-    group.add_argument("--batch-size", type=count)
-    group.add_argument("--lr", type=number(float, 0, below=1000), help="highest learning rate")
-    group.add_argument("--runs", type=count, default=3, help="each from another seed; default: 3")
-    group.add_argument("--seed", type=SEED, default=0, help="of the first run")
-    group.add_argument("--device", default="cpu", help="as torch names it; default: cpu")
-    group.add_argument("--out", metavar="DIR", help="default: runs/tagging")
+    add("--sentences", type=COUNT, help="generated to train on; default: 800")
+    add_model_option(parser, MODELS)
+    parser.add_settings("models (defaults: small; --conllu has its own)", Widths)
+    add = parser.add_settings("training (defaults: as above)", Training)
+    add_run_options(add, "tagging", runs=3)
     return parser
 
 

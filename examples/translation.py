@@ -15,144 +15,85 @@ weights, bit for bit (on the same machine, with as many threads).
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import platform
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
-from datasets import (
-    DataFileError,
-    EncodedPairs,
-    Pairs,
-    PairSplits,
-    TextFileError,
-    Tokenizer,
-    VocabularyError,
-)
+from datasets import EncodedPairs, Pairs, PairSplits, Tokenizer
 from datasets.parallel_text import read_lines
 from datasets.vocabulary import UNK
-from examples._files import (
-    UserError,
-    load_checkpoint,
-    prepare_folder,
-    save_checkpoint,
-    write_atomically,
-    write_json,
-)
-from examples._program import check_device
-from examples._translation_data import Data, describe, fingerprint
-from examples._translation_models import (
+from examples._translation import (
+    KINDS,
     Architecture,
-    Model,
-    Translator,
-    load_translator,
-    load_weights,
-    save_translator,
-)
-from examples._translation_options import (
-    PROGRAM,
-    check_lengths,
-    chosen_architecture,
-    chosen_data,
-    chosen_settings,
-    default_name,
-    evaluation_parser,
-    set_defaults,
-    training_parser,
-    translation_parser,
-    wants_baseline,
-)
-from examples._translation_training import (
     Corpus,
+    Data,
     Found,
+    Model,
     Run,
     Settings,
+    Translator,
+    describe,
+    fingerprint,
+    load_translator,
+    merit,
     perplexity,
     quality,
+    save_translator,
 )
-from examples._translation_training import translate as translate_pairs
+from examples._translation import translate as translate_pairs
+from examples.shared.files import (
+    UserError,
+    check_settings,
+    load_checkpoint,
+    prepare_folder,
+    remove,
+    save_checkpoint,
+    write_json,
+    write_text,
+)
+from examples.shared.options import COUNT, FACTOR, SEED, Parser, fill_in, pick
+from examples.shared.pictures import save_figure
+from examples.shared.program import check_device, exit_status, progress_bar, versions
+from examples.shared.tables import aligned
+from examples.shared.trainer import parameters
 from sequence_attn.plot import heatmap
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    commands = {
-        "train": (training_parser, train),
-        "translate": (translation_parser, translate),
-        "evaluate": (evaluation_parser, evaluate),
-    }
-    torch.set_flush_denormal(True)  # numbers that are next to nothing take long
-    try:
-        if words[:1] in ([], ["-h"], ["--help"]):
-            print(f"{__doc__}\nEach command explains its options: {PROGRAM} train --help")
-            return 0 if words else 2
-        if words[0] not in commands:
-            raise UserError(f"{words[0]!r} is none of {', '.join(commands)}; begin with one")
-        parser, command = commands[words[0]]
-        return command(parser().parse_args(words[1:]), words)
-    except (UserError, DataFileError, TextFileError, VocabularyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    finally:
-        torch.set_flush_denormal(False)
-
-
-class Signals:
-    """Ctrl-C and a polite kill as KeyboardInterrupt, held back while a step must not be torn."""
-
-    def __init__(self) -> None:
-        self._holding = self._pending = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handles the signals from here on, where that is possible: in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        kinds = signal.SIGINT, signal.SIGTERM
-        before = [signal.signal(kind, self._handle) for kind in kinds]
-        try:
-            yield
-        finally:
-            for kind, handler in zip(kinds, before, strict=True):
-                signal.signal(kind, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """What happens inside happens to its end."""
-        self._holding = True
-        try:
-            yield
-        finally:
-            self._holding = False
-        if self._pending:
-            self._pending = False
-            raise KeyboardInterrupt
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._holding:
-            raise KeyboardInterrupt
-        self._pending = True
+PROGRAM = "python -m examples.translation"
+# What suits the data; chosen on its validation pairs. Files are taken to be like Multi30k.
+DATES: dict[str, Any] = {
+    "embedding_size": 64, "state_size": 128, "layers": 1, "heads": 4, "feed_forward_size": 256,
+    "dropout": 0.1, "min_count": 1, "epochs": 20, "patience": 20, "batch_tokens": 1500,
+    "lr": 3e-3, "warmup": 100, "label_smoothing": 0.0, "average": 0.99, "beam": 1, "alpha": 1.0,
+}  # fmt: skip
+RECURRENT: dict[str, Any] = {
+    "embedding_size": 256, "state_size": 512, "layers": 1, "heads": 8, "feed_forward_size": 512,
+    "dropout": 0.3, "min_count": 2, "epochs": 10, "patience": 5, "batch_tokens": 2500,
+    "lr": 1e-3, "warmup": 200, "label_smoothing": 0.1, "average": 0.995, "beam": 5, "alpha": 1.0,
+}  # fmt: skip
+TRANSFORMER = {**RECURRENT, "dropout": 0.15, "epochs": 14, "warmup": 400, "alpha": 1.5}
+# Which options a model has no use for
+USELESS: dict[str, tuple[str, ...]] = {
+    "input_feeding": ("luong",),
+    "context": ("rnn",),
+    "reads": ("grammar",),
+    "cell": tuple(kind for kind in KINDS if kind != "transformer"),
+    "state_size": tuple(kind for kind in KINDS if kind != "transformer"),
+    "heads": ("transformer",),
+    "feed_forward_size": ("transformer",),
+    "positions": ("transformer",),
+}
+OTHER_PAIRS = dict.fromkeys(
+    ("pairs", "source_size", "target_size"),
+    "the sentence pairs, and so perhaps the vocabularies, have changed",
+)
 
 
 @dataclass
@@ -176,12 +117,6 @@ class Task:
     def save(self) -> None:
         """Writes all that it takes to go on from here."""
         save_checkpoint(self.checkpoint, {"config": self.binding, **self.run.state()})
-
-    def best_model(self) -> Model:
-        """A copy of the model with its best weights so far."""
-        model = copy.deepcopy(self.run.result)
-        load_weights(model, self.run.best["weights"])
-        return model.eval()
 
     def write_model(self) -> None:
         """Writes the best model so far."""
@@ -212,21 +147,20 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
     folder = Path(args.out or Path("runs", default_name(args)))
     begin(folder, args)
     print(describe(corpus))
-    rows, signals, task = [], Signals(), None
+    rows, task = [], None
     try:
-        with signals.caught():
-            task = prepare(args, data, corpus, architecture, settings, folder)
-            rows.append(finish(task, args, signals))
-            draw(task, sentences)
-            if wants_baseline(args):
-                plain = dataclasses.replace(
-                    architecture, kind="rnn", attention=None, normalizer="softmax", tie=False
-                )
-                equal = dataclasses.replace(
-                    settings, epochs=task.run.epoch, patience=task.run.epoch
-                )  # as many steps
-                task = prepare(args, data, corpus, plain, equal, folder / "baseline")
-                rows.append(finish(task, args, signals))
+        task = prepare(args, data, corpus, architecture, settings, folder)
+        rows.append(finish(task, args))
+        draw(task, sentences)
+        if wants_baseline(args):
+            plain = dataclasses.replace(
+                architecture, kind="rnn", attention=None, normalizer="softmax", tie=False
+            )
+            equal = dataclasses.replace(
+                settings, epochs=task.run.epoch, patience=task.run.epoch
+            )  # as many steps
+            task = prepare(args, data, corpus, plain, equal, folder / "baseline")
+            rows.append(finish(task, args))
     except KeyboardInterrupt:
         if task is None:
             raise  # there is nothing to keep
@@ -261,8 +195,7 @@ def begin(folder: Path, args: argparse.Namespace) -> None:
 
 def forget(folder: Path) -> None:
     """Removes the checkpoints of a training and of its baseline."""
-    for path in (folder / "checkpoint.pt", folder / "baseline" / "checkpoint.pt"):
-        path.unlink(missing_ok=True)
+    remove(folder / "checkpoint.pt", folder / "baseline" / "checkpoint.pt")
 
 
 def prepare(
@@ -289,50 +222,30 @@ def prepare(
     checkpoint, state = folder / "checkpoint.pt", None
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
-        compare(checkpoint, state.pop("config", None), binding)
+        check_settings(checkpoint, state.pop("config", None), binding, **OTHER_PAIRS)
     run = Run(corpus, architecture, settings, args.seed, args.device, state)
     return Task(run, data, folder, binding, {"beam": args.beam, "alpha": args.alpha})
 
 
-def compare(path: Path, before: Any, now: dict[str, Any]) -> None:
-    """Refuses a checkpoint of another training."""
-    before = before if isinstance(before, dict) else {}
-    changed = [
-        f"{name} was {before.get(name)}, is now {value}"
-        for name, value in now.items()
-        if name != "pairs" and before.get(name) != value
-    ]
-    if not changed and before.get("pairs") != now["pairs"]:
-        changed = ["the sentence pairs, and so perhaps the vocabularies, have changed"]
-    if changed:
-        raise UserError(
-            f"cannot resume from {path}, made with other settings: {'; '.join(changed)}."
-            " Use those, or start over with --restart"
-        )
-
-
-def finish(task: Task, args: argparse.Namespace, signals: Signals) -> dict[str, Any]:
+def finish(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Trains to the end, saving every now and then; returns what the table says of it."""
     run = task.run
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    print(f"{task.name}: {parameters:,} parameters", flush=True)
+    print(f"{task.name}: {parameters(run.model):,} parameters", flush=True)
     predictions = sum(len(target) + 1 for target in run.corpus.splits.train.target)
     saved = time.monotonic()
     while not run.done:
         name = f"{task.name}, epoch {run.epoch + 1}/{run.settings.epochs}"
-        with progress_bar(name, predictions, "tokens", run.loss_tokens) as bar:
+        with progress_bar(name, predictions, "tokens", run.loss_terms, patient=True) as bar:
             while not run.epoch_is_over:
-                before = run.tokens
-                with signals.held():
-                    loss = run.train_batch()
+                before = run.terms
+                loss = run.train_batch()
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update(run.tokens - before)
+                bar.update(run.terms - before)
                 if time.monotonic() - saved > 60 * args.checkpoint_minutes:
                     task.save()
                     saved = time.monotonic()
         best, scores = run.best, run.validate()
-        with signals.held():
-            run.end_epoch(scores)
+        run.end_epoch(scores, not best or merit(scores) > merit(best))
         task.save()
         if run.best is not best:
             task.write_model()
@@ -341,14 +254,14 @@ def finish(task: Task, args: argparse.Namespace, signals: Signals) -> dict[str, 
     task.write_model()  # again, for an interruption may have come before it
     if run.epoch < run.settings.epochs:
         print(f"no better epoch for {run.waited} epochs: stopped early")
-    model = task.best_model()
+    model = run.best_model()
     result = {
         "model": task.name,
-        "parameters": parameters,
+        "parameters": parameters(run.model),
         "best_epoch": run.best["epoch"],
         "epochs": run.epoch,
         "steps": run.steps,
-        "tokens_per_second": run.tokens / run.seconds,
+        "tokens_per_second": run.terms / run.seconds,
         "training_seconds": run.seconds,
         **{name: run.best[name] for name in run.best if name.startswith("valid_")},
     }
@@ -359,12 +272,9 @@ def finish(task: Task, args: argparse.Namespace, signals: Signals) -> dict[str, 
         {
             **result,
             **task.search,
-            "history": run.history,
+            "history": run.scores,
             "settings": task.binding,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "sacrebleu")},
-            },
+            "versions": versions("torch", "sacrebleu"),
         },
     )
     return result
@@ -383,7 +293,7 @@ def test_scores(
 ) -> dict[str, float]:
     """Perplexity and the quality of the translations of a split, which go to `found`."""
     encoded = corpus.encoded(split)
-    with progress_bar(f"translate {split}", len(encoded), "pairs") as bar:
+    with progress_bar(f"translate {split}", len(encoded), "pairs", patient=True) as bar:
         written = translate_pairs(
             model, encoded, corpus.target, architecture, device, beam=beam, alpha=alpha,
             progress=bar.update,
@@ -395,19 +305,6 @@ def test_scores(
     return {"perplexity": perplexity(model, encoded, device), **scores}
 
 
-def progress_bar(name: str, total: int, unit: str, initial: int = 0) -> tqdm:
-    """A bar that on a terminal moves and goes, and in a log says now and then how it stands."""
-    return tqdm(
-        desc=name,
-        total=total,
-        initial=initial,
-        unit=f" {unit}",
-        unit_scale=True,
-        leave=False,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-    )
-
-
 def in_words(scores: dict[str, float], run: Run) -> str:
     """The scores of one epoch."""
     said = [
@@ -417,7 +314,7 @@ def in_words(scores: dict[str, float], run: Run) -> str:
     ]
     if "valid_bleu" in scores:
         said.append(f"BLEU {scores['valid_bleu']:.2f}")
-    return ", ".join(said) + f"; {run.tokens / max(run.seconds, 1e-9):,.0f} tokens/s"
+    return ", ".join(said) + f"; {run.terms / max(run.seconds, 1e-9):,.0f} tokens/s"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -436,9 +333,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     shown = {name: column for name, column in columns.items() if name in rows[0]}
     cells = [[head for head, _ in shown.values()]]
     cells += [[form.format(row[name]) for name, (_, form) in shown.items()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return aligned(cells, str.ljust)
 
 
 def chosen_sentences(
@@ -460,7 +355,7 @@ def draw(task: Task, sentences: Sequence[list[str]]) -> None:
         return
     pairs = run.corpus.splits
     translator = Translator(
-        task.best_model(),
+        run.best_model(),
         run.architecture,
         run.corpus.source,
         run.corpus.target,
@@ -484,9 +379,7 @@ def save_alignment(path: Path, source: Sequence[str], found: Found) -> None:
     figure = Figure(figsize=((columns + 2) * len(weights), rows + 1.5), layout="constrained")
     axes = figure.subplots(1, len(weights), squeeze=False)[0]
     heatmap(weights, *labels, titles=titles, ax=axes)
-    write_atomically(
-        path, lambda temporary: figure.savefig(temporary, dpi=150, bbox_inches="tight")
-    )
+    save_figure(path, figure, bbox_inches="tight")
 
 
 def tokenized(tokenizer: Tokenizer, limit: int | None, text: str, where: str) -> list[str]:
@@ -568,7 +461,7 @@ def translate(args: argparse.Namespace, words: Sequence[str]) -> int:
         sys.stdout.write(text)
         return 0
     output = Path(args.output)
-    write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(output, text)
     print(f"{len(full):,} translations are in {output}")
     return 0
 
@@ -649,11 +542,10 @@ def evaluate(args: argparse.Namespace, words: Sequence[str]) -> int:
         alpha=args.alpha, found=found,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    parameters = sum(parameter.numel() for parameter in translator.model.parameters())
     print(
-        f"{translator.architecture.kind}, {parameters:,} parameters, on {len(found):,} pairs"
-        f" ({pairs.name}, {split}); beam {args.beam}, length penalty {args.alpha:g};"
-        f" {seconds:.1f} s"
+        f"{translator.architecture.kind}, {parameters(translator.model):,} parameters, on"
+        f" {len(found):,} pairs ({pairs.name}, {split}); beam {args.beam}, length penalty"
+        f" {args.alpha:g}; {seconds:.1f} s"
     )
     print(f"perplexity   {scores['perplexity']:8.3f}")
     print(f"exact match  {scores['exact_match']:8.2%}")
@@ -667,8 +559,198 @@ def evaluate(args: argparse.Namespace, words: Sequence[str]) -> int:
         text = "".join(f"{line}\n" for line in lines)
         output = Path(args.output)
         prepare_folder(output.parent)
-        write_atomically(output, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(output, text)
     return 0
+
+
+def chosen_data(args: argparse.Namespace) -> Data:
+    """The data that the options of a training name."""
+    names = tuple(args.data)
+    if names in (("dates",), ("multi30k",)):
+        for option in ("unit", "lower"):
+            if getattr(args, option) is not None:
+                raise UserError(f"--{option} is for files of your own; leave it out")
+    elif len(names) == 2:
+        missing = [name for name in names if name in ("dates", "multi30k")]
+        if missing:
+            raise UserError(f"--data {' '.join(names)!r}: give {missing[0]!r} alone, or two files")
+    return pick(
+        args,
+        Data,
+        names=names,
+        languages=tuple(args.languages or ("de", "en")),
+        seed=args.data_seed,
+    )
+
+
+def set_defaults(args: argparse.Namespace) -> None:
+    """Fills in what was left open, according to the data and the model."""
+    for option, kinds in USELESS.items():
+        if getattr(args, option) is not None and args.model not in kinds:
+            flag = option.replace("_", "-")
+            raise UserError(
+                f"--{flag} is for --model {' and '.join(kinds)}; {args.model!r} has no use for it"
+            )
+    transformer = args.model == "transformer"
+    defaults = DATES if args.data == ["dates"] else TRANSFORMER if transformer else RECURRENT
+    fill_in(args, "", {"": defaults})
+    if args.cell is None:
+        args.cell = "lstm" if args.model == "grammar" else "gru"
+
+
+def chosen_architecture(args: argparse.Namespace, corpus: Corpus) -> Architecture:
+    """The model that the options name.
+
+    Raises:
+        UserError: options that exclude each other, or sentences too long for --max-length.
+    """
+    if args.tie is None:
+        args.tie = args.model in ("luong", "bahdanau", "grammar", "transformer")
+    sizes = {"source_size": len(corpus.source), "target_size": len(corpus.target)}
+    return with_limit(pick(args, Architecture, kind=args.model, **sizes), corpus)
+
+
+def with_limit(architecture: Architecture, corpus: Corpus) -> Architecture:
+    """The same with a limit of length, if the model needs one and the options gave none.
+
+    Raises:
+        UserError: sentences are longer than the limit, or a limit is of no use.
+    """
+    needed = dataclasses.replace(architecture, max_length=1).source_limit is not None
+    if architecture.max_length is not None and not needed:
+        raise UserError(
+            "--max-length is for --positions learned and --attention location; leave it out, since"
+            " this model has no limit"
+        )
+    if needed and architecture.max_length is None:
+        longest = max(map(len, [*corpus.splits.train.source, *corpus.splits.train.target]))
+        # Twice the longest sentence: learned positions that training never saw are of little use
+        architecture = dataclasses.replace(architecture, max_length=2 * longest + 2)
+    check_lengths(corpus, architecture, ["train", "valid", "test"])
+    return architecture
+
+
+def check_lengths(corpus: Corpus, architecture: Architecture, splits: Sequence[str]) -> None:
+    """Refuses sentences that are longer than the positions of a model."""
+    limits = {"source": architecture.source_limit, "target": architecture.target_limit}
+    for split in splits:
+        for side, limit in limits.items():
+            sentences = getattr(getattr(corpus.splits, split), side)
+            longest = max(map(len, sentences), default=0)
+            if limit is not None and longest + 1 > limit:
+                raise UserError(
+                    f"a {side} sentence ({split}) has {longest} tokens, but the model's positions"
+                    f" end at {limit}, one of which a special symbol takes: leave such sentences"
+                    " out, or train with a larger --max-length"
+                )
+
+
+def chosen_settings(args: argparse.Namespace) -> Settings:
+    """How the options say to train."""
+    if args.sampled_softmax:
+        if args.model == "transformer":
+            raise UserError("--sampled-softmax is for recurrent models; leave it out")
+        if args.teacher_forcing not in (None, 1):
+            raise UserError(
+                "--sampled-softmax draws among a few tokens, and --teacher-forcing below 1 needs"
+                " the best of all: leave one out"
+            )
+        args.label_smoothing = 0.0  # which is over all tokens as well
+    return pick(args, Settings)
+
+
+def default_name(args: argparse.Namespace) -> str:
+    """The folder of a training without --out."""
+    data = args.data[0] if len(args.data) == 1 else Path(args.data[0]).stem
+    return "dates" if (data, args.model) == ("dates", "luong") else f"{data}-{args.model}"
+
+
+def wants_baseline(args: argparse.Namespace) -> bool:
+    """Whether a model without attention is trained too: by default beside the quick example."""
+    if args.baseline is None:
+        return args.data == ["dates"] and args.model != "rnn"
+    return bool(args.baseline)
+
+
+def training_parser() -> Parser:
+    """The options of a training."""
+    parser = Parser(
+        "translation train",
+        "Train a translation model.",
+        epilog="Many defaults depend on data and model; metrics.json tells them.",
+    )
+    add = parser.add_settings("data", Data, lazy=True)
+    add("--data", nargs="+", default=["dates"], metavar="NAME",
+        help="'dates' (default; generated), 'multi30k' (from $GAT_DATA/multi30k or downloaded), or"
+        " two UTF-8 files, whose n-th lines belong together")  # fmt: skip
+    add("--data-seed", type=SEED, default=0, help="of the dates or of the split")
+    add = parser.add_settings("model", Architecture, lazy=True)
+    add("--model", choices=KINDS, default="luong", help="default: luong")
+    add = parser.add_settings("training", Settings, lazy=True)
+    add("--baseline", action=argparse.BooleanOptionalAction,
+        help="train a model without attention too; default: with dates")  # fmt: skip
+    add("--seed", type=SEED, default=0)
+    add("--device", default="cpu", help="as torch names it; default: cpu")
+    add = parser.group("output")
+    add("--out", metavar="DIR", help="default: runs/<data>…")
+    add("--beam", type=COUNT, help="of the test; 1 is greedy")
+    add("--alpha", type=FACTOR, help="of the test's length penalty")
+    add("--picture", action="append", metavar="SENTENCE",
+        help="draw its alignment; may be given often")  # fmt: skip
+    add("--checkpoint-minutes", type=FACTOR, default=5.0, metavar="N", help="default: 5")
+    parser.add_resumption(add)
+    return parser
+
+
+def search_parser(command: str, description: str) -> Parser:
+    """What translation and evaluation have in common."""
+    parser = Parser(f"translation {command}", description)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="the --out of a training")
+    add("--beam", type=COUNT, help="1 is greedy; default: as in training")
+    add("--alpha", type=FACTOR, help="of the length penalty; default: as in training")
+    add("--device", default="cpu", help="as torch names it; default: cpu")
+    return parser
+
+
+def translation_parser() -> Parser:
+    """The options of a translation."""
+    parser = search_parser("translate", "Translate a file, or what is typed.")
+    parser.add_argument("--file", metavar="FILE", help="UTF-8, a sentence on each line")
+    parser.add_argument("--output", metavar="FILE", help="default: the screen")
+    parser.add_argument("--pictures", metavar="DIR", help="draw the alignment of each sentence")
+    return parser
+
+
+def evaluation_parser() -> Parser:
+    """The options of an evaluation."""
+    parser = search_parser("evaluate", "Print perplexity, exact match and BLEU of a trained model.")
+    add = parser.add_argument
+    add("--data", nargs="+", metavar="NAME", help="default: that of the training")
+    add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
+    add("--output", metavar="FILE", help="write the translations")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    commands = {
+        "train": (training_parser, train),
+        "translate": (translation_parser, translate),
+        "evaluate": (evaluation_parser, evaluate),
+    }
+
+    def work() -> int:
+        if words[:1] in ([], ["-h"], ["--help"]):
+            print(f"{__doc__}\nEach command explains its options: {PROGRAM} train --help")
+            return 0 if words else 2
+        if words[0] not in commands:
+            raise UserError(f"{words[0]!r} is none of {', '.join(commands)}; begin with one")
+        parser, command = commands[words[0]]
+        return command(parser().parse_args(words[1:]), words)
+
+    return exit_status(work, flush_denormal=True)
 
 
 if __name__ == "__main__":

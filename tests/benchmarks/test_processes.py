@@ -14,7 +14,7 @@ import torch
 from benchmarks import _worker
 from benchmarks._processes import Task, started
 from benchmarks._worker import Contender
-from examples._files import UserError
+from examples.shared.files import UserError
 
 
 def recorder(name: str, path: str, number: float = 1.0) -> Contender:

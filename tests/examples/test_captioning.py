@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from datasets.vocabulary import EOS
-from examples import _captioning, captioning
-from examples._captioning import (
+from examples import captioning
+from examples.captioning import (
     LETTERS,
     REACH,
     SIDE,
@@ -21,6 +21,7 @@ from examples._captioning import (
     classify,
     discounted,
     losses_of,
+    main,
     measure,
     reinforce_losses,
     spell,
@@ -29,7 +30,6 @@ from examples._captioning import (
     together,
     train,
 )
-from examples.captioning import main
 from sequence_attn.seq2seq import Hypothesis
 
 PICTURES = {"letters-1.png", "letters-2.png", "curves.png"}
@@ -230,7 +230,7 @@ class TestLoss:
             found.append(args[-1])
             return genuine(*args)
 
-        monkeypatch.setattr(_captioning, "losses_of", watched)
+        monkeypatch.setattr(captioning, "losses_of", watched)
         train(few, Speller(1, read, 4, 8), training(epochs=4, softly=softly), 0)
         assert found == [True] * epochs + [False] * (4 - epochs)
 
@@ -291,7 +291,7 @@ class TestMeasure:
             looks([0] * 8),  # always at the left one
             looks([0] * 8, "one ten"),  # a mistake, which counts for nothing there
         ]
-        monkeypatch.setattr(_captioning, "write", lambda *args, **options: said)
+        monkeypatch.setattr(captioning, "write", lambda *args, **options: said)
         found = measure(Speller(2, "soft"), images)
         assert found["exact_match"] == pytest.approx(2 / 3)
         assert found["on_its_digit"] == pytest.approx((6 + 3) / 12)

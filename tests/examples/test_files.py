@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from examples._files import UserError, load_checkpoint, save_checkpoint, write_atomically
+from examples.shared.files import UserError, load_checkpoint, save_checkpoint, write_atomically
 
 
 def test_the_old_content_survives_a_failure(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from datasets import Pairs
-from examples import _comparison, _long_sentences
-from examples._long_sentences import (
+from examples import long_sentences as program
+from examples.long_sentences import (
     MODELS,
     WITHOUT_ATTENTION,
     Training,
@@ -17,13 +17,14 @@ from examples._long_sentences import (
     build,
     fair_widths,
     letters_task,
+    main,
     measure,
     parameters,
     scores,
     text_task,
     train,
 )
-from examples.long_sentences import main
+from examples.shared import tables
 from sequence_attn.seq2seq import Hypothesis
 
 WIDTHS = Widths(embedding=8, state=16, dropout=0.0)
@@ -58,7 +59,7 @@ def failure(capsys, words):
 class TestTask:
     def test_targets_are_what_the_task_says(self):
         for kind, expected in {"copy": "dab", "reverse": "bad", "sort": "abd"}.items():
-            assert "".join(_long_sentences.TASKS[kind](list("dab"))) == expected
+            assert "".join(program.TASKS[kind](list("dab"))) == expected
         task = letters_task("reverse", 5, sentences=20, per_bucket=5)
         for part in (task.train, task.test):
             assert part.target == [source[::-1] for source in part.source]
@@ -120,7 +121,7 @@ class TestMeasure:
                 [Hypothesis(row[::-1] if len(row) % 2 == 0 else [], 0.0, 0.0, True)] for row in rows
             ]
 
-        monkeypatch.setattr(_long_sentences, "generate", oracle)
+        monkeypatch.setattr(program, "generate", oracle)
         buckets = measure(task, build(task, "rnn", WIDTHS))
         assert [bucket["low"] for bucket in buckets] == list(range(1, 9))
         assert sum(bucket["pairs"] for bucket in buckets) == len(task.test)
@@ -232,9 +233,9 @@ class TestProgram:
 
 class TestComparison:
     def test_shares_become_percents(self):
-        assert _comparison.percent([0.5, None, 0.75]) == "62.5 ± 17.7"
-        assert _comparison.percent([None]) == "–"
+        assert tables.percent([0.5, None, 0.75]) == "62.5 ± 17.7"
+        assert tables.percent([None]) == "–"
 
     def test_a_summary_leaves_out_what_is_missing(self):
         found = [{"a": 1.0}, {"a": None}, {"a": 3.0}]
-        assert _comparison.summary(found, ["a"])["a"]["mean"] == 2
+        assert tables.summary(found, ["a"])["a"]["mean"] == 2

@@ -9,9 +9,16 @@ import pytest
 import torch
 
 from datasets import LabelledReviews, Reviews, Vocabulary, last_words, split_words
-from examples import _sentiment, sentiment
-from examples._sentiment import ENCODERS, POSITIONS, Classifier, Encoded, load_classifier, train
-from examples.sentiment import main
+from examples import sentiment
+from examples.sentiment import (
+    ENCODERS,
+    POSITIONS,
+    Classifier,
+    Encoded,
+    load_classifier,
+    main,
+    train,
+)
 
 FILLING = ["the", "a", "film", "plot", "it", "was", "scene", "with", "and", "of"]
 
@@ -143,7 +150,7 @@ class TestTraining:
         model = Classifier(**settings)
         model.load_state_dict(weights)
         best = result["best"]["val_accuracy"], result["best"]["val_loss"]
-        assert _sentiment.evaluate(model, *data.val) == best
+        assert sentiment.evaluate(model, *data.val) == best
         assert best[0] == max(epoch["val_accuracy"] for epoch in result["history"])
 
     def test_leaves_scores_of_each_seed_their_mean_and_the_best_model(
@@ -174,8 +181,8 @@ class TestTraining:
 
         model, vocabulary, class_names = load_classifier(out)
         data = Encoded.of(films, vocabulary, 8)
-        best = max((run["best"] for run in runs), key=_sentiment.merit)
-        assert _sentiment.evaluate(model, *data.val) == (best["val_accuracy"], best["val_loss"])
+        best = max((run["best"] for run in runs), key=sentiment.merit)
+        assert sentiment.evaluate(model, *data.val) == (best["val_accuracy"], best["val_loss"])
         assert class_names == ["negative", "positive"]
 
     def test_a_seed_gives_the_same_alone_and_among_others(self, fast, tmp_path):

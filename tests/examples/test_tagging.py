@@ -8,19 +8,19 @@ from PIL import Image
 
 from datasets import TaggedSentences
 from examples import tagging
-from examples._tagging import (
+from examples.tagging import (
     MODELS,
     Tagger,
     Task,
     Training,
     Widths,
     commonest_tags,
+    main,
     measure,
     order_blind_bound,
     spell,
     train,
 )
-from examples.tagging import main
 
 WIDTHS = Widths(size=16, layers=1, heads=2, window=1, dropout=0.0)
 FAST = ["--sentences", "40", "--epochs", "1", "--size", "16", "--runs", "2"]
@@ -217,4 +217,4 @@ def test_bad_options_are_errors_that_say_the_mend(words, message, tmp_path, caps
 def test_a_loss_that_is_no_number_ends_the_program(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tagging, "train", lambda *args: args[-1](float("nan")))
     assert main([*FAST, "--models", "cnn", "--out", str(tmp_path)]) == 2
-    assert "the loss of cnn became nan: lower --lr" in capsys.readouterr().err
+    assert "the loss of cnn (seed 0) became nan: lower --lr" in capsys.readouterr().err

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from datasets import karate_club
-from examples._files import UserError
-from examples._training import Progress, Run, Settings, evaluate
+from examples.node_classification import Progress, Run, Settings, evaluate
+from examples.shared.files import UserError
 
 MODEL = {
     "in_channels": 34, "hidden_channels": 8, "num_layers": 2, "out_channels": 2, "heads": 2,
@@ -94,7 +94,7 @@ def test_a_state_is_a_copy(data):
     before = copy.deepcopy(state)
     run.step()
     assert state["epoch"] == before["epoch"] == 1
-    assert state["history"] == before["history"]
+    assert state["scores"] == before["scores"]
     assert all(torch.equal(state["model"][name], w) for name, w in before["model"].items())
     moments = state["optimizer"]["state"][0]["exp_avg"]
     assert torch.equal(moments, before["optimizer"]["state"][0]["exp_avg"])

@@ -18,11 +18,20 @@ import torch
 from PIL import Image
 
 from datasets import Pairs, PairSplits, Tokenizer, Vocabulary, human_dates
-from examples import _translation_data, _translation_training, translation
-from examples._files import load_checkpoint
-from examples._translation_models import KINDS, Architecture, load_translator
-from examples._translation_training import Corpus, Run, Settings, perplexity, quality
-from examples.translation import Signals, main
+from examples import _translation, translation
+from examples._translation import (
+    KINDS,
+    Architecture,
+    Corpus,
+    Run,
+    Settings,
+    load_translator,
+    perplexity,
+    quality,
+)
+from examples.shared.files import load_checkpoint
+from examples.shared.program import Signals
+from examples.translation import main
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = {"model.safetensors", "config.json", "vocabulary.json", "metrics.json"}
@@ -34,7 +43,7 @@ RECURRENT = ["--state-size", "16"]
 # The program, until the eighth batch would begin
 KILLED = """
 import os, signal, sys
-from examples._translation_training import Run
+from examples._translation import Run
 from examples.translation import main
 
 genuine, calls = Run.train_batch, []
@@ -283,7 +292,7 @@ class TestInterruption:
         with open(files[0], "a") as there, open(files[1], "a") as back:
             there.write("e\n")
             back.write("e\n")
-        assert "target_size was" in failure(capsys, [*words, "--resume"])
+        assert "the sentence pairs" in failure(capsys, [*words, "--resume"])
         for path in files:  # the same letters in another order
             lines = Path(path).read_text().splitlines()[:-1]
             Path(path).write_text("".join(f"{line}\n" for line in lines[::-1]))
@@ -449,7 +458,7 @@ class TestBadInput:
     def test_is_explained(self, words, message, capsys, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         few = human_dates(9, held_out=2)
-        monkeypatch.setattr(_translation_data, "human_dates", lambda seed: few)
+        monkeypatch.setattr(_translation, "human_dates", lambda seed: few)
         assert message in failure(capsys, words)
 
     def test_files_of_unequal_length(self, files, capsys):
@@ -499,7 +508,7 @@ class TestBadInput:
 
     def test_a_loss_that_is_no_number(self, files, tmp_path, capsys, monkeypatch):
         nan = torch.tensor(math.nan, requires_grad=True)
-        monkeypatch.setattr(_translation_training, "cross_entropy", lambda *a, **k: nan * 1)
+        monkeypatch.setattr(_translation, "cross_entropy", lambda *a, **k: nan * 1)
         assert main(options(files, tmp_path / "out")) == 2
         error = capsys.readouterr().err
         assert "error: the loss became nan" in error and "lower --lr" in error

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch_geometric.data import Batch, Data
 
 from datasets import PPIGraphs, digits_graph, from_files, karate_club, planetoid, ppi
-from examples._files import UserError
+from examples.shared.files import UserError
+from examples.shared.options import SEED, Parser
 
 SPARSE_BELOW = 0.25  # the share of features that are not zero
 SPLITS = ("train", "val", "test")
@@ -25,50 +25,18 @@ _OPTIONS = {
 }
 
 
-def number(
-    kind: Callable[[str], Any], lowest: float, *, below: float | None = None
-) -> Callable[[str], Any]:
-    """A type for argparse: a number that is at least `lowest` and, where given, below `below`."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not lowest <= value < (float("inf") if below is None else below):
-            what = "a whole number" if kind is int else "a number"
-            end = "" if below is None else f" and below {below}"
-            raise argparse.ArgumentTypeError(f"must be {what}, at least {lowest:g}{end}: {text!r}")
-        return value
-
-    return parse
-
-
-SEED = number(int, 0, below=2**31)  # every generator takes such a seed, and those of further runs
-
-
-def add_graph_options(parser: argparse.ArgumentParser) -> None:
+def add_graph_options(parser: Parser) -> None:
     """Adds the options that `load_graph` understands."""
-    group = parser.add_argument_group("graph")
-    group.add_argument(
-        "--dataset", choices=DATASETS, help="default: digits, unless --edges is given"
-    )
-    group.add_argument("--edges", metavar="CSV", help="your own graph: columns source, target")
-    group.add_argument(
-        "--features", metavar="FILE", help="csv with a column node, or npz; default: one-hot"
-    )
-    group.add_argument("--labels", metavar="CSV", help="columns node, label and perhaps split")
-    group.add_argument(
-        "--directed", action="store_true", default=None, help="keep the edges of --edges as listed"
-    )
-    group.add_argument("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
-    group.add_argument(
-        "--labels-per-class", type=int, metavar="N",
-        help="training nodes of each class; default: digits 5, karate 1, your own graph 20",
-    )  # fmt: skip
-    group.add_argument(
-        "--split-seed", type=SEED, metavar="S", help="of the split, where it is drawn; default: 0"
-    )
+    add = parser.group("graph")
+    add("--dataset", choices=DATASETS, help="default: digits, unless --edges is given")
+    add("--edges", metavar="CSV", help="your own graph: columns source, target")
+    add("--features", metavar="FILE", help="csv with a column node, or npz; default: one-hot")
+    add("--labels", metavar="CSV", help="columns node, label and perhaps split")
+    add("--directed", action="store_true", default=None, help="keep the edges of --edges as listed")
+    add("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
+    add("--labels-per-class", type=int, metavar="N",
+        help="to train on, of each class; default: digits 5, karate 1, your own 20")  # fmt: skip
+    add("--split-seed", type=SEED, metavar="S", help="of the split, where it is drawn; default: 0")
 
 
 def load_graph(args: argparse.Namespace) -> Data:

@@ -1,0 +1,1 @@
+"""What the programs share: their shell, their files, one trainer, one runner, and their graphs."""
