@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from attn_core import Dense, ScaledDot, Support, Window, attend
 from sequence_attn.checks import check_tokens, check_window
-from sequence_attn.multihead import KeyValueCache, in_window, mask_bias
+from sequence_attn.multihead import KeyValueCache
+from sequence_attn.pairs import in_window, mask_bias
 
 
 class MultiHeadAttention(nn.MultiheadAttention):

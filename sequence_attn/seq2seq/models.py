@@ -13,15 +13,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sequence_attn.positions import (
-    ALiBi,
-    LearnedPositions,
-    RotaryPositions,
-    SinusoidalPositions,
-    T5RelativeBias,
-)
-from sequence_attn.seq2seq.decoder import AttentionDecoder, DecoderState
+from sequence_attn.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from sequence_attn.relative import ALiBi, T5RelativeBias
+from sequence_attn.seq2seq.decoder import AttentionDecoder
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
+from sequence_attn.seq2seq.search import generate
+from sequence_attn.seq2seq.state import DecoderState
 from sequence_attn.transformer import TransformerCache, TransformerDecoder, TransformerEncoder
 
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "t5")
@@ -151,8 +148,6 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
     @torch.no_grad()
     def generate(self, source: Tensor, source_lengths: Tensor | None = None, **options: Any) -> Any:
         """Write the targets of some sources; see `sequence_attn.seq2seq.generate`."""
-        from sequence_attn.seq2seq.search import generate
-
         return generate(self, source, source_lengths, **options)
 
     def _check_source(self, source: Tensor) -> None:

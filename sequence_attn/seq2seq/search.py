@@ -9,14 +9,34 @@ the beam, which is then narrower by one (Sutskever, Vinyals, Le, 2014).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from sequence_attn.seq2seq.models import EncoderDecoder
+
+class Decodable(Protocol):
+    """What a search asks of a model: any `EncoderDecoder`, or an `nn.Module` that is like one."""
+
+    target_size: int
+    longest_target: int | None
+    pad: int
+    bos: int
+    eos: int
+
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> Any: ...
+
+    def start(self, encoded: Any) -> Any: ...
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+
+    def decode(self, target: Tensor, encoded: Any, *, need_weights: bool = False) -> Any: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
 
 
 class Hypothesis(NamedTuple):
@@ -49,7 +69,7 @@ def length_penalty(length: Tensor | int, alpha: float) -> Any:
 
 @torch.no_grad()
 def generate(
-    model: EncoderDecoder[Any],
+    model: Decodable,
     source: Tensor,
     source_lengths: Tensor | None = None,
     *,
@@ -128,7 +148,7 @@ def generate(
 
 
 def _beam(
-    model: EncoderDecoder[Any],
+    model: Decodable,
     encoded: Any,
     beam: int,
     n_best: int,
@@ -231,7 +251,7 @@ def _still_going(
 
 
 def _sample(
-    model: EncoderDecoder[Any],
+    model: Decodable,
     encoded: Any,
     count: int,
     alpha: float,
@@ -277,7 +297,7 @@ def _sample(
 
 
 def _with_weights(
-    model: EncoderDecoder[Any], encoded: Any, source: Tensor, found: list[list[Hypothesis]]
+    model: Decodable, encoded: Any, source: Tensor, found: list[list[Hypothesis]]
 ) -> list[list[Hypothesis]]:
     """The same hypotheses with their weights: those of the model when it is told the tokens."""
     which = [i for i, hypotheses in enumerate(found) for _ in hypotheses]

@@ -278,7 +278,8 @@ def test_window_equals_the_band_mask(score: str, masked: bool, causal: bool) -> 
     local = copy.deepcopy(attention)
     local.window = 1
     inputs, lengths = tokens(), torch.tensor([5, 3])
-    distance = torch.arange(TK) - (torch.arange(TQ) + TK - TQ)[:, None]
+    # The last query stands at the last key of its own sequence
+    distance = torch.arange(TK) - (torch.arange(TQ) + lengths[:, None] - TQ)[..., None]
     band = distance.abs() <= 1
     mask = torch.rand(B, TQ, TK) < 0.7 if masked else None
     given = {"key_lengths": lengths, "causal": causal}

@@ -386,7 +386,7 @@ def test_masks_and_biases_act_on_the_keys_of_a_local_window(name: str, mask_rows
     context = layer(query, keys, values, lengths=LENGTHS, mask=mask, bias=bias).context
     torch.testing.assert_close(context, expected @ values)
     if mask_rows == 1:
-        by_key = layer.weights(query, keys, lengths=LENGTHS, mask=mask[:, 0], bias=bias)
+        by_key = layer.weights(query, keys, lengths=LENGTHS, key_mask=mask[:, 0], bias=bias)
         torch.testing.assert_close(by_key, expected)
 
 
@@ -486,7 +486,7 @@ def test_restricted_is_attention_over_the_edges_of_the_band_graph(
     by_hand_pairs = (band(layer, 9).nonzero(), band(layer, 5).nonzero() + 9)
     edges = Edges.from_edge_index(torch.cat(by_hand_pairs).T.flip(0), size=14)
     for graph in (edges, pattern.edges(lengths)):
-        over_edges = attend(nodes, nodes, nodes, score=layer.score(), support=graph).output
+        over_edges = attend(nodes, nodes, nodes, score=layer.score, support=graph).output
         over_window = layer(x, lengths=lengths).context[real]
         torch.testing.assert_close(over_window, over_edges.squeeze(1))
         wanted = [x, *layer.parameters()]
@@ -835,8 +835,8 @@ BAD_ARGUMENTS = [
     ({"keys": torch.zeros(B, TK, D).long()}, TypeError, "keys has dtype torch.int64"),
     ({"keys": torch.zeros(B, TK, D, device="meta")}, ValueError, "keys .*on meta.*move one of"),
     ({"values": torch.zeros(B, 4, 3)}, ValueError, r"values has shape \[2, 4, 3\]; expected"),
-    ({"mask": torch.ones(3, 5) > 0}, ValueError, r"mask has shape \[3, 5\]; expected \[B, Tk\]"),
-    ({"mask": torch.ones(B, TK)}, TypeError, "mask has dtype torch.float32.*True.*bias="),
+    ({"mask": torch.ones(7, 5) > 0}, ValueError, r"mask has shape \[7, 5\]; expected \[Tq, Tk\]"),
+    ({"mask": torch.ones(TQ, TK)}, TypeError, "mask has dtype torch.float32.*True.*bias="),
     ({"lengths": torch.tensor([7, 1])}, ValueError, "lengths has the entry 7; expected 0 to 6"),
     ({"lengths": torch.tensor([-1, 1])}, ValueError, "lengths has the entry -1"),
     ({"lengths": torch.tensor([1])}, ValueError, r"lengths has shape \[1\]; expected \[2\]"),
@@ -866,7 +866,7 @@ def test_arguments_of_single_presets_are_refused() -> None:
         local()(query, keys, causal=True)
     with pytest.raises(ValueError, match=r"step is -1; .*0 or more"):
         local("monotonic")(query, keys, step=-1)
-    with pytest.raises(ValueError, match=r"bias has shape \[2, 3, 5\]; expected \[B, Tk\]"):
+    with pytest.raises(ValueError, match=r"bias has shape \[2, 3, 5\]; expected \[Tq, Tk\]"):
         local()(query, keys, bias=torch.zeros(B, TQ, 5))
     with pytest.raises(ValueError, match=r"strength has shape \[2\]; expected \[2, 3\], one for"):
         ContentAddressing(D)(query, keys, strength=torch.ones(B))

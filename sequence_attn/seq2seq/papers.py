@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sequence_attn.attention import Attention
-from sequence_attn.presets import BahdanauAttention, LocalAttention, LuongAttention
+from sequence_attn.classical import BahdanauAttention, LuongAttention
+from sequence_attn.local import LocalAttention
 from sequence_attn.seq2seq.decoder import AttentionDecoder
 
 
