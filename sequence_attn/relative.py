@@ -49,6 +49,23 @@ class RelativeBias(nn.Module, ABC):
         bias = self.per_head(relative)
         return bias.t() if relative.dim() == 1 else bias.movedim(0, -3)
 
+    def between(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """The bias of all pairs of tokens whose positions are given, one row per sequence or one.
+
+        Args:
+            query_positions: `[..., Tq]`.
+            key_positions: `[..., Tk]`.
+
+        Returns:
+            `[..., H, Tq, Tk]`.
+
+        >>> of_two = ALiBi(1).between(torch.tensor([[4], [9]]), torch.tensor([[3, 4], [0, 9]]))
+        >>> (of_two * 256).flatten(1)
+        tensor([[-1.,  0.],
+                [-9.,  0.]])
+        """
+        return self(key_positions[..., None, :] - query_positions[..., :, None])
+
     def of(
         self, support: Support, queries: int, keys: int, device: torch.device | None = None
     ) -> Tensor:

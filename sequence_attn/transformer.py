@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from attn_core import Dense, Support, Window
+from attn_core.supports import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
+from sequence_attn.pairs import check_key_mask, in_window
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
 
 
@@ -18,10 +21,15 @@ class TransformerCache(NamedTuple):
     Attributes:
         layers: one for each layer, the first layer first.
         memory_lengths: how much of the memory is real, `[...]`; None for all.
+        memory_key_mask: which steps of the memory are real, `[..., Tm]`; None for all.
+        positions: of the steps that it holds, int64 `[..., T]`, -1 where one is padding; None where
+            all sequences have 0, 1, …
     """
 
     layers: tuple[LayerCache, ...]
     memory_lengths: Tensor | None
+    memory_key_mask: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -35,9 +43,11 @@ class TransformerCache(NamedTuple):
         With `memory=False` the memory is left as it is: enough where every sequence takes the place
         of one that reads the same memory.
         """
-        lengths = self.memory_lengths
-        if memory and lengths is not None:
-            lengths = lengths[index]
+        lengths, mask, positions = self.memory_lengths, self.memory_key_mask, self.positions
+        if memory:
+            lengths = None if lengths is None else lengths[index]
+            mask = None if mask is None else mask[index]
+        positions = None if positions is None else positions[index]
         layers = tuple(
             LayerCache(
                 None if itself is None else itself.select(index),
@@ -45,7 +55,7 @@ class TransformerCache(NamedTuple):
             )
             for itself, of_memory in self.layers
         )
-        return TransformerCache(layers, lengths)
+        return TransformerCache(layers, lengths, mask, positions)
 
 
 class Transformed(NamedTuple):
@@ -97,50 +107,119 @@ class _Transformer(nn.Module):
         self,
         x: Tensor,
         cache: TransformerCache,
+        cached: bool,
         lengths: Tensor | None,
+        key_mask: Tensor | None,
+        positions: Tensor | None,
         mask: Tensor | None,
         support: Support | None,
         memory: dict[str, Any],
         need_weights: bool,
     ) -> tuple[Tensor, TransformerCache, tuple[LayerWeights, ...] | None]:
-        if self.positions is not None:
-            x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
-        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        here = everywhere = None
         if lengths is not None:
             check_lengths("lengths", lengths, x)
-        itself: dict[str, Any] = {"mask": mask, "key_lengths": lengths, "causal": self.causal}
+        ragged = key_mask is not None or positions is not None or cache.positions is not None
+        if ragged or (cached and lengths is not None):
+            here, everywhere = self._places(x, cache, lengths, key_mask, positions)
+        if self.positions is not None and here is not None:
+            x = self.positions(x, positions=here)
+        elif self.positions is not None:
+            x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
+        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        itself: dict[str, Any] = {"mask": mask, "causal": self.causal}
+        if everywhere is None:
+            itself["key_lengths"] = lengths
+        else:
+            itself["positions"] = everywhere if self._stack[0].attention.rotary else None
+            itself["key_mask"] = None if support is not None else everywhere >= 0
         if support is not None:
             itself |= {"causal": False, "support": support}
         if self.relative_bias is not None:
-            pairs = self._pairs(support)
-            steps = x.shape[-2]
-            relative = pairs.relative_positions(steps, cache.length + steps, x.device)
-            itself["bias"] = self.relative_bias(relative)
+            itself["bias"] = self.relative_bias(self._relative(x, cache, support, here, everywhere))
         caches, weights = [], []
         for layer, past in zip(self._stack, cache.layers, strict=True):
             x, now, read = layer(x, past, itself, memory, need_weights)
             caches.append(now)
             weights.append(read)
         x = self.norm(x)
-        if lengths is not None:
+        if here is not None:
+            x = x.masked_fill((here < 0)[..., None], 0)
+        elif lengths is not None:
             x = x.masked_fill(padding(lengths, x), 0)
-        after = TransformerCache(tuple(caches), cache.memory_lengths)
+        after = cache._replace(layers=tuple(caches), positions=everywhere)
         return x, after, tuple(weights) if need_weights else None
 
-    def _pairs(self, support: Support | None) -> Support:
-        """The support that the layers read the sequence itself through, masks aside."""
-        window = self._stack[0].attention.window
-        if support is None and window is not None:
-            return Window(window, causal=self.causal)
-        return Dense() if support is None else support
-
-    def _check_cached(self, lengths: Tensor | None, **others: Any) -> None:
-        """Raise where an argument is given beside a cache, which it contradicts."""
-        if lengths is not None:
+    def _places(
+        self,
+        x: Tensor,
+        cache: TransformerCache,
+        lengths: Tensor | None,
+        key_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The positions of the steps x, and of those before too, `[..., T]`; -1 is padding."""
+        if lengths is not None and key_mask is not None:
             raise ValueError(
-                "lengths is given beside cache: what is behind the end of a sequence would lie "
-                "among the steps to come. Decode sequences of one length, or pass a mask"
+                "key_mask is given beside lengths, which say which steps are real, too: pass one"
             )
+        if cache.length and lengths is not None and self._stack[0].attention.window is not None:
+            raise ValueError(
+                "lengths is given beside cache, but the window of the layers counts steps, and the "
+                "padding behind these would lie between them: pad on the left, with key_mask"
+            )
+        shape, device = x.shape[:-1], x.device
+        past = cache.positions
+        if past is None:
+            past = torch.arange(cache.length, device=device).expand(*shape[:-1], -1)
+        real = key_mask
+        if real is not None:
+            check_key_mask("key_mask", real, x)
+        elif lengths is not None:
+            real = ~padding(lengths, x).squeeze(-1)
+        else:
+            real = torch.ones((), dtype=torch.bool, device=device).expand(shape)
+        if positions is None:
+            # Each sequence goes on behind its last real step
+            first = nn.functional.pad(past, (1, 0), value=-1).amax(-1, keepdim=True) + 1
+            positions = first + real.cumsum(-1) - 1
+        elif positions.is_floating_point() or not broadcasts_to(positions.shape, shape):
+            raise ValueError(
+                f"positions has shape {list(positions.shape)} and dtype {positions.dtype}; "
+                f"expected integers {list(shape)}, one for each step, or {[shape[-1]]}"
+            )
+        here = torch.where(real, positions, -1)
+        return here, torch.cat([past, here], -1)
+
+    def _relative(
+        self,
+        x: Tensor,
+        cache: TransformerCache,
+        support: Support | None,
+        here: Tensor | None,
+        everywhere: Tensor | None,
+    ) -> Tensor:
+        """Position of the key minus position of the query, for each pair of the layers' support."""
+        window = self._stack[0].attention.window
+        pairs = support
+        if pairs is None:
+            pairs = Dense() if window is None else Window(window, causal=self.causal)
+        if here is None or everywhere is None:
+            steps = x.shape[-2]
+            return pairs.relative_positions(steps, cache.length + steps, x.device)
+        if support is not None:
+            raise ValueError(
+                "positions or key_mask are given beside support, over which relative_bias counts "
+                "the steps: leave them out"
+            )
+        relative = everywhere[..., None, :] - here[..., :, None]
+        if isinstance(pairs, Window):
+            queries, keys = relative.shape[-2:]
+            relative = in_window(relative.unsqueeze(-3), pairs, queries, keys).squeeze(-3)
+        return relative
+
+    def _check_cached(self, **others: Any) -> None:
+        """Raise where an argument is given beside a cache, which contains it."""
         for name, argument in others.items():
             if argument is not None:
                 raise ValueError(f"{name} is given beside cache, which holds it already")
@@ -158,12 +237,12 @@ class TransformerEncoder(_Transformer):
         heads: H, the number of attention heads of each layer.
         input_size: the width that enters the first layer, behind `positions`. Default: size.
         positions: marks the input with its positions, such as `SinusoidalPositions`; called with
-            `offset=` too once there is a cache. Default: none.
+            `offset=` once there is a cache, `positions=` where sequences differ. Default: none.
         relative_bias: gives a bias of the attention scores for relative positions, such as `ALiBi`;
             all layers share it. Default: none.
         causal: no position sees a later one. Default False.
         options: of each `TransformerLayer`: size_per_head, feed_forward_size, dropout, activation,
-            norm_first, window, rotary, score, normalizer. An object is shared by all layers.
+            norm_first, key_heads, window, rotary, score, normalizer. All layers share an object.
 
     Raises:
         ValueError: heads that do not divide size, an unknown name, a size below 1.
@@ -210,6 +289,8 @@ class TransformerEncoder(_Transformer):
         x: Tensor,
         *,
         lengths: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         mask: Tensor | None = None,
         support: Support | None = None,
         cache: TransformerCache | None = None,
@@ -220,6 +301,11 @@ class TransformerEncoder(_Transformer):
         Args:
             x: `[..., T, D]`, with any batch dimensions or none.
             lengths: integers `[...]`: how many steps of each sequence are real. Default: all.
+            key_mask: bool `[..., T]`, in place of lengths: True where a step is real, for batches
+                that are padded on the left, say. Default: all.
+            positions: integers `[T]` or `[..., T]`, the position of each step of x; a negative one
+                is padding. Default: each sequence counts its real steps, from 0 or from where the
+                cache ends.
             mask: bool, True where a step may attend to another: `[T, T]`, `[..., T, T]` or
                 `[..., H, T, T]` (with a cache, the earlier steps are among the keys). Default: all.
             support: which pairs exist, in place of lengths, mask, causal and window, such as
@@ -234,11 +320,11 @@ class TransformerEncoder(_Transformer):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
-        if cache is not None:
-            self._check_cached(lengths)
+        before, cached = (self.start(), False) if cache is None else (cache, True)
         output, after, weights = self._run(
-            x, cache or self.start(), lengths, mask, support, {}, return_attention_weights
-        )
+            x, before, cached, lengths, key_mask, positions, mask, support, {},
+            return_attention_weights,
+        )  # fmt: skip
         return Transformed(output, weights, None if cache is None else after)
 
 
@@ -254,12 +340,12 @@ class TransformerDecoder(_Transformer):
         input_size: the width that enters the first layer, behind `positions`. Default: size.
         memory_size: the width of the memory, such as an encoder's output. Default: size.
         positions: marks the input with its positions, such as `SinusoidalPositions`; called with
-            `offset=` too once there is a cache. Default: none.
+            `offset=` once there is a cache, `positions=` where sequences differ. Default: none.
         relative_bias: gives a bias of the scores for relative positions, such as `ALiBi`, in the
             attention to the sequence itself; all layers share it. Default: none.
         causal: no position sees a later one. Default True.
         options: of each `TransformerLayer`: size_per_head, feed_forward_size, dropout, activation,
-            norm_first, window, rotary, score, normalizer. An object is shared by all layers.
+            norm_first, key_heads, window, rotary, score, normalizer. All layers share an object.
 
     Raises:
         ValueError: heads that do not divide size, an unknown name, a size below 1.
@@ -306,12 +392,15 @@ class TransformerDecoder(_Transformer):
         )
         self.memory_size = self_size
 
-    def start(self, memory: Tensor, *, lengths: Tensor | None = None) -> TransformerCache:
+    def start(
+        self, memory: Tensor, *, lengths: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> TransformerCache:
         """Project the memory once; each call of `forward` with a cache returns the next one.
 
         Args:
             memory: `[..., Tm, memory_size]`.
             lengths: integers `[...]`: how much of each memory is real. Default: all.
+            key_mask: bool `[..., Tm]`, True where a step of the memory is real. Default: all.
 
         Returns:
             The cache before the first step.
@@ -320,7 +409,10 @@ class TransformerDecoder(_Transformer):
         check_tokens("memory", memory, weight, self.memory_size)
         if lengths is not None:
             check_lengths("memory_lengths", lengths, memory)
-        return TransformerCache(tuple(layer.start(memory) for layer in self._stack), lengths)
+        if key_mask is not None:
+            check_key_mask("memory_key_mask", key_mask, memory)
+        layers = tuple(layer.start(memory) for layer in self._stack)
+        return TransformerCache(layers, lengths, key_mask)
 
     def forward(
         self,
@@ -328,8 +420,11 @@ class TransformerDecoder(_Transformer):
         memory: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         mask: Tensor | None = None,
         memory_lengths: Tensor | None = None,
+        memory_key_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: TransformerCache | None = None,
         return_attention_weights: bool = False,
@@ -340,9 +435,16 @@ class TransformerDecoder(_Transformer):
             x: `[..., T, D]`, with any batch dimensions or none.
             memory: `[..., Tm, memory_size]`; needed unless there is a cache.
             lengths: integers `[...]`: how many steps of each sequence are real. Default: all.
+            key_mask: bool `[..., T]`, in place of lengths: True where a step is real, for batches
+                that are padded on the left, say. Default: all.
+            positions: integers `[T]` or `[..., T]`, the position of each step of x; a negative one
+                is padding. Default: each sequence counts its real steps, from 0 or from where the
+                cache ends.
             mask: bool, True where a step may attend to another: `[T, T]`, `[..., T, T]` or
                 `[..., H, T, T]` (with a cache, the earlier steps are among the keys). Default: all.
             memory_lengths: integers `[...]`: how much of each memory is real. Default: all.
+            memory_key_mask: bool `[..., Tm]`, True where a step of the memory is real. Default:
+                all.
             memory_mask: bool, True where a step may attend to the memory: `[T, Tm]`, `[..., T, Tm]`
                 or `[..., H, T, Tm]`. Default: all.
             cache: from `start` or from the last call; x then continues what came before, and memory
@@ -356,14 +458,21 @@ class TransformerDecoder(_Transformer):
             ValueError, TypeError: arguments that do not fit each other.
         """
         if cache is not None:
-            self._check_cached(lengths, memory=memory, memory_lengths=memory_lengths)
+            self._check_cached(
+                memory=memory, memory_lengths=memory_lengths, memory_key_mask=memory_key_mask
+            )
             before = cache
         elif memory is None:
             raise ValueError("memory is needed, unless cache holds it")
         else:
-            before = self.start(memory, lengths=memory_lengths)
-        pairs = {"mask": memory_mask, "key_lengths": before.memory_lengths}
+            before = self.start(memory, lengths=memory_lengths, key_mask=memory_key_mask)
+        pairs = {
+            "mask": memory_mask,
+            "key_mask": before.memory_key_mask,
+            "key_lengths": before.memory_lengths,
+        }
         output, after, weights = self._run(
-            x, before, lengths, mask, None, pairs, return_attention_weights
-        )
+            x, before, cache is not None, lengths, key_mask, positions, mask, None, pairs,
+            return_attention_weights,
+        )  # fmt: skip
         return Transformed(output, weights, None if cache is None else after)

@@ -109,6 +109,7 @@ class TransformerLayer(nn.Module):
         activation: of the position-wise network: "relu" (default), "gelu", "silu", or a function.
         norm_first: normalise the input of each part (default; deep stacks train without a warm-up)
             rather than the sum behind it.
+        key_heads: of the attentions, see `MultiHead`. Default: heads.
         window, rotary, score, normalizer: of the attention to the sequence itself, see `MultiHead`.
 
     Raises:
@@ -127,6 +128,7 @@ class TransformerLayer(nn.Module):
         dropout: float = 0.1,
         activation: Activation = "relu",
         norm_first: bool = True,
+        key_heads: int | None = None,
         window: int | None = None,
         rotary: RotaryPositions | None = None,
         score: str | Score = "scaled_dot",
@@ -143,6 +145,7 @@ class TransformerLayer(nn.Module):
         head = size // heads if size_per_head is None else size_per_head
         inner = size if input_size is None else input_size
         shared: dict[str, Any] = {"output_size": size, "bias": True, "dropout": dropout}
+        shared["key_heads"] = key_heads
         self.norm_first = norm_first
         self.attention = MultiHead(
             heads,

@@ -116,7 +116,7 @@ def test_no_parameters_and_no_buffers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((5,), "size is 5.*even"),
+        ((1,), "size is 1; expected at least 2"),
         ((0,), "size is 0"),
         ((4, {"layout": "mixed"}), "layout is 'mixed'; expected 'interleaved' or 'blocked'"),
         ((4, {"merge": "multiply"}), "merge is 'multiply'; expected 'add' or 'concat'"),
