@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from attn_core import Score
 from sequence_attn.attention import Attention
 from sequence_attn.hard import HardAttention, HardContext
 from sequence_attn.seq2seq.encoder import Encoded, recurrent
@@ -39,8 +40,8 @@ class AttentionDecoder(nn.Module):
     """A recurrent decoder that attends to an encoded sequence at every step.
 
     Args:
-        attention: an `Attention` of `sequence_attn`, hard and local ones included; several of them
-            for as many reads per step, whose contexts are concatenated; or None, for the plain
+        attention: an `Attention` of `sequence_attn`, hard and local ones included, or a Score of
+            `attn_core`, which stands for the `Attention` that has it; several of them for as many reads per step, whose contexts are concatenated; or None, for the plain
             encoder–decoder, whose context is the encoder's last state at every step.
         input_size: the width of an input, such as an embedding of the token before.
         state_size: S, the width of the cell's state.
@@ -91,7 +92,7 @@ class AttentionDecoder(nn.Module):
 
     def __init__(
         self,
-        attention: Attention | Sequence[Attention] | None,
+        attention: Attention | Score | Sequence[Attention | Score] | None,
         *,
         input_size: int,
         state_size: int,
@@ -129,13 +130,14 @@ class AttentionDecoder(nn.Module):
                 raise ValueError(f"{name} is {choice!r}; expected one of {known}")
         if attention is None:
             attention = []
-        elif isinstance(attention, nn.Module):
+        elif isinstance(attention, nn.Module | Score):
             attention = [attention]
+        attention = [Attention(read) if isinstance(read, Score) else read for read in attention]
         for read in attention:
             if not isinstance(read, Attention):
                 raise TypeError(
                     f"attention is {type(read).__name__}; expected an Attention of queries over "
-                    "keys, several of them, or None"
+                    "keys, a Score, several of them, or None"
                 )
         self.reads = nn.ModuleList(attention)
         if self.reads and attend == "after" and inputs != "embedding":

@@ -113,7 +113,7 @@ def generate(
         For each source its hypotheses, the best first; fewer than n_best where no more exist.
 
     Raises:
-        ValueError: a beam or n_best below 1, and the like.
+        ValueError: a beam or n_best below 1, and the like; logits that are not finite numbers.
 
     >>> from sequence_attn.seq2seq import Transformer
     >>> model = Transformer(20, 20, size=16, heads=2, layers=1)
@@ -170,8 +170,7 @@ def _beam(
     for length in range(max_length + 1):
         if not len(live):
             break
-        logits, state = model.step(token, state)
-        log_probs = logits.double().log_softmax(-1).index_fill(-1, never, -math.inf)
+        log_probs, state = _next(model, token, state, never, length)
         log_probs = log_probs.view(len(live), width, -1)
         vocabulary = log_probs.shape[-1]
         candidates = (total.unsqueeze(-1) + log_probs).flatten(1)
@@ -205,6 +204,23 @@ def _beam(
         width, token = word.shape[1], word.flatten()
     # One that was cut off is an answer only where there are not enough that end
     return [(good + bad)[:n_best] for good, bad in zip(ended, cut_off, strict=True)]
+
+
+def _next(
+    model: Decodable, token: Tensor, state: Any, never: Tensor, step: int
+) -> tuple[Tensor, Any]:
+    """The log-probabilities of what follows each hypothesis, float64, and the next state."""
+    logits, state = model.step(token, state)
+    log_probs = logits.double().log_softmax(-1)
+    if bool(log_probs.isnan().any()):
+        # NaN is neither the best nor the worst, and would end a search with nothing found
+        row = int(log_probs.isnan().any(-1).nonzero()[0])
+        raise ValueError(
+            f"the logits of step {step} are no distribution for hypothesis {row}: they contain NaN "
+            "or +inf, or are -inf throughout. Look for parameters that are not finite, such as "
+            "after a loss that was not"
+        )
+    return log_probs.index_fill(-1, never, -math.inf), state
 
 
 def _collect(
@@ -267,14 +283,13 @@ def _sample(
     log_prob = encoded.output.new_zeros(len(each), dtype=torch.float64)
     going = torch.ones(len(each), dtype=torch.bool, device=device)
     words: list[Tensor] = []
-    for _ in range(max_length + 1):
+    for step in range(max_length + 1):
         if not going.any():
             break
-        logits, state = model.step(token, state)
-        log_probs = logits.double().log_softmax(-1).index_fill(-1, never, -math.inf)
+        log_probs, state = _next(model, token, state, never, step)
         # The largest is 0, however low the temperature
         drawn_from = (log_probs - log_probs.amax(-1, keepdim=True)) / temperature
-        if top_k is not None and top_k < logits.shape[-1]:
+        if top_k is not None and top_k < log_probs.shape[-1]:
             least = drawn_from.topk(top_k).values[:, -1:]
             drawn_from = drawn_from.masked_fill(drawn_from < least, -math.inf)
         token = torch.multinomial(drawn_from.softmax(-1), 1).squeeze(1)

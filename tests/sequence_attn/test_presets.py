@@ -898,3 +898,28 @@ def test_restricted_attention_refuses(x, change: dict, error, message: str) -> N
     for call in (layer, layer.weights):
         with pytest.raises(error, match=message):
             call(x, **change)
+
+
+def test_a_learned_temperature_stays_above_zero() -> None:
+    """A step that would take τ itself below 0 is a step of its logarithm."""
+    layer = CosineAttention(D, temperature=0.1, learn_temperature=True).double()
+    query, keys, _ = inputs()
+    torch.testing.assert_close(
+        layer.weights(query, keys), CosineAttention(D, temperature=0.1).weights(query, keys)
+    )
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = -layer.weights(query, keys).amax(-1).sum()  # sharper is better
+        loss.backward()
+        optimizer.step()
+        assert layer.normalizer.temperature > 0
+    assert layer.normalizer.temperature < 0.1
+
+
+def test_a_checkpoint_that_holds_the_temperature_itself() -> None:
+    layer = CosineAttention(D, learn_temperature=True)
+    outer = nn.ModuleDict({"read": layer})
+    outer.load_state_dict({"read.normalizer_temperature": torch.tensor(0.25)})
+    torch.testing.assert_close(layer.normalizer.temperature, torch.tensor(0.25))
+    assert list(outer.state_dict()) == ["read.normalizer_log_temperature"]
