@@ -41,8 +41,9 @@ class AttentionDecoder(nn.Module):
 
     Args:
         attention: an `Attention` of `sequence_attn`, hard and local ones included, or a Score of
-            `attn_core`, which stands for the `Attention` that has it; several of them for as many reads per step, whose contexts are concatenated; or None, for the plain
-            encoder–decoder, whose context is the encoder's last state at every step.
+            `attn_core`, which stands for the `Attention` that has it; several of them for as many
+            reads per step, whose contexts are concatenated; or None, for the plain encoder–decoder,
+            whose context is the encoder's last state at every step.
         input_size: the width of an input, such as an embedding of the token before.
         state_size: S, the width of the cell's state.
         memory_size: D, the width of an encoded step.
@@ -132,14 +133,14 @@ class AttentionDecoder(nn.Module):
             attention = []
         elif isinstance(attention, nn.Module | Score):
             attention = [attention]
-        attention = [Attention(read) if isinstance(read, Score) else read for read in attention]
-        for read in attention:
+        reads = [Attention(read) if isinstance(read, Score) else read for read in attention]
+        for read in reads:
             if not isinstance(read, Attention):
                 raise TypeError(
                     f"attention is {type(read).__name__}; expected an Attention of queries over "
                     "keys, a Score, several of them, or None"
                 )
-        self.reads = nn.ModuleList(attention)
+        self.reads = nn.ModuleList(reads)
         if self.reads and attend == "after" and inputs != "embedding":
             raise ValueError(
                 f"inputs is {inputs!r}, but with attend='after' this step's context comes after "
