@@ -76,9 +76,9 @@ class Call:
     def _batch(self) -> tuple[int, ...]:
         """The batch dimensions of all tensors, broadcast."""
         tokens = [x for x in (self.query, self.key, self.value) if x is not None]
-        batches = {x.shape[:-3] for x in tokens}
-        if len(batches) == 1:
-            return tuple(*batches)
+        batches = [x.shape[:-3] for x in tokens]
+        if all(batch == batches[0] for batch in batches[1:]):
+            return tuple(batches[0])
         try:
             return tuple(torch.broadcast_shapes(*batches))
         except RuntimeError as error:

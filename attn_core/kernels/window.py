@@ -41,6 +41,8 @@ def serves(call: Call) -> bool:
         and call.query is not None
         and call.num_keys > 0
         and (window.dilation == 1 or call.query.shape[-3] == call.num_keys)
+        # How many blocks there are is a number of Python's, which an exported program cannot vary
+        and not torch.compiler.is_exporting()
     )
 
 
