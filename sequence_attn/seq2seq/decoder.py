@@ -238,7 +238,7 @@ class AttentionDecoder(nn.Module):
         if not self.reads:
             state = state._replace(summary=encoded.last())
         if self.feed == "attentional":
-            fed = encoded.output.new_zeros(len(encoded.output), self.output_size)
+            fed = encoded.output.new_zeros(encoded.output.shape[0], self.output_size)
             return state._replace(fed=fed)
         if self.feed == "context":
             if self.initial_state_attention or not self.reads:
@@ -310,9 +310,9 @@ class AttentionDecoder(nn.Module):
             if encoded is None:
                 raise ValueError("encoded is needed, unless state holds where to go on from")
             state = self.start(encoded)
-        if len(inputs) != state.cell[0].shape[1]:
+        if inputs.shape[0] != state.cell[0].shape[1]:
             raise ValueError(
-                f"inputs has batch size {len(inputs)}, but what was encoded "
+                f"inputs has batch size {inputs.shape[0]}, but what was encoded "
                 f"{state.cell[0].shape[1]}"
             )
         own = own_inputs(feed_previous, inputs)
@@ -334,7 +334,7 @@ class AttentionDecoder(nn.Module):
             reads.append(read)
         if not outputs:
             return Decoded(
-                inputs.new_zeros(len(inputs), 0, self.output_size), None, state, None, None
+                inputs.new_zeros(inputs.shape[0], 0, self.output_size), None, state, None, None
             )
         parts = (joined([getattr(read, name) for read in reads]) for name in Read._fields[1:])
         weights, log_prob, entropy = parts
@@ -414,7 +414,7 @@ class AttentionDecoder(nn.Module):
     def _first(self, encoded: Encoded) -> tuple[Tensor, ...]:
         """The initial state, `[layers, B, S]` for each half."""
         like = encoded.output
-        shape = self.layers, len(like), self.state_size
+        shape = self.layers, like.shape[0], self.state_size
         zeros = like.new_zeros(shape)
         match self.initial:
             case "zeros":
