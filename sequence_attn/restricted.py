@@ -30,6 +30,7 @@ class RestrictedSelfAttention(ScoredAttention):
     Raises:
         ValueError: a negative radius, a dilation below 1, the score "location".
 
+    >>> import torch
     >>> attention = RestrictedSelfAttention(radius=1, size=4)
     >>> context, weights = attention(torch.randn(2, 6, 4), need_weights=True)
     >>> weights.shape  # of the left neighbour, itself, the right neighbour
