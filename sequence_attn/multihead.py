@@ -236,7 +236,8 @@ class MultiHead(nn.Module):
                 sequence stands at its last real key (as many queries as keys are the same steps
                 unless query_lengths are given). Default False.
             bias: added to the scores: broadcasts to `[..., H, Tq, Tk]` (over a window
-                `[..., H, Tq, W]`), or is `[E, H]` over edges. Default: none.
+                `[..., H, Tq, W]`), or is `[E, H]` over edges. Three dimensions are heads first,
+                `[H, Tq, Tk]`, where those of a mask are sequences first. Default: none.
             support: which pairs exist, in place of mask, key_mask, key_lengths, causal and the
                 layer's window: `attn_core.Edges`, say. Default: none.
             positions: of the keys, `[Tk]` or `[..., Tk]`, by which `rotary` turns them and the
@@ -399,8 +400,10 @@ class MultiHead(nn.Module):
         return tokens.repeat_interleave(self.heads // self.key_heads, -2)
 
     def extra_repr(self) -> str:
-        given = f"{self.heads}, {self.size_per_head}, {self.key_size}, {self._score}"
-        return f"{given}, {self._normalizer}, window={self.window}, dropout={self.dropout}"
+        score = repr(self.score_name) if self.score_name else type(self._score).__name__
+        given = f"{self.heads}, {self.size_per_head}, {self.key_size}, {score}, {self._normalizer}"
+        groups = "" if self.key_heads == self.heads else f"key_heads={self.key_heads}, "
+        return f"{given}, {groups}window={self.window}, dropout={self.dropout}"
 
 
 class _Projection(nn.Linear):

@@ -184,7 +184,11 @@ class ScoredAttention(nn.Module):
         self._learns_normalizer = bool(learned(self._normalizer))
         self._score = self._built(score, max_length)
         if self._score is not None:
-            given: dict[str, object] = {"attention_size": attention_size, "activation": activation}
+            given = {
+                "attention_size": attention_size,
+                "activation": activation,
+                "bias": bias or None,
+            }
             for name, value in (given if isinstance(score, Score) else {}).items():
                 if value is not None:
                     raise ValueError(
@@ -296,7 +300,7 @@ class ScoredAttention(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        score = repr(self.score_name) if self._score is None else str(self._score)
+        score = repr(self.score_name) if self.score_name else type(self._score).__name__
         return (
             f"{score}, {self.normalizer}, query_size={self.query_size}, "
             f"key_size={self.key_size}, dropout={self.dropout}"

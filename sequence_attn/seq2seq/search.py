@@ -287,6 +287,10 @@ def _sample(
         if not going.any():
             break
         log_probs, state = _next(model, token, state, never, step)
+        if bool(((log_probs == -math.inf).all(-1) & going).any()):
+            raise ValueError(
+                f"no token can be drawn at step {step}: all that forbid leaves have probability 0"
+            )
         # The largest is 0, however low the temperature
         drawn_from = (log_probs - log_probs.amax(-1, keepdim=True)) / temperature
         if top_k is not None and top_k < log_probs.shape[-1]:

@@ -497,3 +497,13 @@ def test_one_nan_among_the_logits_is_seen() -> None:
         model.output.bias[4] = math.nan
     with pytest.raises(ValueError, match="no distribution"):
         generate(model, sources(), LENGTHS, beam=2)
+
+
+def test_sampling_says_when_nothing_is_left_to_draw() -> None:
+    model = model_of("luong")
+    with torch.no_grad():
+        model.output.bias.fill_(-math.inf)
+        model.output.bias[4] = 0.0
+    with pytest.raises(ValueError, match="no token can be drawn at step 0: all that forbid leaves"):
+        generate(model, sources(), LENGTHS, sample=True, forbid=[4])
+    assert generate(model, sources(), LENGTHS, beam=2, forbid=[4]) == [[], [], []]  # none exists
