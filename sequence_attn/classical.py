@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Dot, Normalizer, Score, Softmax
+from attn_core.normalizers import at_least_float32
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.scored import Parts, SequenceAttention
 
@@ -138,7 +139,9 @@ class CosineAttention(Attention):
     @property
     def normalizer(self) -> Normalizer:
         if self.learn_temperature:
-            return Softmax(self.normalizer_log_temperature.exp())
+            # Where rounding would make it 0 or infinite it stops
+            logarithm = at_least_float32(self.normalizer_log_temperature).clamp(-20, 20)
+            return Softmax(logarithm.exp())
         return self._normalizer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

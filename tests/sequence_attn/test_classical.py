@@ -703,7 +703,7 @@ def test_a_learned_temperature_stays_above_zero() -> None:
     torch.testing.assert_close(
         layer.weights(query, keys), CosineAttention(D, temperature=0.1).weights(query, keys)
     )
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1e2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e3)
     for _ in range(5):
         optimizer.zero_grad()
         loss = -layer.weights(query, keys).amax(-1).sum()  # sharper is better
@@ -719,3 +719,16 @@ def test_a_checkpoint_that_holds_the_temperature_itself() -> None:
     outer.load_state_dict({"read.normalizer_temperature": torch.tensor(0.25)})
     torch.testing.assert_close(layer.normalizer.temperature, torch.tensor(0.25))
     assert list(outer.state_dict()) == ["read.normalizer_log_temperature"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [-1e4, 1e4])
+def test_no_logarithm_makes_a_temperature_of_zero_or_infinity(
+    dtype: torch.dtype, far: float
+) -> None:
+    layer = CosineAttention(D, learn_temperature=True).to(dtype)
+    with torch.no_grad():
+        layer.normalizer_log_temperature.fill_(far)
+    query, keys, _ = (x.to(dtype) for x in inputs())
+    weights = layer.weights(query, keys)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, TQ, dtype=dtype))

