@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attn_core import Dense, Support, Window
 from attn_core.supports import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
-from sequence_attn.pairs import check_key_mask, in_window
+from sequence_attn.pairs import check_key_mask, in_window, per_head
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
 
 
@@ -127,11 +127,15 @@ class _Transformer(nn.Module):
         elif self.positions is not None:
             x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
         check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        attention = self._stack[0].attention
+        if here is not None and everywhere is not None and cached and support is None:
+            if attention.window is not None:
+                support, mask = self._near(attention.window, here, everywhere, mask), None
         itself: dict[str, Any] = {"mask": mask, "causal": self.causal}
         if everywhere is None:
             itself["key_lengths"] = lengths
         else:
-            itself["positions"] = everywhere if self._stack[0].attention.rotary else None
+            itself["positions"] = everywhere if attention.rotary else None
             itself["key_mask"] = None if support is not None else everywhere >= 0
         if support is not None:
             itself |= {"causal": False, "support": support}
@@ -163,11 +167,6 @@ class _Transformer(nn.Module):
             raise ValueError(
                 "key_mask is given beside lengths, which say which steps are real, too: pass one"
             )
-        if cache.length and lengths is not None and self._stack[0].attention.window is not None:
-            raise ValueError(
-                "lengths is given beside cache, but the window of the layers counts steps, and the "
-                "padding behind these would lie between them: pad on the left, with key_mask"
-            )
         shape, device = x.shape[:-1], x.device
         past = cache.positions
         if past is None:
@@ -191,6 +190,16 @@ class _Transformer(nn.Module):
         here = torch.where(real, positions, -1)
         return here, torch.cat([past, here], -1)
 
+    def _near(self, window: int, here: Tensor, everywhere: Tensor, mask: Tensor | None) -> Support:
+        """The window of a cache that may hold padding among its steps: it counts positions."""
+        relative = everywhere[..., None, :] - here[..., :, None]
+        allowed = (relative.abs() <= window) & (everywhere >= 0)[..., None, :]
+        if self.causal:
+            allowed = allowed & (relative <= 0)
+        allowed = allowed.unsqueeze(-3)
+        mask = per_head(mask, relative.dim() - 2)
+        return Dense(allowed if mask is None else allowed & mask)
+
     def _relative(
         self,
         x: Tensor,
@@ -207,7 +216,7 @@ class _Transformer(nn.Module):
         if here is None or everywhere is None:
             steps = x.shape[-2]
             return pairs.relative_positions(steps, cache.length + steps, x.device)
-        if support is not None:
+        if not isinstance(pairs, Dense | Window):
             raise ValueError(
                 "positions or key_mask are given beside support, over which relative_bias counts "
                 "the steps: leave them out"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attn_core import Dense, Edges
+from attn_core import Edges
 from sequence_attn import (
     ALiBi,
     LearnedPositions,
@@ -478,7 +478,7 @@ def test_a_decoder_with_padding_on_the_left_of_everything(scheme: str) -> None:
     torch.testing.assert_close(torch.cat([step.output for step in last], 1), expected)
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if "window" not in name])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_cache_of_sequences_of_different_lengths(scheme: str) -> None:
     """Chunks padded on the right go on where each sequence ends, whatever lies between."""
     model, x = encoder(causal=True, **SCHEMES[scheme]()), sequence(6)
@@ -504,13 +504,6 @@ def test_a_cache_of_sequences_of_different_lengths(scheme: str) -> None:
     )
 
 
-def test_a_window_counts_steps_and_so_refuses_padding_between_them() -> None:
-    model = encoder(causal=True, window=1)
-    _, _, cache = model(sequence(2), cache=model.start(), lengths=torch.tensor([2, 1]))
-    with pytest.raises(ValueError, match="lengths is given beside cache, but the window"):
-        model(sequence(2), cache=cache, lengths=torch.tensor([2, 1]))
-
-
 def test_positions_are_those_that_were_given() -> None:
     """Steps of two packed sequences: each counts from 0, and a mask keeps them apart."""
     model, x = encoder(**SCHEMES["sinusoidal"]()), sequence(4)
@@ -527,8 +520,11 @@ def test_positions_are_those_that_were_given() -> None:
         ({"positions": torch.zeros(T + 1).long()}, r"positions has shape \[6\].*integers \[2, 5\]"),
         ({"key_mask": torch.ones(T) > 0}, r"key_mask has shape \[5\]; expected \[2, 5\]"),
         (
-            {"key_mask": torch.ones(B, T) > 0, "support": Dense()},
-            "key_mask are given beside support",
+            {
+                "positions": torch.arange(T),
+                "support": Edges.from_edge_index(torch.zeros(2, 1).long()),
+            },
+            "positions or key_mask are given beside support",
         ),
     ],
 )
