@@ -128,9 +128,9 @@ class _Transformer(nn.Module):
             x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
         check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
         attention = self._stack[0].attention
-        if here is not None and everywhere is not None and cached and support is None:
-            if attention.window is not None:
-                support, mask = self._near(attention.window, here, everywhere, mask), None
+        places = None if here is None or everywhere is None else (here, everywhere)
+        if cached and places and support is None and attention.window is not None:
+            support, mask = self._near(attention.window, *places, mask), None
         itself: dict[str, Any] = {"mask": mask, "causal": self.causal}
         if everywhere is None:
             itself["key_lengths"] = lengths
