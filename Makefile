@@ -14,7 +14,11 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitize/venv
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
-SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/kernels/cpu/*)
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+KERNEL_TESTS := $(addprefix tests/,$(addsuffix .py,attn_core/test_cpu_kernels attn_core/test_entmax \
+  attn_core/test_edge_sums gat/test_dropout gat/test_sparse))
+OTHER_SETS := from attn_core import compiled; print(*compiled.module.instruction_sets()[1:] if compiled.module else [])
+SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint sanitize bench clean
@@ -30,11 +34,15 @@ demo: $(INSTALLED) ## install, train a graph attention network on the digits gra
 
 test: lint ## lint, then every test and doctest (PYTEST_ARGS="-k name" chooses)
 # Two workers with one thread each: on small tensors more threads cost more than they give.
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 # Once more without the compiled kernels, as on a machine without a compiler.
-	GAT_KERNELS=0 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal \
-	  tests/attn_core/test_kernels.py tests/attn_core/test_edge_scores.py \
+	GAT_KERNELS=0 $(PYTEST) tests/attn_core/test_kernels.py tests/attn_core/test_edge_scores.py \
 	  tests/attn_core/test_supports.py tests/gat/test_gat_conv.py
+# And the kernels with every other instruction set that the processor has, as on an older one.
+	sets=$$($(PY) -c '$(OTHER_SETS)') && for set in $$sets; do \
+	  GAT_INSTRUCTION_SET=$$set $(PYTEST) $(KERNEL_TESTS) tests/attn_core/test_edge_scores.py \
+	  -k "not every_instruction_set and not what_attention_dropout_would and not million and not compile" \
+	  || exit 1; done
 
 lint: $(INSTALLED) ## style, types and the rules of who may import whom
 	$(PY) -m ruff check .
@@ -53,9 +61,7 @@ sanitize: $(INSTALLED) ## the tests of the compiled kernels under GCC's address 
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 	  HYPOTHESIS_PROFILE=ci OMP_NUM_THREADS=2 $(SANITIZED)/bin/python -P -m pytest -o pythonpath= \
-	  -p no:cacheprovider -k "not million and not compile" $(PYTEST_ARGS) \
-	  tests/attn_core/test_cpu_kernels.py tests/attn_core/test_entmax.py tests/attn_core/test_edge_sums.py \
-	  tests/gat/test_dropout.py tests/gat/test_sparse.py
+	  -p no:cacheprovider -k "not million and not compile" $(PYTEST_ARGS) $(KERNEL_TESTS)
 
 bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
 	$(PY) -m benchmarks graph $(BENCH_ARGS)

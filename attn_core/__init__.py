@@ -1,8 +1,6 @@
 """The attention core: scores, normalisers and supports, and `attend`, which joins them."""
 
-from attn_core import patterns
 from attn_core.attend import (
-    Attended,
     attend,
     backend,
     hard_log_prob,
@@ -10,6 +8,8 @@ from attn_core.attend import (
     softmax,
     weights,
 )
+from attn_core.call import Attended
+from attn_core.graph.known import clear_cache
 from attn_core.normalizers import (
     Entmax,
     Hard,
@@ -30,8 +30,7 @@ from attn_core.scores import (
     Score,
     Separable,
 )
-from attn_core.supports import Dense, Edges, PendingEdges, Support, clear_cache
-from attn_core.window import Window
+from attn_core.supports import Dense, Edges, PendingEdges, Support, Window, patterns
 
 __all__ = [
     "Additive",

@@ -1,44 +1,25 @@
 """Attention in three steps: score, normalise, aggregate.
 
 `attend` is the whole idea of this library: every layer of `sequence_attn` and of `gat` is a few
-projections around one call of it, and `_reference` below is its definition.
+projections around one call of it. `attn_core.reference` is its definition, on one screen;
+`attn_core.ops` computes it by the fastest implementation that serves the call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attn_core import compiled
-from attn_core.kernels import Call, aggregate, choose, in_blocks, scores_in_blocks
-from attn_core.normalizers import Hard, HardLogProb, Normalizer, Rows, Softmax
+from attn_core import compiled, ops
+from attn_core.call import Attended, Call
+from attn_core.normalizers import Hard, HardLogProb, Normalizer, Softmax
 from attn_core.scores import Score
-from attn_core.supports import PendingEdges, Support
+from attn_core.supports.base import Support
 
 softmax = Softmax()
-
-
-class Attended(NamedTuple):
-    """What `attend` returns.
-
-    Attributes:
-        output: the weighted sums of the values, `[..., Tq, H, Dv]`, in the dtype of the values
-            (under autocast, in its dtype).
-        weights: `[..., H, Tq, Tk]` over dense supports, `[E, H]` over edges, before dropout; None
-            unless asked for.
-        log_sum_exp: the logarithm of the softmax's divisor, `[..., H, Tq]` or `[Nq, H]`, at least
-            float32; `weights` turns it back into the weights of chosen pairs. None for other
-            normalisers, and where torch's kernels keep it to themselves (a product score over a
-            dense support, or over a window unless weights are asked for).
-    """
-
-    output: Tensor
-    weights: Tensor | None
-    log_sum_exp: Tensor | None
 
 
 def attend(
@@ -48,12 +29,14 @@ def attend(
     *,
     score: Score,
     normalizer: Normalizer = softmax,
-    support: Support | PendingEdges,
+    support: Support,
     bias: Tensor | None = None,
     pair_key: Tensor | None = None,
     pair_value: Tensor | None = None,
     dropout: float = 0.0,
     need_weights: bool | Tensor = False,
+    need_log_sum_exp: bool = False,
+    copy_output: bool = True,
 ) -> Attended:
     """Attend: `output_i = Σ_j weight_ij value_j`, with `weight_i = normalizer(score(q_i, k_j))`.
 
@@ -76,6 +59,11 @@ def attend(
         dropout: the probability with which a weight is dropped, in [0, 1]. Default 0.
         need_weights: return the weights as well, or, over edges, those of some queries alone:
             integers `[n]` or bool `[Nq]`; `support.of_queries` tells of which pairs. Default False.
+        need_log_sum_exp: return the log-sum-exp of a softmax even where it costs something.
+            Default False.
+        copy_output: over edges, the kernels keep the output for the backward pass. With False the
+            caller gets that very tensor and must not edit it in place, which saves a copy where
+            a bias is added anyway. Default True.
 
     Returns:
         Attended(output, weights, log_sum_exp). A query without any pair has zeros for its output
@@ -92,53 +80,25 @@ def attend(
     >>> attend(x, x, x, score=ScaledDot(), support=Dense(), need_weights=True).weights.sum(-1)
     tensor([[1.0000, 1.0000, 1.0000]])
     """
-    call = Call(score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout)
+    chosen = need_weights if isinstance(need_weights, Tensor) else None
+    needed = chosen is not None or bool(need_weights)
+    call = Call(
+        score, normalizer, support, query, key, value, bias, pair_key, pair_value, dropout, needed,
+        need_log_sum_exp, copy_output,
+    )  # fmt: skip
     call.check()
     dtype = _output_dtype(value)
-    needed = isinstance(need_weights, Tensor) or bool(need_weights)
     with _without_autocast(key.device.type):
-        call = _prepared(call)
-        kernel = choose(call, needed) if _backend != "reference" else None
-        if kernel is None:
-            output, weights, log_sum_exp = _reference(call)
-        else:
-            output, log_sum_exp, weights = kernel(call)
+        call = call.prepared()
+        output, weights, log_sum_exp = ops.attend(call)
         if not needed:
             return Attended(output.to(dtype), None, log_sum_exp)
-        if isinstance(need_weights, Tensor):
-            call, positions = call.of_queries(need_weights)
+        if chosen is not None:
+            call, positions = call.of_queries(chosen)
             weights = None if weights is None else weights.index_select(0, positions)
         if weights is None:
-            weights = _weights(call, log_sum_exp)
+            weights = ops.weights(call, log_sum_exp)
     return Attended(output.to(dtype), weights.to(dtype), log_sum_exp)
-
-
-def _prepared(call: Call) -> Call:
-    """The work of each token done, and a score that suits the chosen backend."""
-    call = call.prepared()
-    return in_blocks(call) if _backend != "reference" else call
-
-
-def _reference(call: Call) -> Attended:
-    """The definition of attention, in plain torch; every fast path is tested against it."""
-    call, support, scores, rows = _scored(call)
-    weights = call.normalizer.normalize(scores, rows)
-    dropped = support.drop(weights, call.dropout) if call.dropout > 0 else weights
-    if _backend != "reference":
-        output = aggregate(support, dropped, call.value, call.pair_value)
-    else:
-        output = support.aggregate(dropped, call.value, call.pair_value)
-    if isinstance(call.normalizer, Softmax):
-        return Attended(output, weights, call.normalizer.log_sum_exp(scores, rows))
-    return Attended(output, weights, None)
-
-
-def _scored(call: Call) -> tuple[Call, Support, Tensor, Rows]:
-    """The scores of all pairs, -inf where a pair does not exist, and the rows they form."""
-    call, support = call.in_full_precision().on_resolved_support()
-    scores = (scores_in_blocks if _backend != "reference" else Call.scores)(call, support)
-    rows = support.rows(scores, call.num_keys)
-    return call, support, rows.allow(scores), rows
 
 
 def weights(
@@ -184,14 +144,14 @@ def weights(
         raise ValueError(
             f"log_sum_exp belongs to Softmax, but normalizer is {type(normalizer).__name__}"
         )
-    call = Call(score, normalizer, support, query, key, key, bias, pair_key, None, 0.0)
+    call = Call(score, normalizer, support, query, key, key, bias, pair_key)
     call.check()
     dtype = _output_dtype(key)
     with _without_autocast(key.device.type):
-        call = _prepared(call)
+        call = call.prepared()
         if queries is not None:
             call, _ = call.of_queries(queries)
-        return _weights(call, log_sum_exp).to(dtype)
+        return ops.weights(call, log_sum_exp).to(dtype)
 
 
 def hard_log_prob(
@@ -200,7 +160,7 @@ def hard_log_prob(
     drawn: Tensor,
     *,
     score: Score,
-    support: Support | PendingEdges,
+    support: Support,
     bias: Tensor | None = None,
     pair_key: Tensor | None = None,
 ) -> HardLogProb:
@@ -229,10 +189,10 @@ def hard_log_prob(
     tensor([[1.0000, 0.5000, 0.3333, 0.2500]])
     """
     hard = Hard("sample")
-    call = Call(score, hard, support, query, key, key, bias, pair_key, None, 0.0)
+    call = Call(score, hard, support, query, key, key, bias, pair_key)
     call.check()
     with _without_autocast(key.device.type):
-        _, _, scores, rows = _scored(_prepared(call))
+        _, scores, rows = ops.steps().scored(call.prepared().ungrouped())
         return hard.log_prob(scores, drawn, rows)
 
 
@@ -253,14 +213,6 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()  # tensors without data, on the device "meta"
-
-
-def _weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
-    call, _, scores, rows = _scored(call)
-    if log_sum_exp is None:
-        return call.normalizer.normalize(scores, rows)
-    assert isinstance(call.normalizer, Softmax)
-    return call.normalizer.from_log_sum_exp(scores, log_sum_exp, rows)
 
 
 def scatter_softmax(scores: Tensor, index: Tensor, num: int | None = None) -> Tensor:
@@ -284,9 +236,6 @@ def scatter_softmax(scores: Tensor, index: Tensor, num: int | None = None) -> Te
     return softmax.segment(scores, index, num)
 
 
-_backend = "auto"
-
-
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Choose the implementation of `attend` inside a `with` block, for the whole process.
@@ -302,13 +251,8 @@ def backend(name: str) -> Iterator[None]:
     >>> with backend("reference"):
     ...     pass
     """
-    global _backend
-    if name not in ("auto", "torch", "reference"):
-        raise ValueError(f"backend is {name!r}; expected 'auto', 'torch' or 'reference'")
-    before, _backend = _backend, name
-    on = compiled.switch(name == "auto" and compiled.wanted)
+    before = compiled.choose(name)
     try:
         yield
     finally:
-        _backend = before
-        compiled.switch(on)
+        compiled.choose(before)

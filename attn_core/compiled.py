@@ -1,7 +1,9 @@
-"""The compiled part of the library, if it was built: its module, and a switch.
+"""The one switch between implementations, and the compiled module, if it was built.
 
-The environment variable `GAT_KERNELS=0` switches it off from the start; with
-`GAT_REQUIRE_KERNELS=1` its absence is an error.
+The environment variable `GAT_KERNELS=0` leaves compiled kernels out from the start; with
+`GAT_REQUIRE_KERNELS=1` the module's absence is an error. `GAT_INSTRUCTION_SET` names the
+instruction set that its kernels use (avx512, avx2 or baseline) in place of the best one that the
+processor has.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch.utils.dlpack import to_dlpack
 module: Any = None
 reason = ""
 wanted = os.environ.get("GAT_KERNELS", "1") != "0"
-_on = wanted
+_chosen = "auto"
 
 try:
     module = importlib.import_module("attn_core._cpu")
@@ -29,9 +31,46 @@ except ImportError as error:
         ) from error
 
 
+def _force(name: str) -> None:
+    """Let the kernels use this instruction set."""
+    if not module.choose_instruction_set(name):
+        raise ValueError(
+            f"GAT_INSTRUCTION_SET is {name!r}; this processor has "
+            f"{', '.join(module.instruction_sets())}: name one of them, or unset the variable"
+        )
+
+
+forced = os.environ.get("GAT_INSTRUCTION_SET", "")
+if module is not None and forced:
+    _force(forced)
+
+
+def choose(name: str) -> str:
+    """Choose the implementations for the whole process; returns what was chosen before.
+
+    Raises:
+        ValueError: a name other than "auto", "torch" and "reference".
+    """
+    global _chosen
+    if name not in ("auto", "torch", "reference"):
+        raise ValueError(f"backend is {name!r}; expected 'auto', 'torch' or 'reference'")
+    before, _chosen = _chosen, name
+    return before
+
+
+def is_reference() -> bool:
+    """Whether nothing but the definition may run."""
+    return _chosen == "reference"
+
+
+def is_wanted() -> bool:
+    """Whether compiled kernels of any kind may be used."""
+    return wanted and _chosen == "auto"
+
+
 def is_on() -> bool:
-    """Whether the compiled part is there and switched on."""
-    return _on and module is not None
+    """Whether the compiled module is there and may be used."""
+    return module is not None and wanted and _chosen == "auto"
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -43,15 +82,3 @@ def call(name: str, *arguments: Any) -> Any:
     return getattr(module, name)(
         *(to_dlpack(x) if isinstance(x, torch.Tensor) else x for x in arguments)
     )
-
-
-def is_wanted() -> bool:
-    """Whether compiled kernels of any kind may be used."""
-    return _on
-
-
-def switch(on: bool) -> bool:
-    """Switch it on or off, for the whole process; returns how it was."""
-    global _on
-    before, _on = _on, on
-    return before

@@ -7,7 +7,7 @@ import platform
 import torch
 
 import attn_core  # noqa: F401
-from attn_core.kernels import cpu
+from attn_core.backends import cpu
 
 
 def report() -> str:
@@ -18,7 +18,8 @@ def report() -> str:
     """
     lines = {
         "python": platform.python_version(),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}",
         "system": f"{platform.system()} {platform.machine()}",
         "CPU kernels": cpu.description(),
     }

@@ -1,11 +1,12 @@
 """Axis 2, normalisers: how do the scores of one query become its weights?
 
-Each normaliser is written once, in terms of rows: a row is the scores of one query (and head).
-Over a dense support the rows lie along the last axis; over edges a row is scattered through a list
-of pairs. `DenseRows` and `EdgeRows` know how to reduce either, so `Normalizer.normalize` need not.
+Each normaliser is written once, in terms of rows (`attn_core.rows`): a row is the scores of one
+query and head, over a dense support or over edges.
 
 A pair that is masked, or whose score is -inf, gets the weight zero. So does every pair of a row
-that has no others: there is no NaN and no uniform average.
+that has no others: there is no NaN and no uniform average. A score of NaN or +inf, in turn, stays
+visible: all weights of its row are NaN, in every normaliser but `Identity`, which looks at no
+other score.
 """
 
 from __future__ import annotations
@@ -14,175 +15,54 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attn_core import compiled, segments
-from attn_core.transforms import is_transformed, values_are_visible
-
-
-class Rows(Protocol):
-    """The scores of each query, as something that can be reduced."""
-
-    def allow(self, scores: Tensor) -> Tensor:
-        """The scores, with -inf at the pairs that do not exist."""
-
-    def max(self, x: Tensor) -> Tensor:
-        """The largest entry of each row."""
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum of each row."""
-
-    def spread(self, per_row: Tensor) -> Tensor:
-        """Hand each pair the number of its row."""
-
-    def per_query(self, per_row: Tensor) -> Tensor:
-        """The numbers of the rows, one per query and head, for the caller."""
-
-    def from_query(self, per_query: Tensor) -> Tensor:
-        """The reverse of `per_query`."""
-
-    def per_head(self, parameter: Tensor) -> Tensor:
-        """Shape a parameter `[]` or `[H]` so that it broadcasts against the scores."""
-
-    def places(self, x: Tensor) -> Tensor:
-        """A number for each entry of x that grows along its row."""
-
-    def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
-        """Each row sorted downwards, the rank 1, 2, … of each entry, and the sorted rows."""
-
-    def running_sum(self, x: Tensor) -> Tensor:
-        """For each entry, the sum of its row up to and with it."""
-
-
-class DenseRows:
-    """Rows along the last axis of scores `[..., H, Tq, Tk]`, with an optional mask.
-
-    Args:
-        mask: bool, broadcasts against the scores; True where the query may attend to the key.
-    """
-
-    def __init__(self, mask: Tensor | None = None) -> None:
-        self.mask = mask
-
-    def allow(self, scores: Tensor) -> Tensor:
-        return scores if self.mask is None else scores.masked_fill(~self.mask, -math.inf)
-
-    def max(self, x: Tensor) -> Tensor:
-        if x.shape[-1] == 0:
-            return x.new_full((*x.shape[:-1], 1), -math.inf)
-        return x.amax(-1, keepdim=True)
-
-    def sum(self, x: Tensor) -> Tensor:
-        return x.sum(-1, keepdim=True)
-
-    def spread(self, per_row: Tensor) -> Tensor:
-        return per_row
-
-    def per_query(self, per_row: Tensor) -> Tensor:
-        return per_row.squeeze(-1)
-
-    def from_query(self, per_query: Tensor) -> Tensor:
-        return per_query.unsqueeze(-1)
-
-    def per_head(self, parameter: Tensor) -> Tensor:
-        return parameter[..., None, None] if parameter.dim() else parameter
-
-    def places(self, x: Tensor) -> Tensor:
-        return torch.arange(x.shape[-1], device=x.device)
-
-    def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
-        rank = torch.arange(1, x.shape[-1] + 1, device=x.device)
-        return x.sort(-1, descending=True).values, rank, self
-
-    def running_sum(self, x: Tensor) -> Tensor:
-        return x.cumsum(-1)
-
-
-class EdgeRows:
-    """Rows scattered over a list of pairs, scores `[E, ...]`: pair e belongs to row `index[e]`.
-
-    Args:
-        index: int64 `[E]`, each in 0 … num - 1.
-        num: how many rows there are, the empty ones included.
-        pairs: those that an Edges owns, if the index is theirs, for what has sorted them already.
-    """
-
-    def __init__(self, index: Tensor, num: int, pairs: Tensor | None = None) -> None:
-        self.index, self.num = index, num
-        self._handle = index if pairs is None else pairs
-
-    def weights(self, scores: Tensor, alpha: float) -> Tensor | None:
-        """α-entmax of each row by a compiled kernel; None where there is none."""
-        if not _is_compiled(scores):
-            return None
-        return torch.ops.attn_core.segment_entmax(scores, self._handle, self.num, alpha)
-
-    def log_sum_exp(self, scores: Tensor) -> Tensor | None:
-        """`log Σ exp` of each row by a compiled kernel; None where there is none."""
-        if not _is_compiled(scores):
-            return None
-        return torch.ops.attn_core.segment_log_sum_exp(scores, self._handle, self.num)
-
-    def allow(self, scores: Tensor) -> Tensor:
-        return scores
-
-    def max(self, x: Tensor) -> Tensor:
-        if segments.serves(x) and not (x.requires_grad and torch.is_grad_enabled()):
-            return segments.largest(x, self.index, self.num)
-        index = self.index.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
-        lowest = x.new_full((self.num, *x.shape[1:]), -math.inf)
-        return lowest.scatter_reduce(0, index, x, "amax")
-
-    def sum(self, x: Tensor) -> Tensor:
-        if segments.serves(x):
-            return segments.sums(x, self.index, self.num)
-        return x.new_zeros(self.num, *x.shape[1:]).index_add(0, self.index, x)
-
-    def spread(self, per_row: Tensor) -> Tensor:
-        return segments.gather(per_row, self.index)
-
-    def per_query(self, per_row: Tensor) -> Tensor:
-        return per_row
-
-    def from_query(self, per_query: Tensor) -> Tensor:
-        return per_query
-
-    def per_head(self, parameter: Tensor) -> Tensor:
-        return parameter
-
-    def places(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.shape[0], device=x.device)
-        return places.view(-1, *[1] * (x.dim() - 1))
-
-    def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
-        # Sort by value, then stably by row: rows keep their places, which are the same in each head
-        by_value = x.argsort(0, descending=True)
-        by_row = self.index[by_value].argsort(dim=0, stable=True)
-        order = by_value.gather(0, by_row)
-        rows = EdgeRows(self.index.sort().values, self.num)
-        # Of the shape: len() would ask torch.compile for a number that depends on the data
-        rank = torch.arange(1, self.index.shape[0] + 1, device=x.device)
-        rank = rank - rows.spread(rows.starts())
-        return x.gather(0, order), rank.view(-1, *[1] * (x.dim() - 1)), rows
-
-    def running_sum(self, x: Tensor) -> Tensor:
-        total = torch.cat([x.new_zeros(1, *x.shape[1:]), x.cumsum(0)])
-        return total[1:] - self.spread(total[self.starts()])
-
-    def starts(self) -> Tensor:
-        """Where each row begins, once the pairs are sorted by row."""
-        return torch.searchsorted(self.index, torch.arange(self.num, device=self.index.device))
+from attn_core.graph.grouping import limits
+from attn_core.registry import register
+from attn_core.rows import DenseRows, EdgeRows, Rows
+from attn_core.transforms import values_are_visible
 
 
 class Normalizer(ABC):
-    """How the scores of one query become its weights."""
+    """How the scores of one query become its weights.
+
+    A subclass gives `normalize`, in terms of rows, and so works over every support. With a name,
+    `class Mine(Normalizer, name="mine")`, every layer takes it by that name too.
+
+    >>> class Ratio(Normalizer):
+    ...     "Each positive score as a share of their sum."
+    ...     def normalize(self, scores, rows):
+    ...         positive = scores.clamp(min=0)
+    ...         total = rows.sum(positive)
+    ...         return positive / rows.spread(torch.where(total == 0, 1, total))
+    >>> Ratio().dense(torch.tensor([3.0, -1.0, 1.0]))
+    tensor([0.7500, 0.0000, 0.2500])
+    """
+
+    named: ClassVar[dict[str, type[Normalizer]]] = {}
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        register(Normalizer.named, name, cls)
 
     @abstractmethod
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         """Weights of the shape of `scores`, whose rows are `rows`; scores at least float32."""
+
+    def entmax_alpha(self) -> float | None:
+        """The α of which this is α-entmax, where that is a number that is known to be 1, 1.5 or 2.
+
+        Such weights w have one derivative: with `u = w^(2 - α)`, that of the scores is
+        `u (g - Σ u g / Σ u)`.
+        """
+        return None
+
+    def cooled(self, scores: Tensor, rows: Rows) -> Tensor:
+        """The scores of which `entmax_alpha` tells: divided by a temperature, if there is one."""
+        return scores
 
     def dense(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Weights over the last axis.
@@ -221,11 +101,24 @@ class Normalizer(ABC):
         tensor([0.5000, 1.0000, 0.5000])
         """
         rows = EdgeRows(index, _check_index(scores, index, num))
-        return self.normalize(at_least_float32(scores), rows).to(scores.dtype)
+        return _over_edges(self, at_least_float32(scores), rows).to(scores.dtype)
+
+
+def _plainly(normalizer: Normalizer, scores: Tensor, rows: EdgeRows) -> Tensor:
+    return normalizer.normalize(scores, rows)
+
+
+_over_edges: Callable[[Normalizer, Tensor, EdgeRows], Tensor] = _plainly
+
+
+def use_over_edges(way: Callable[[Normalizer, Tensor, EdgeRows], Tensor]) -> None:
+    """Have `Normalizer.segment` take another way than the definition, which this file holds."""
+    global _over_edges
+    _over_edges = way
 
 
 @dataclass(frozen=True, eq=False)
-class Softmax(Normalizer):
+class Softmax(Normalizer, name="softmax"):
     """`exp(s/τ) / Σ exp(s/τ)`.
 
     Args:
@@ -244,42 +137,39 @@ class Softmax(Normalizer):
         if not _is_above(self.temperature, 0):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0")
 
+    def entmax_alpha(self) -> float:
+        return 1.0
+
+    def cooled(self, scores: Tensor, rows: Rows) -> Tensor:
+        if isinstance(self.temperature, Tensor):
+            return scaled(scores, 1 / rows.per_head(self.temperature))
+        return scores if self.temperature == 1 else scores / self.temperature
+
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
-        scores = self._cool(scores, rows)
-        if isinstance(rows, EdgeRows) and segments.serves(scores):
-            return segments.softmax(scores, rows.index, rows.num)[0]
-        if (weights := _by_kernel(scores, rows, 1)) is not None:
-            return weights
-        exponentials = (scores - _shift(scores, rows)).exp()
+        return self.with_log_sum_exp(scores, rows)[0]
+
+    def with_log_sum_exp(self, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The weights, and `log Σ exp(s/τ)` of each row; -inf where there is no pair."""
+        scores = self.cooled(scores, rows)
+        largest = _largest(scores, rows)
+        exponentials = (scores - rows.spread(largest)).exp()
         total = rows.sum(exponentials)
-        return exponentials / rows.spread(torch.where(total == 0, 1, total))
+        divisor = torch.where(total == 0, 1, total)
+        log_sum_exp = torch.where(total == 0, -math.inf, largest + divisor.log())
+        return exponentials / rows.spread(divisor), rows.per_query(log_sum_exp)
 
     def log_sum_exp(self, scores: Tensor, rows: Rows) -> Tensor:
         """`log Σ exp(s/τ)` of each row; -inf where there is no pair."""
-        scores = self._cool(scores, rows)
-        if isinstance(rows, EdgeRows):
-            if segments.serves(scores):
-                return segments.softmax(scores, rows.index, rows.num)[1]
-            if (found := rows.log_sum_exp(scores)) is not None:
-                return found
-        largest = finite(rows.max(scores.detach()))
-        total = rows.sum((scores - rows.spread(largest)).exp())
-        logarithm = largest + torch.where(total == 0, 1, total).log()
-        return rows.per_query(torch.where(total == 0, -math.inf, logarithm))
+        return self.with_log_sum_exp(scores, rows)[1]
 
     def from_log_sum_exp(self, scores: Tensor, log_sum_exp: Tensor, rows: Rows) -> Tensor:
         """Weights of any of the pairs of rows whose `log_sum_exp` is known."""
         per_pair = rows.spread(rows.from_query(log_sum_exp))
-        return (self._cool(scores, rows) - finite(per_pair)).exp()
-
-    def _cool(self, scores: Tensor, rows: Rows) -> Tensor:
-        if isinstance(self.temperature, Tensor):
-            return _scale(scores, 1 / rows.per_head(self.temperature))
-        return scores if self.temperature == 1 else scores / self.temperature
+        return (self.cooled(scores, rows) - finite(per_pair)).exp()
 
 
 @dataclass(frozen=True, eq=False)
-class Sparsemax(Normalizer):
+class Sparsemax(Normalizer, name="sparsemax"):
     """The Euclidean projection of the scores onto the simplex (Martins and Astudillo, 2016).
 
     `max(s - τ, 0)`, with τ such that the row sums to 1; low scores get exactly zero.
@@ -288,10 +178,11 @@ class Sparsemax(Normalizer):
     tensor([0.6000, 0.4000, 0.0000])
     """
 
+    def entmax_alpha(self) -> float:
+        return 2.0
+
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
-        if (weights := _by_kernel(scores, rows, 2)) is not None:
-            return weights
-        z = scores - _shift(scores, rows)
+        z = scores - rows.spread(_largest(scores, rows))
         # Sorted, z_1 ≥ z_2 ≥ …; the support is the longest head of the row with 1 + k z_k > Σ z_i
         support = _support(z, rows, lambda z, k, total, _: 1 + k * z > total)
         size = rows.sum(support.to(z.dtype)).clamp(min=1)
@@ -300,16 +191,17 @@ class Sparsemax(Normalizer):
 
 
 @dataclass(frozen=True, eq=False)
-class Entmax(Normalizer):
-    """`max((α-1) s - τ, 0)^(1/(α-1))` (Peters et al., 2019), between Softmax (α → 1) and Sparsemax.
+class Entmax(Normalizer, name="entmax"):
+    """`max((α-1) s - τ, 0)^(1/(α-1))` (Peters et al., 2019), between Softmax (α = 1) and Sparsemax.
 
-    α = 1.5 is solved exactly by sorting, α = 2 is Sparsemax; any other is solved by bisection.
+    α = 1.5 is solved exactly by sorting, α = 1 is Softmax, α = 2 Sparsemax; any other is solved by
+    bisection. Below 1 no weight is zero, and low scores get more than Softmax gives them.
 
     Args:
-        alpha: α > 1, a number, or a tensor `[]` or `[H]` (which may be learned). Default 1.5.
+        alpha: α > 0, a number, or a tensor `[]` or `[H]` (which may be learned). Default 1.5.
 
     Raises:
-        ValueError: an alpha that is not above 1.
+        ValueError: an alpha that is not above 0.
 
     >>> Entmax().dense(torch.tensor([1.0, 1.0, -2.0]))
     tensor([0.5000, 0.5000, 0.0000])
@@ -318,16 +210,20 @@ class Entmax(Normalizer):
     alpha: float | Tensor = 1.5
 
     def __post_init__(self) -> None:
-        if not _is_above(self.alpha, 1):
-            raise ValueError(f"alpha is {self.alpha}; it must be above 1 (Softmax is the limit 1)")
+        if not _is_above(self.alpha, 0):
+            raise ValueError(f"alpha is {self.alpha}; it must be above 0 (1 is Softmax)")
+
+    def entmax_alpha(self) -> float | None:
+        known = not isinstance(self.alpha, Tensor) and self.alpha in (1, 1.5, 2)
+        return float(self.alpha) if known else None
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         if isinstance(self.alpha, Tensor):
             return _bisect(scores, rows, rows.per_head(self.alpha.to(scores.dtype)))
         if self.alpha == 1.5:
             return _entmax15(scores, rows)
-        if self.alpha == 2:
-            return Sparsemax().normalize(scores, rows)
+        if self.alpha in (1, 2):
+            return (Softmax() if self.alpha == 1 else Sparsemax()).normalize(scores, rows)
         return _bisect(scores, rows, scores.new_tensor(self.alpha))
 
 
@@ -345,7 +241,7 @@ class HardLogProb(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Hard(Normalizer):
+class Hard(Normalizer, name="hard"):
     """All the weight on one pair of each query: hard attention (Xu et al., 2015).
 
     Args:
@@ -385,6 +281,7 @@ class Hard(Normalizer):
         largest = (scores == rows.spread(rows.max(scores.detach()))) & (scores > -math.inf)
         first = rows.spread(rows.max(torch.where(largest, -place, -math.inf)))
         chosen = (largest & (-place == first)).to(scores.dtype)
+        chosen = chosen + 0 * rows.spread(_largest(scores, rows))  # NaN stays visible
         if self.choose != "gumbel":
             return chosen
         soft = Softmax(self.temperature).normalize(scores, rows)
@@ -415,7 +312,7 @@ class Hard(Normalizer):
                 f"drawn has shape {list(drawn.shape)}; expected {list(scores.shape)}, the weights "
                 "of the same pairs"
             )
-        total = finite(rows.from_query(Softmax().log_sum_exp(scores, rows)))
+        total = finite(rows.from_query(Softmax().with_log_sum_exp(scores, rows)[1]))
         # Pairs that do not exist count as p log p = 0, without gradients
         log_p = torch.where(scores == -math.inf, 0, scores - rows.spread(total))
         chosen = rows.sum(torch.where(drawn > 0.5, log_p, 0))  # those of "gumbel" are 1 but for ε
@@ -423,7 +320,7 @@ class Hard(Normalizer):
 
 
 @dataclass(frozen=True, eq=False)
-class Identity(Normalizer):
+class Identity(Normalizer, name="identity"):
     """The scores themselves: unnormalised attention, as in linear attention without its divisor.
 
     >>> Identity().dense(torch.tensor([1.0, -2.0]), torch.tensor([True, False]))
@@ -432,17 +329,6 @@ class Identity(Normalizer):
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         return torch.where(scores == -math.inf, 0, scores)
-
-
-def _by_kernel(scores: Tensor, rows: Rows, alpha: float) -> Tensor | None:
-    if not isinstance(rows, EdgeRows) or segments.serves(scores):
-        return None
-    return rows.weights(scores, alpha)
-
-
-def _is_compiled(scores: Tensor) -> bool:
-    """Whether the compiled kernels serve these scores."""
-    return compiled.is_on() and scores.device.type == "cpu" and not is_transformed()
 
 
 def _is_above(parameter: float | Tensor, bound: float) -> bool:
@@ -465,7 +351,7 @@ def _check_index(scores: Tensor, index: Tensor, num: int | None) -> int:
         )
     if num is not None and not values_are_visible():
         return num
-    low, high = segments.limits(index)
+    low, high = limits(index)
     if low < 0 or (num is not None and high >= num):
         raise IndexError(
             f"index has the entry {low if low < 0 else high}; expected 0 to "
@@ -484,9 +370,10 @@ def finite(largest: Tensor) -> Tensor:
     return torch.where(largest == -math.inf, 0, largest)
 
 
-def _shift(scores: Tensor, rows: Rows) -> Tensor:
-    """The largest score of each row (0 where there is none), as a constant."""
-    return rows.spread(finite(rows.max(scores.detach())))
+def _largest(scores: Tensor, rows: Rows) -> Tensor:
+    """The largest score of each row as a constant: 0 where there is none, NaN where it is +inf."""
+    largest = finite(rows.max(scores.detach()))
+    return torch.where(largest == math.inf, math.nan, largest)
 
 
 @torch.no_grad()
@@ -505,9 +392,7 @@ def _support(z: Tensor, rows: Rows, inside: Callable[..., Tensor]) -> Tensor:
 
 def _entmax15(scores: Tensor, rows: Rows) -> Tensor:
     """Entmax with α = 1.5: with the support known, τ solves a quadratic equation."""
-    if (weights := _by_kernel(scores, rows, 1.5)) is not None:
-        return weights
-    z = (scores - _shift(scores, rows)) / 2
+    z = (scores - rows.spread(_largest(scores, rows))) / 2
 
     def inside(z: Tensor, k: Tensor, total: Tensor, squares: Tensor) -> Tensor:
         spread = (1 - squares + total.square() / k) / k
@@ -522,35 +407,62 @@ def _entmax15(scores: Tensor, rows: Rows) -> Tensor:
 
 
 def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
-    """Entmax with any α: bisection finds τ, and Newton steps from there carry the gradients.
+    """Entmax with any α > 0: bisection finds the threshold λ, Newton steps carry the gradients.
 
-    With τ₀ the solution, a constant, `τ₀ - f(τ₀) / f'(τ₀)` equals τ₀ and has the derivatives that
-    the implicit function theorem gives to τ; a second step makes the second derivatives right too.
+    `p = exp(t · r(u))` with `t = s - λ`, `u = (α-1) t` and `r(u) = log(1 + u) / u`, which is
+    `(1 + u)^(1/(α-1))` without the division that loses all digits near α = 1. Where u ≤ -1, p = 0.
+
+    With λ₀ the solution, a constant, `λ₀ - f(λ₀) / f'(λ₀)` equals λ₀ and has the derivatives that
+    the implicit function theorem gives to λ; a second step makes the second derivatives right too.
     """
-    power = 1 / (alpha - 1)
-    centred = scores - _shift(scores, rows)
-    z = torch.where(centred == -math.inf, -2, _scale(centred, alpha - 1))  # τ is in [-1, 0]
+    exists = scores != -math.inf
+    z = torch.where(exists, scores - rows.spread(_largest(scores, rows)), 0)
+    less_one = alpha - 1
 
-    def lift(tau: Tensor) -> tuple[Tensor, Tensor]:
-        above = z - rows.spread(tau)
-        inside = above > 0
-        above = torch.where(inside, above, 1)  # keeps the derivatives of pow finite outside
-        return torch.where(inside, above**power, 0), torch.where(inside, above ** (power - 1), 0)
+    def lift(lam: Tensor, ratio: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The weights p, and their slopes `dp/dt = p^(2-α)`."""
+        t = z - rows.spread(lam)
+        u = less_one * t
+        inside = exists & ~(u <= -1)  # NaN is let in, so that it is seen
+        log_p = torch.where(inside, t * ratio(torch.where(inside, u, 0)), -1)
+        return (
+            torch.where(inside, log_p.exp(), 0),
+            torch.where(inside, ((1 - less_one) * log_p).exp(), 0),
+        )
 
     with torch.no_grad():
-        tau = rows.max(z).clamp(min=0) - 1  # -1, for a row without pairs too
+        # No weight is above 1, and the largest of n is at least 1/n: λ is in [0, most]
+        log_n = rows.sum(exists.to(z.dtype)).clamp(min=1).log()
+        v = less_one * log_n
+        most = log_n * torch.where(v == 0, 1, -torch.expm1(-v) / torch.where(v == 0, 1, v))
+        lam = torch.zeros_like(most)
         for step in range(1, 60 if z.dtype == torch.float64 else 30):
-            middle = tau + 0.5**step
-            tau = torch.where(rows.sum(lift(middle)[0]) >= 1, middle, tau)
+            middle = lam + most * 0.5**step
+            lam = torch.where(rows.sum(lift(middle, _log_ratio)[0]) >= 1, middle, lam)
     for _ in range(2):
-        weights, slopes = lift(tau)
-        slope = rows.sum(slopes) * power
+        weights, slopes = lift(lam, _smooth_log_ratio)
+        slope = rows.sum(slopes)
         newton = (rows.sum(weights) - 1) / torch.where(slope == 0, 1, slope)
-        tau = tau + torch.where(slope == 0, 0, newton)
-    return lift(tau)[0]
+        lam = lam + torch.where(slope == 0, 0, newton)
+    return lift(lam, _smooth_log_ratio)[0]
 
 
-def _scale(scores: Tensor, factor: Tensor | float) -> Tensor:
+def _log_ratio(u: Tensor) -> Tensor:
+    """`log(1 + u) / u`, which is 1 at 0."""
+    return torch.where(u == 0, 1, torch.log1p(u) / torch.where(u == 0, 1, u))
+
+
+def _smooth_log_ratio(u: Tensor) -> Tensor:
+    """The same by its series near 0, where the derivative of the quotient cancels."""
+    near = u.abs() < 0.1
+    small, large = torch.where(near, u, 0), torch.where(near, 1, u)
+    series = torch.zeros_like(small)
+    for power in range(16, 0, -1):  # Σ (-u)^(k-1) / k
+        series = 1 / power - small * series
+    return torch.where(near, series, torch.log1p(large) / large)
+
+
+def scaled(scores: Tensor, factor: Tensor | float) -> Tensor:
     """`scores * factor`, in which scores of -inf stay and give the factor no gradient."""
     absent = scores == -math.inf
     return torch.where(absent, -math.inf, torch.where(absent, 0, scores) * factor)

@@ -15,16 +15,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = ("identity", "leaky_relu", "relu", "tanh")
-Activation = str | Callable[[Tensor], Tensor]
+from attn_core.activations import ACTIVATIONS, Activation, activate
+from attn_core.registry import register
+
 _Self = TypeVar("_Self", bound="Score")
 
 
@@ -37,12 +37,65 @@ class Prepared(NamedTuple):
     pair_key: Tensor | None
 
 
+class Formula(NamedTuple):
+    """A score as kernels know it.
+
+    Attributes:
+        kind: "dot" for `constant · q·k`, "leaky_relu" and "tanh" for `vᵀ φ(q + k)`.
+        constant: the factor of "dot", the slope of "leaky_relu" below zero.
+        vector: v, `[H, D]`; None stands for ones.
+    """
+
+    kind: str
+    constant: float
+    vector: Tensor | None
+
+
 @dataclass(frozen=True, eq=False)
 class Score(ABC):
     """How a query matches a key: one logit per (query, key) pair and head.
 
-    A subclass gives `pair`, the formula; it may shorten `prepare` and `dense`.
+    A subclass is a frozen dataclass whose fields are its parameters. It gives `pair`, the formula;
+    it may shorten `prepare` and `dense`. With a name, `class Mine(Score, name="mine")`, and the
+    shapes of its parameters, every layer takes it by that name and owns fresh parameters.
+
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Distance(Score):
+    ...     "`-width ‖q - k‖²`, with a width per head."
+    ...     width: Tensor
+    ...     def pair(self, query, key):
+    ...         return -(query - key).square().sum(-1) * self.width
+    ...     @classmethod
+    ...     def parameter_shapes(cls, heads, size, max_length):
+    ...         return {"width": (heads,)}
+    >>> Distance(torch.ones(1)).pair(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]))
+    tensor([-5.])
     """
+
+    named: ClassVar[dict[str, type[Score]]] = {}
+    needs_max_length: ClassVar[bool] = False
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        register(Score.named, name, cls)
+        if "formula" not in cls.__dict__ and {"pair", "dense"} & cls.__dict__.keys():
+            cls.formula = Score.formula  # type: ignore[method-assign]  # a parent's is not its own
+
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        """The parameters of a fresh score for queries and keys of one size per head."""
+        return {}
+
+    def formula(self) -> Formula | None:
+        """What kernels compute in place of `pair`, if there is such a thing."""
+        return None
+
+    @property
+    def heads(self) -> int:
+        """For how many heads the parameters are; 1 is for any number."""
+        return 1
 
     @abstractmethod
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
@@ -71,7 +124,7 @@ class Score(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Dot(Score):
+class Dot(Score, name="dot"):
     """`scale · q·k` (Luong et al., 2015, "dot").
 
     Args:
@@ -86,6 +139,9 @@ class Dot(Score):
 
     scale: float = 1.0
 
+    def formula(self) -> Formula:
+        return Formula("dot", self.scale, None)
+
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         query = _same_width(self, query, key)
         return (query * key).sum(-1) * self.scale
@@ -99,7 +155,7 @@ class Dot(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledDot(Score):
+class ScaledDot(Score, name="scaled_dot"):
     """`q·k / √D` (Vaswani et al., 2017): the variance of the logits does not grow with D.
 
     Raises:
@@ -119,7 +175,7 @@ class ScaledDot(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class Cosine(Score):
+class Cosine(Score, name="cosine"):
     """`q·k / (‖q‖ ‖k‖)`, the match of content addressing (Graves et al., 2014) and of AGNN.
 
     Args:
@@ -153,7 +209,7 @@ class Cosine(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class General(Score):
+class General(Score, name="general"):
     """`qᵀ W k` (Luong et al., 2015, "general"), a bilinear form; q and k may differ in width.
 
     Args:
@@ -167,6 +223,12 @@ class General(Score):
     """
 
     weight: Tensor
+
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        return {"weight": (heads, size, size)}
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         score, query, key, _ = self.prepare(query, key, None)
@@ -183,7 +245,7 @@ class General(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class Additive(Score):
+class Additive(Score, name="additive"):
     """`vᵀ φ(q + k)` for q and k already projected to one width.
 
     With φ = tanh, the score of Bahdanau et al. (2015); with φ = LeakyReLU, GATv2 (Brody et al.,
@@ -209,6 +271,22 @@ class Additive(Score):
     def __post_init__(self) -> None:
         _check_parameters(self, "vector")
 
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        return {"vector": (heads, size)}
+
+    def formula(self) -> Formula | None:
+        if callable(self.activation):
+            return None
+        kind, slope = ACTIVATIONS[self.activation]
+        return Formula(kind, self.negative_slope if slope is None else slope, self.vector)
+
+    @property
+    def heads(self) -> int:
+        return 1 if self.vector is None else self.vector.shape[0]
+
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         hidden = key if query is None else _same_width(self, query, key) + key
         hidden = activate(hidden, self.activation, self.negative_slope)
@@ -225,7 +303,7 @@ class Additive(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class Concat(Score):
+class Concat(Score, name="concat"):
     """`vᵀ φ(W [q; k])` (Luong et al., 2015, "concat").
 
     `W [q; k] = W₁ q + W₂ k`: this is Additive with W split in two, and computed so.
@@ -250,6 +328,12 @@ class Concat(Score):
     activation: Activation = "tanh"
     negative_slope: float = 0.2
 
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        return {"weight": (heads, size, 2 * size), "vector": (heads, size)}
+
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         score, query, key, _ = self.prepare(query, key, None)
         return score.pair(query, key)
@@ -271,7 +355,7 @@ class Concat(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class Separable(Score):
+class Separable(Score, name="separable"):
     """`φ(aᵀq + bᵀk)`, the score of GAT (Veličković et al., 2018): φ = LeakyReLU.
 
     Each token gives one number, so that a pair costs one addition. (With φ = identity the softmax
@@ -300,6 +384,12 @@ class Separable(Score):
     def __post_init__(self) -> None:
         _check_parameters(self, "query_vector", "key_vector")
 
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        return {"query_vector": (heads, size), "key_vector": (heads, size)}
+
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         score, query, key, _ = self.prepare(query, key, None)
         return score.pair(query, key)
@@ -325,7 +415,7 @@ class Separable(Score):
 
 
 @dataclass(frozen=True, eq=False)
-class Location(Score):
+class Location(Score, name="location"):
     """`W q`: one logit per key position, from the query alone (Luong et al., 2015, "location").
 
     Positions have an order, so this score goes with the Dense support only.
@@ -342,6 +432,18 @@ class Location(Score):
     """
 
     weight: Tensor
+
+    needs_max_length: ClassVar[bool] = True
+
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        return {"weight": (heads, max_length or 0, size)}
+
+    @property
+    def heads(self) -> int:
+        return self.weight.shape[0]
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         raise ValueError("score Location has one logit per key position: use support Dense")
@@ -373,24 +475,6 @@ def _check_parameters(score: Additive | Separable, *vectors: str) -> None:
             f"activation is {score.activation!r}; expected "
             f"{', '.join(map(repr, ACTIVATIONS))} or a function"
         )
-
-
-def activate(hidden: Tensor, activation: Activation, negative_slope: float) -> Tensor:
-    """Apply an activation given by name, or by a function."""
-    if callable(activation):
-        return activation(hidden)
-    match activation:
-        case "tanh":
-            return torch.tanh(hidden)
-        case "leaky_relu":
-            return F.leaky_relu(hidden, negative_slope)
-        case "relu":
-            return torch.relu(hidden)
-        case "identity":
-            return hidden
-    raise ValueError(
-        f"activation is {activation!r}; expected {', '.join(map(repr, ACTIVATIONS))} or a function"
-    )
 
 
 def _needs_query(score: Score, query: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -39,3 +41,11 @@ def _is_bare(x: Tensor) -> bool:
 def bare(x: Tensor) -> Tensor:
     """x without the wrapper that torch.func leaves around what was made, and kept, inside of it."""
     return torch._C._functorch.unwrap_if_dead(x)
+
+
+def outside_inference() -> AbstractContextManager[object]:
+    """Inside, tensors are made that serve training too; entered where inference mode is on alone.
+
+    An interrupt while such a guard is entered or left may leave autograd off for the thread.
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

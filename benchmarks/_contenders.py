@@ -24,8 +24,8 @@ from attn_core import (
     attend,
     backend,
     clear_cache,
-    kernels,
 )
+from attn_core.backends import cpu
 from benchmarks._graphs import make_graph
 from benchmarks._worker import Contender, of_layers
 
@@ -87,7 +87,7 @@ def _layer(contender: str, name: str, features: int, width: int, heads: int) -> 
 
 
 def _refuse_fallback(contender: str) -> None:
-    if contender in BACKENDS and not kernels.available():
+    if contender in BACKENDS and not cpu.available():
         raise RuntimeError("the compiled kernels are not live: see `python -m attn_core.info`")
 
 
@@ -120,7 +120,7 @@ def steps(graph: str, nodes: int, edges: int, heads: int, width: int) -> Contend
         "gatv2": (query, value, Additive(torch.randn(heads, width), "leaky_relu")),
         "scaled dot": (query, value, ScaledDot()),
     }
-    rows, keys = value.detach().view(nodes, -1), support.keys_by_query
+    rows, keys = value.detach().view(nodes, -1), support.by_query.columns
     pointer = support.by_query.pointer.to(keys.dtype)
 
     def bound() -> Tensor:
@@ -128,7 +128,7 @@ def steps(graph: str, nodes: int, edges: int, heads: int, width: int) -> Contend
 
     def sort() -> None:
         anew = Edges.from_edge_index(support.pairs, nodes)
-        _ = anew.keys_by_query, anew.queries_by_key
+        _ = anew.by_query.columns, anew.by_key.columns
 
     def forward(score: str) -> Tensor:
         query, key, score_of = cases[score]

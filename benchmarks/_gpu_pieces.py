@@ -23,7 +23,7 @@ from attn_core import (
     clear_cache,
     scatter_softmax,
 )
-from attn_core.kernels.triton.plan import side_of
+from attn_core.backends.triton.plan import side_of
 from benchmarks._gpu import (
     COMPILED,
     OURS,

@@ -156,7 +156,7 @@ def started(tasks: Mapping[str, Task], needed: Iterable[str] = ()) -> Iterator[G
         for name, task in tasks.items():
             processes[name] = Process(name, task)
         group = Group(dict(processes), frozenset(needed))
-        group._each(Process.wait)
+        group._each(lambda process: process.wait())
         yield group
     finally:
         for process in processes.values():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch_geometric
 
-from attn_core.kernels import cpu
+from attn_core.backends import cpu
 from examples._files import write_atomically, write_json
 
 Cell = str | int | float | None

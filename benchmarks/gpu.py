@@ -27,7 +27,7 @@ from torch_geometric import nn as theirs
 
 import gat
 from attn_core import clear_cache
-from attn_core.kernels import triton as kernels
+from attn_core.backends import triton as kernels
 from benchmarks._gpu import (
     COMPILED,
     OURS,

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from attn_core import info, kernels
+from attn_core import info
+from attn_core.backends import cpu
 from benchmarks._contenders import (
     BACKENDS,
     BOTH,
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Report:
     """Make the tables that were asked for."""
-    if not kernels.available():
+    if not cpu.available():
         raise UserError("the compiled kernels are not live: see `python -m attn_core.info`")
     arguments.dgl_python = _find_dgl(arguments)
     if arguments.contenders is None:

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch_geometric.nn import TransformerConv
 
 from attn_core import patterns
-from attn_core.patterns import Pattern
+from attn_core.supports.patterns import Pattern
 from examples._files import UserError, prepare_folder, write_atomically
 from examples._graphs import SEED, number
 from examples._program import Parser, exit_status

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attn_core.edge_index import as_plain, read_edge_index
+from attn_core.graph.read import as_plain, read_edge_index
 from gat.conv.agnn_conv import AGNNConv
 from gat.conv.base import AttentionConv, of_targets
 from gat.edge_attention import EdgeAttention, TopEdges

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from attn_core.edge_index import as_plain
+from attn_core.graph.read import as_plain
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 import torch_geometric.nn.dense.linear
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from attn_core.edge_index import Order, row_pointer
-from attn_core.kernels.cpu import pairs
+from attn_core.backends.cpu import pairs
+from attn_core.graph.known import keep, known
+from attn_core.graph.read import Order, row_pointer
 from attn_core.transforms import nobody_watches
 from gat.checks import check_probability
 from gat.dropout import drop
@@ -71,7 +71,7 @@ class SparseDropout(nn.Module):
 @torch.compiler.disable
 def _drop_stored(x: Tensor, p: float) -> Tensor:
     out = _csr(x.crow_indices(), x.col_indices(), drop(x.values(), p), x.shape)
-    _PLACES[out] = _places_of(x)  # the same ones are filled
+    keep(out, ("places",), _places_of(x))  # the same ones are filled
     return out
 
 
@@ -189,15 +189,12 @@ class _Places:
         return _Side(Order(row_pointer(self.col.long(), columns), order), row[order])
 
 
-# By weak reference, and without one to the matrix: an entry goes when its matrix does
-_PLACES = WeakTensorKeyDictionary()
-
-
 def _places_of(x: Tensor) -> _Places:
     crow, col = x.crow_indices(), x.col_indices()
-    found = _PLACES.get(x)
-    if found is None or not found.belong_to(crow, col):
-        found = _PLACES[x] = _Places(crow, col, x.shape)
+    found = known(x, ("places",), lambda: _Places(crow, col, x.shape))
+    if not found.belong_to(crow, col):  # an edit of the indices does not count as one of the matrix
+        found = _Places(crow, col, x.shape)
+        keep(x, ("places",), found)
     return found
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Hard, Normalizer, Score, Support
-from attn_core.normalizers import HardLogProb, Rows
+from attn_core.normalizers import HardLogProb
+from attn_core.rows import Rows
 from attn_core.transforms import values_are_visible
 from sequence_attn.attention import Attention, Memory
 

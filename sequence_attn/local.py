@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Dense, Location, Normalizer, Score, Support, Window
-from attn_core.normalizers import Rows, at_least_float32
+from attn_core.normalizers import at_least_float32
+from attn_core.rows import Rows
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.checks import check_lengths
 from sequence_attn.pairs import both, in_window, mask_bias

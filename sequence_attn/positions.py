@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 from attn_core.transforms import values_are_visible
 
 

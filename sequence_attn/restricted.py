@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor
 
 from attn_core import Location, Normalizer, Score, Window
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import real_steps
 from sequence_attn.scored import Parts, ScoredAttention, SequenceAttention
 

@@ -24,7 +24,7 @@ from attn_core import (
     attend,
 )
 from attn_core import weights as attention_weights
-from attn_core.named import learned, named_normalizer, named_score, redraw, register, with_own
+from attn_core.parameters import learned, named_normalizer, named_score, redraw, register, with_own
 from attn_core.scores import ACTIVATIONS
 from sequence_attn.checks import check_part, check_tokens
 

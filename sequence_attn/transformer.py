@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Dense, Support, Window
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
 from sequence_attn.pairs import check_key_mask, in_window, per_head
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer

@@ -12,7 +12,7 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, PendingEdges
-from attn_core.supports import as_plain
+from attn_core.graph.read import as_plain
 from gat.edge_attention import EdgeAttention
 
 _HOOKS = tuple(

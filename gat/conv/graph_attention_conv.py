@@ -31,7 +31,7 @@ from attn_core import (
     attend,
     hard_log_prob,
 )
-from attn_core.named import named_normalizer, named_score, redraw, register, with_own
+from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
 from attn_core.scores import ACTIVATIONS
 from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of

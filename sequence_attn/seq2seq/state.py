@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attn_core.supports import broadcasts_to
+from attn_core.supports.base import broadcasts_to
 from sequence_attn.attention import Memory
 
 

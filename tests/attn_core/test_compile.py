@@ -27,8 +27,8 @@ from attn_core import (
     Sparsemax,
     attend,
     clear_cache,
-    supports,
 )
+from attn_core.graph import grouping
 
 HEADS, WIDTH = 2, 4
 
@@ -45,13 +45,13 @@ def _fresh() -> Iterator[None]:
 def sorts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by one entry with every sort of pairs."""
     seen: list[int] = []
-    sort_pairs = supports.sort_pairs
+    sort_pairs = grouping.sort_pairs
 
     def counted(nodes: Tensor, num: int, others: Tensor) -> Any:
         seen.append(num)
         return sort_pairs(nodes, num, others)
 
-    monkeypatch.setattr(supports, "sort_pairs", counted)
+    monkeypatch.setattr(grouping, "sort_pairs", counted)
     return seen
 
 
@@ -74,7 +74,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
-def test_twenty_graphs_of_different_sizes(backend: str, sorts: list[int]) -> None:
+def test_graphs_of_different_sizes(backend: str, sorts: list[int]) -> None:
     """One graph without a break, and one more for sizes that vary; what is seen stays sorted."""
     vector = torch.randn(HEADS, WIDTH, requires_grad=True)
 
@@ -87,10 +87,11 @@ def test_twenty_graphs_of_different_sizes(backend: str, sorts: list[int]) -> Non
 
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(run, backend=counter, fullgraph=True)
-    graphs = [
-        graph(nodes=10 + i, edges=40 + 3 * i) for i in range(20 if backend != "inductor" else 4)
-    ]
+    graphs = [graph(nodes=10 + i, edges=40 + 3 * i) for i in range(10)]
     graphs = [(*each, torch.randn(each[1].shape[1], HEADS)) for each in graphs]
+    if backend == "inductor":  # it takes ten seconds for a graph, so that one serves all sizes
+        for tensor, dim in zip(graphs[0], (0, 1, 0), strict=True):
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)
     for each in graphs:
         torch.testing.assert_close(step(compiled, *each), step(run, *each))
     assert counter.frame_count <= 2
@@ -115,7 +116,7 @@ def test_edges_in_place_of_an_edge_index(sorts: list[int]) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(run, backend=counter, fullgraph=True)
     graphs = []
-    for i in range(20):
+    for i in range(10):
         x, pairs = graph(10 + i, 40 + 3 * i)
         graphs.append((x, Edges.from_edge_index(pairs, x.shape[0], self_loops=True)))
     for each in graphs:
@@ -260,8 +261,7 @@ class TestWhoeverWatchesSeesTheOp:
     def test_the_straight_way_keeps_what_the_op_promises(self) -> None:
         x = torch.randn(3, HEADS, WIDTH, requires_grad=True)
         (grad,) = torch.autograd.grad(self.attend(x).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match=r'inside attn_core\.backend\("reference"\)'):
-            grad.sum().backward()
+        assert torch.autograd.grad(grad.square().sum(), x)[0].isfinite().all()
         out = self.attend(x)
         with torch.no_grad():
             x.add_(1)

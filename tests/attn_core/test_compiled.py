@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
 import pytest
+
+from attn_core import compiled
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = "No matching distribution", "Could not fetch", "ConnectionError", "Failed to establish"
@@ -52,13 +53,15 @@ def test_without_a_compiler_it_installs_and_plain_torch_serves(prefix: Path) -> 
     assert found.returncode == 0, found.stdout + found.stderr
     python = prefix / "bin" / "python"
     purelib = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
-    # The other packages are those of this environment; gat is its own
-    (Path(purelib.strip()) / "others.pth").write_text(sysconfig.get_path("purelib"))
+    # The other packages are those of this environment, wherever it has them; gat is its own
+    others = [folder for folder in sys.path if Path(folder).name == "site-packages"]
+    (Path(purelib.strip()) / "others.pth").write_text("\n".join(others))
     code = """
 import torch, attn_core
-from attn_core import compiled, kernels
+from attn_core.backends import cpu
+from attn_core import compiled
 assert attn_core.__file__.startswith({prefix!r}), attn_core.__file__
-assert compiled.module is None and not kernels.available()
+assert compiled.module is None and not cpu.available()
 x = torch.randn(4, 2, 4, requires_grad=True)
 edges = attn_core.Edges.from_edge_index(torch.tensor([[0, 1, 2], [1, 1, 3]]))
 out = attn_core.attend(x, x, x, score=attn_core.ScaledDot(), support=edges).output
@@ -74,6 +77,17 @@ print(attn_core.scatter_softmax(torch.zeros(2), torch.zeros(2, dtype=torch.int64
     assert (
         "GAT_REQUIRE_KERNELS is set, but the compiled kernels cannot be loaded" in required.stderr
     )
+
+
+@pytest.mark.skipif(compiled.module is None, reason="no compiled kernels")
+def test_an_instruction_set_can_be_forced() -> None:
+    told = run(sys.executable, "-m", "attn_core.info", GAT_INSTRUCTION_SET="baseline").stdout
+    assert "CPU kernels: baseline (forced by GAT_INSTRUCTION_SET)" in told
+    before = compiled.module.instruction_set()
+    with pytest.raises(ValueError, match=r"is .sse9.; this processor has .*baseline"):
+        compiled._force("sse9")
+    assert compiled.module.instruction_set() == before
+    assert before in compiled.module.instruction_sets()
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ from attn_core import (
     backend,
     clear_cache,
     compiled,
-    kernels,
 )
-from attn_core.kernels import cpu, csr, edge_sums
+from attn_core.backends import cpu, csr
+from attn_core.ops import edge_sums
 
 DOUBLE = torch.float64
 BACKENDS = ["auto", "torch"]
@@ -208,7 +208,7 @@ def test_no_tensor_of_pairs_times_heads_times_channels(
     assert spy.numel == 5000 * 2 * 64
 
 
-@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+@pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 def test_a_hub_and_the_same_bits_for_any_number_of_threads() -> None:
     hub = torch.stack([torch.arange(10_000) % 300, torch.full((10_000,), 7)])
     pairs = torch.cat([torch.randint(300, (2, 9000)), hub, hub.flip(0)], 1)
@@ -250,7 +250,7 @@ def test_backward_without_the_edges_it_was_given(implementation: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+@pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 def test_the_module_refuses_what_it_cannot_serve() -> None:
     x, out = torch.zeros(2, 1, 4), torch.zeros(2, 1)
     column, place = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 1])

@@ -22,7 +22,7 @@ from attn_core import (
     hard_log_prob,
     weights,
 )
-from attn_core.normalizers import DenseRows, EdgeRows
+from attn_core.rows import DenseRows, EdgeRows
 
 F64 = torch.float64
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import gat
-from attn_core import Edges, Entmax, ScaledDot, Sparsemax, scatter_softmax, segments
-from attn_core.kernels import edge_scores, edges
+from attn_core import Edges, Entmax, ScaledDot, Sparsemax, scatter_softmax
+from attn_core.ops import edge_scores, segments
 
 pytest.importorskip("triton", reason="needs the extra gat[gpu]")
 
-from attn_core.kernels.triton import plan, run, scores
-from attn_core.kernels.triton import segments as of_segments
+from attn_core.backends import problem
+from attn_core.backends.triton import plan, run, scores
+from attn_core.backends.triton import segments as of_segments
 
 # What looks at the numbers, or makes tensors whose sizes depend on them
 WAITS = {
@@ -56,7 +57,7 @@ class Watch(TorchFunctionMode):
 
 
 IN_BACKWARD = (
-    (edges, "_request"),
+    (problem, "edges_of"),
     (run, "backward"),
     (scores, "backward"),
     (segments, "_items"),
@@ -167,17 +168,18 @@ def test_self_loops_are_those_of_the_cpu(device: str) -> None:
     pairs = a_graph(device)
     found = Edges.from_edge_index(pairs, (7, 6), self_loops=True)
     sorted_first = Edges.from_edge_index(pairs, (7, 6))
-    _ = sorted_first.by_query, sorted_first.by_key
+    _ = sorted_first.by_query.order, sorted_first.by_key.order
     # Without the kernels, as on a CPU
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attn_core.gpu._devices", ())
         expected = Edges.from_edge_index(pairs.cpu(), (7, 6), self_loops=True)
-        _ = expected.by_query, expected.by_key
+        _ = expected.by_query.order, expected.by_key.order
     for built in (found, sorted_first.with_self_loops()):
         for name in ("pairs", "source_id"):
             assert torch.equal(getattr(built, name).cpu(), getattr(expected, name))
         for name in ("by_query", "by_key"):
-            for part, of_cpu in zip(getattr(built, name), getattr(expected, name), strict=True):
+            orders = getattr(built, name).order, getattr(expected, name).order
+            for part, of_cpu in zip(*orders, strict=True):
                 assert torch.equal(part.cpu(), of_cpu)
 
 

@@ -25,7 +25,7 @@ from attn_core import (
     attend,
     patterns,
 )
-from attn_core.patterns import Pattern, atrous, causal, local, sparse, strided
+from attn_core.supports.patterns import Pattern, atrous, causal, local, sparse, strided
 
 F64 = torch.float64
 HEADS, WIDTH = 2, 3

@@ -170,7 +170,7 @@ def test_window_is_the_band_graph(window: Window, nodes: int) -> None:
 
 @pytest.mark.parametrize("block", [1, 5, 32, 100])
 def test_the_size_of_a_block_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from attn_core.kernels import window as kernel
+    from attn_core.backends import window as kernel
 
     query, key, value = tokens(2, 37), tokens(2, 37), tokens(2, 37)
     expected = attend(query, key, value, score=ScaledDot(), support=Window(3, 2)).output

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from attn_core.kernels.additive import BLOCK
+from attn_core.backends.additive import BLOCK
 from benchmarks import __main__ as program
 from benchmarks import _gpu_pieces, gpu
 from benchmarks._graphs import GRAPHS

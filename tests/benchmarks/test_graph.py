@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from attn_core import backend, kernels
-from attn_core.kernels import cpu, csr
+from attn_core import backend
+from attn_core.backends import cpu, csr
 from benchmarks import __main__ as program
-from benchmarks import _contenders, _dgl, graph
+from benchmarks import _contenders, _dgl, _processes, graph
+from benchmarks._processes import Group
 from benchmarks._report import Report
 from benchmarks._sweeps import GRAPHS, STEPS
+from tests.benchmarks.conftest import InThisProcess
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled kernels")
+needs_kernels = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 needs_data = pytest.mark.skipif(
     not os.environ.get("GAT_DATA"),
     reason="reads Cora: set GAT_DATA to a folder that has it in planetoid/",
@@ -37,37 +39,64 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> str:
 # --- The whole of it ---
 
 
+def made_by(folder: Path, *arguments: str) -> dict[str, Any]:
+    assert program.main(["graph", "--tiny", "--out", str(folder), *arguments]) == 0
+    return json.loads((folder / "graph.json").read_text(encoding="utf-8"))
+
+
+def by_title(found: dict[str, Any]) -> dict[str, Any]:
+    return {table["title"].split(":")[0].split(",")[0]: table for table in found["tables"]}
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parts with many contenders; their processes are those of the layers."""
     folder = tmp_path_factory.mktemp("results")
-    arguments = ["graph", "--tiny", "--huge", "--out", str(folder)]
-    assert program.main([*arguments, "--contenders", "ours", "torch_geometric"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_processes, "Process", InThisProcess)
+        made_by(
+            folder, "--huge", "--only", "cora", "sweep", "--contenders", "ours", "torch_geometric"
+        )
     return folder
 
 
 @pytest.fixture(scope="module")
 def tables(results: Path) -> dict[str, Any]:
-    found = json.loads((results / "graph.json").read_text(encoding="utf-8"))
-    return {table["title"].split(":")[0].split(",")[0]: table for table in found["tables"]}
+    return by_title(json.loads((results / "graph.json").read_text(encoding="utf-8")))
 
 
 @pytest.mark.slow
 @needs_kernels
-def test_layers_with_ratios_to_ours(tables: dict[str, Any]) -> None:
+def test_layers_with_ratios_to_ours(tmp_path: Path) -> None:
+    """In processes of their own, DGL in an environment of its own."""
+    python = python_with(tmp_path, STAND_IN)
+    found = made_by(
+        tmp_path / "out", "--only", "layers", "--dgl-python", python,
+        "--contenders", "ours", "torch_geometric", "DGL",
+    )  # fmt: skip
+    assert found["header"]["command"].endswith(
+        "--dgl-python .../python --contenders ours torch_geometric DGL"
+    )
+    tables = by_title(found)
     for layer in _contenders.LAYERS:
-        ours, theirs = tables[layer]["rows"]
-        assert [ours[0], theirs[0]] == ["ours", "torch_geometric"]
-        assert min(ours[1:4] + theirs[1:4]) > 0 and ours[4:] == [1.0, 1.0, 1.0]
+        ours, theirs, dgl = tables[layer]["rows"]
+        assert [ours[0], theirs[0], dgl[0]] == ["ours", "torch_geometric", "DGL"]
+        assert min(ours[1:4] + theirs[1:4] + dgl[1:]) > 0 and ours[4:] == [1.0, 1.0, 1.0]
         assert theirs[6] == pytest.approx(theirs[3] / ours[3])  # memory is measured once
         assert list(tables[layer]["findings"].values()) == theirs[4:]
     glance = tables["Layers at a glance"]
-    assert glance["columns"] == ["", "ours", "torch_geometric"] and len(glance["rows"]) == 9
+    assert glance["columns"] == ["", "ours", "torch_geometric", "DGL"] and len(glance["rows"]) == 9
     assert glance["rows"][0][1].endswith(" ms") and glance["rows"][2][1].endswith(" MiB")
-    assert all(row[2].endswith(" ×") for row in glance["rows"])
-    assert "DGL is not among them" in tables["GATConv"]["note"]
+    assert all(times.endswith(" ×") for row in glance["rows"] for times in row[2:])
+    note = tables["GATConv"]["note"]
+    assert "DGL 0.stand-in" in note and "DotGatConv" in note and "Left out" not in note
 
 
-@pytest.mark.slow
+def test_without_dgl_the_report_says_so() -> None:
+    note = graph._layers_note(Group({}, frozenset()), argparse.Namespace(dgl_python=None))
+    assert "DGL is not among them" in note
+
+
 @needs_kernels
 def test_training_steps_with_sparse_and_dense_features(tables: dict[str, Any]) -> None:
     table = tables["A training step on Karate"]
@@ -77,7 +106,6 @@ def test_training_steps_with_sparse_and_dense_features(tables: dict[str, Any]) -
     assert table["findings"] == {"torch_geometric, dense features × ours": theirs[-1]}
 
 
-@pytest.mark.slow
 @needs_kernels
 def test_sweeps(tables: dict[str, Any]) -> None:
     edges = tables["Nanoseconds per edge"]
@@ -101,13 +129,13 @@ def test_sweeps(tables: dict[str, Any]) -> None:
     assert list(skew["findings"].values()) == [max(row[2:]) for row in skew["rows"][3:]]
 
 
-@pytest.mark.slow
 @needs_kernels
 def test_says_where_it_was_measured_without_paths_of_the_machine(results: Path) -> None:
     text = (results / "graph.md").read_text(encoding="utf-8")
     assert f"- CPU kernels: {cpu.description()}\n" in text
     assert f"- threads: {torch.get_num_threads()}\n" in text
-    assert "- command: python -m benchmarks graph --tiny --huge --out .../results" in text
+    command = f"python -m benchmarks graph --tiny --out .../{results.name} --huge --only cora sweep"
+    assert f"- command: {command}" in text
     assert str(results.parent) not in text
     assert "![Nanoseconds per edge, 4 × 8](graph_sweep.png)" in text
     assert (results / "graph_sweep.png").read_bytes().startswith(b"\x89PNG")
@@ -205,7 +233,7 @@ def test_training_steps_learn_and_start_from_the_same_network(data: str) -> None
         one = _contenders.training(contender, sparse, data)
         found.append(one.results()["logits without dropout"])
         one.runs["step"]()
-        assert not torch.equal(one.results()["logits without dropout"], found[-1])
+        assert not torch.allclose(one.results()["logits without dropout"], found[-1])
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)
 
@@ -310,22 +338,6 @@ def python_with(folder: Path, dgl: str) -> str:
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     return str(python)
-
-
-@pytest.mark.slow
-@needs_kernels
-def test_dgl_is_measured_in_its_own_environment(tmp_path: Path) -> None:
-    python, out = python_with(tmp_path, STAND_IN), tmp_path / "out"
-    arguments = ["graph", "--tiny", "--only", "layers", "--out", str(out), "--dgl-python", python]
-    assert program.main([*arguments, "--contenders", "ours", "DGL"]) == 0
-    found = json.loads((out / "graph.json").read_text(encoding="utf-8"))
-    _, *layers = found["tables"]
-    for table in layers:
-        assert [row[0] for row in table["rows"]] == ["ours", "DGL"]
-        assert min(table["rows"][1][1:]) > 0
-    assert "DGL 0.stand-in" in layers[0]["note"] and "DotGatConv" in layers[0]["note"]
-    assert "Left out" not in layers[0]["note"]
-    assert found["header"]["command"].endswith("--dgl-python .../python --contenders ours DGL")
 
 
 @pytest.mark.slow

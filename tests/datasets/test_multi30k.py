@@ -73,13 +73,13 @@ def test_other_direction_swaps_the_sides(german_english):
 def test_changed_file_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "multi30k"
     shutil.copytree(Path(os.environ["GAT_DATA"], "multi30k"), folder)
-    path = folder / "val.en.gz"
+    path = folder / "train.de.gz"
     path.chmod(0o644)
     path.write_bytes(b"another file")
     monkeypatch.setenv("GAT_DATA", str(tmp_path))
     with pytest.raises(DataFileError) as error:
         multi30k(unit="characters")
-    for part in (str(path), SHA256["val.en.gz"], URL + "val.en.gz"):
+    for part in (str(path), SHA256["train.de.gz"], URL + "train.de.gz"):
         assert part in str(error.value)
 
 

@@ -63,9 +63,8 @@ def test_a_hub_of_70_000_edges_that_score_alike(name: str, dtype: torch.dtype) -
     expected = ours(x[:1], edge_index[:, :1])[0]  # the mean of what is the same
     torch.testing.assert_close(ours(x, edge_index)[0], expected)
     skipped = theirs.lin_skip(x)[0] if name == "TransformerConv" else 0
-    assert torch.equal(theirs(x, edge_index)[0] - skipped, torch.zeros_like(expected)) == (
-        dtype == torch.float16
-    )
+    found = theirs(x, edge_index)[0] - skipped
+    assert torch.allclose(found, torch.zeros_like(found), atol=1e-2) == (dtype == torch.float16)
 
 
 def test_all_scores_minus_infinity(name: str) -> None:
@@ -91,7 +90,7 @@ def test_all_scores_minus_infinity(name: str) -> None:
 def test_edge_attr_without_edge_dim(name: str) -> None:
     ours, theirs = pair(name, 4, 3, 2)
     edge_attr = torch.ones(8, 2)
-    assert torch.equal(ours(X, EDGES, edge_attr), ours(X, EDGES))
+    torch.testing.assert_close(ours(X, EDGES, edge_attr), ours(X, EDGES))
     if name == "GATConv":
         torch.testing.assert_close(theirs(X, EDGES, edge_attr), theirs(X, EDGES))
     elif name == "GATv2Conv":

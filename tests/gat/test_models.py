@@ -87,9 +87,9 @@ def test_returns_every_layers_weights_first_layer_first(options: str) -> None:
 
 def test_dropout_acts_in_training_alone() -> None:
     model, _ = build("two layers")
-    assert not torch.equal(model(X, EDGES), model(X, EDGES))
+    assert not torch.allclose(model(X, EDGES), model(X, EDGES))
     model.eval()
-    assert torch.equal(model(X, EDGES), model(X, EDGES))
+    torch.testing.assert_close(model(X, EDGES), model(X, EDGES))
 
 
 def test_attention_dropout_is_that_of_the_features_unless_given() -> None:
@@ -111,7 +111,7 @@ def test_config_and_state_dict_rebuild_the_model(options: str) -> None:
     other = GAT(**config)
     other.load_state_dict(model.state_dict(), strict=True)
     assert other.config == model.config
-    assert torch.equal(other.eval()(X, EDGES, edge_attr), model.eval()(X, EDGES, edge_attr))
+    torch.testing.assert_close(other.eval()(X, EDGES, edge_attr), model.eval()(X, EDGES, edge_attr))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
@@ -143,7 +143,7 @@ def test_takes_its_width_from_the_first_call() -> None:
 def test_takes_edges_built_once() -> None:
     model = GAT(4, 5, 3).eval()
     edges = Edges.from_edge_index(EDGES, size=6)
-    assert torch.equal(model(X, edges), model(X, EDGES))
+    torch.testing.assert_close(model(X, edges), model(X, EDGES))
 
 
 def test_learns_what_a_node_cannot_know_alone() -> None:

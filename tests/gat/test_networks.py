@@ -119,9 +119,9 @@ def test_config_and_state_dict_rebuild_the_model(body: Any) -> None:
     other = body(**json.loads(json.dumps(model.config)))
     other.load_state_dict(model.state_dict(), strict=True)
     assert other.config == model.config
-    assert torch.equal(other.eval()(X, EDGES, edge_attr), model.eval()(X, EDGES, edge_attr))
+    torch.testing.assert_close(other.eval()(X, EDGES, edge_attr), model.eval()(X, EDGES, edge_attr))
     copied = copy.deepcopy(model)
-    assert torch.equal(copied(X, EDGES, edge_attr), model(X, EDGES, edge_attr))
+    torch.testing.assert_close(copied(X, EDGES, edge_attr), model(X, EDGES, edge_attr))
 
 
 @pytest.mark.parametrize("body", [*BODIES, AGNN])
@@ -197,7 +197,8 @@ def test_edge_level_judges_pairs_by_both_ends_and_their_order(body: Any) -> None
     h = model.embed(X, EDGES)
     for pair, logits in zip(pairs.T, out, strict=True):
         torch.testing.assert_close(model.head(torch.cat([h[pair[0]], h[pair[1]]])), logits)
-    assert torch.equal(out[0], out[3]) and not torch.equal(out[0], out[1])
+    torch.testing.assert_close(out[0], out[3])
+    assert not torch.allclose(out[0], out[1])
     assert model(X, EDGES, edge_label_index=pairs[:, :0]).shape == (0, 2)
 
 

@@ -132,7 +132,7 @@ def test_edge_masks_act_until_they_are_cleared(nets: Any) -> None:
     assert not torch.allclose(masked[0], before[0])
     for net in nets:
         clear_masks(net)
-    assert torch.equal(nets[0](X, EDGES), before[0])
+    torch.testing.assert_close(nets[0](X, EDGES), before[0])
 
 
 @pytest.mark.parametrize("name", [*ALL, "GraphAttentionConv"])
@@ -151,7 +151,7 @@ def test_edge_masks_act_on_subclasses_of_layers_that_were_built_before(name: str
         outputs.append(layer(X, EDGES))
         assert not torch.allclose(outputs[-1], before)
         clear_masks(layer)
-        assert torch.equal(layer(X, EDGES), before)
+        torch.testing.assert_close(layer(X, EDGES), before)
     assert_same(outputs[1], outputs[0])
     assert_same(outputs[2], outputs[0])
 
@@ -598,7 +598,7 @@ def test_copies_compute_the_same_and_on_their_own(
     if hooked:
         net.first.register_message_forward_hook(lambda_hook)
     other = copied(net)
-    assert torch.equal(other(X, EDGES), net(X, EDGES))
+    torch.testing.assert_close(other(X, EDGES), net(X, EDGES))
     assert_same(other(X, EDGES), expected)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -619,7 +619,7 @@ def test_a_lazy_layer_can_be_copied_before_it_is_used(name: str) -> None:
     for one in copies:
         torch.manual_seed(0)
         outputs.append(one(X.float(), EDGES))
-    assert torch.equal(*outputs)
+    torch.testing.assert_close(*outputs)
 
 
 def test_moves_to_another_dtype(nets: Any) -> None:

@@ -380,7 +380,7 @@ def test_autocast_gives_its_dtype(score: str) -> None:
         ({"output_size": 0}, "output_size is 0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"window": -1}, "window is -1"),
-        ({"score": "bilinear"}, "score is 'bilinear'; known scores are additive, concat"),
+        ({"score": "bilinear"}, "score is 'bilinear'; known ones are dot, scaled_dot"),
         ({"normalizer": "max"}, "normalizer is 'max'; known ones are softmax"),
         ({"score": "location"}, "'location' needs max_length"),
         ({"max_length": 4}, "'scaled_dot' has no use for max_length"),

@@ -1,8 +1,9 @@
-"""Compile every Triton kernel for a GPU that need not be there: `compile_triton.py 90`.
+"""Compile every Triton kernel for GPUs that need not be there: `compile_triton.py 90 80`.
 
 The host side runs on tensors of the CPU, and where it would launch a kernel, the kernel is compiled
-for the types of its arguments. `test_triton.py` starts this in a process of its own, in which
-Triton does not interpret. Prints the name of each kernel, and the lines of its assembly.
+for the types of its arguments: for the first GPU at every launch, for the others at the kernel's
+first. `test_triton.py` starts this in a process of its own, in which Triton does not interpret.
+Prints the name of each kernel, the GPU's capability, and the lines of its assembly.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ LAUNCHED = {
 class Compiling:
     """Stands for a kernel; a launch compiles it, with the hints that a launch would give."""
 
-    def __init__(self, kernel: Any, capability: int) -> None:
-        self.kernel, self.capability = kernel, capability
+    def __init__(self, kernel: Any, capabilities: list[int]) -> None:
+        self.kernel, self.capabilities = kernel, capabilities
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self.launch
@@ -56,22 +57,23 @@ class Compiling:
             else:
                 signature[parameter.name] = "fp32"
         source = ASTSource(self.kernel, signature, constants, hints)
-        target = GPUTarget("cuda", self.capability, 32)
-        compiled = compile_kernel(source, target=target)
-        print(self.kernel.__name__, compiled.asm["ptx"].count("\n"))
+        for capability in self.capabilities:
+            compiled = compile_kernel(source, target=GPUTarget("cuda", capability, 32))
+            print(self.kernel.__name__, capability, compiled.asm["ptx"].count("\n"))
+        self.capabilities = self.capabilities[:1]
 
 
-def compile_all(capability: int) -> None:
+def compile_all(capabilities: list[int]) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
     from attn_core import Additive, Dot, Edges, attend, scatter_softmax
-    from attn_core.kernels import triton as kernels
-    from attn_core.kernels.triton import additive, plan, run, scores, segments
-    from attn_core.normalizers import EdgeRows
+    from attn_core.backends import triton as kernels
+    from attn_core.backends.triton import additive, plan, run, scores, segments
+    from attn_core.ops.segments import Segments
 
     for module in (run, segments, additive, scores):
         for name, kernel in list(vars(module).items()):
             if type(kernel).__name__ == "JITFunction" and name in LAUNCHED:
-                setattr(module, name, Compiling(kernel, capability))
+                setattr(module, name, Compiling(kernel, capabilities))
     plan.CHUNK = 4
     hub = torch.tensor([[0, 1, 2, 1, 0, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     support = Edges.from_edge_index(torch.cat([hub, hub.flip(0)], 1), 4)
@@ -105,18 +107,20 @@ def compile_all(capability: int) -> None:
             vector = None if score == "dot" else leaf(heads, width, dtype=dtype)
             pairs = leaf(*rows, width, dtype=dtype) if per_pair else None
             logits = torch.ops.attn_core.edge_scores(
-                *tokens, vector, pairs, support.pairs, 4, 4, score, 0.2
-            )
+                *tokens, tokens[1], vector, None, pairs, None, support.pairs, 4, 4, False, score,
+                0.2, 0.0, None, None,
+            )  # fmt: skip
             logits.sum().backward()
     for dtype, columns in ((torch.float32, 8), (torch.float16, 300), (torch.float64, 1)):
         x = leaf(support.num_edges, columns, dtype=dtype)
         with kernels.on_cpu():
             scatter_softmax(x, support.query_index, 4).sum().backward()
-            rows = EdgeRows(support.query_index, 4)
+            rows = Segments(support.query_index, 4)
             rows.max(x.detach())
             rows.sum(x)
     for dtype, width, activation in (
-        (torch.float32, 64, "tanh"), (torch.bfloat16, 7, "leaky_relu"), (torch.float64, 1, "relu"),
+        (torch.float32, 64, "tanh"), (torch.bfloat16, 7, "leaky_relu"),
+        (torch.float64, 1, "leaky_relu"),
     ):  # fmt: skip
         tokens = leaf(2, 40, width, dtype=dtype), leaf(2, 33, width, dtype=dtype)
         with kernels.on_cpu():
@@ -127,4 +131,4 @@ def compile_all(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    compile_all(int(sys.argv[1]))
+    compile_all([int(capability) for capability in sys.argv[1:]])

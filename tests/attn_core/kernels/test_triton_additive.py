@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from attn_core import Additive, Concat, Dense, Entmax, Softmax, attend, backend
-from attn_core.kernels import additive
+from attn_core.backends import additive
+from attn_core.ops.additive import additive_scores
 
 pytest.importorskip("triton", reason="needs the extra gat[gpu]")
 
-from attn_core.kernels.triton import additive as run
+from attn_core.backends.triton import additive as run
 
 DOUBLE = torch.float64
 
@@ -166,6 +167,4 @@ def test_the_op_keeps_its_contract_with_torch(device: str) -> None:
         for s in ((1, 3, 2), (1, 2, 2), (1, 2))
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        additive.additive_scores, (query, key, vector, "tanh", 0.2), test_utils=tests
-    )
+    torch.library.opcheck(additive_scores, (query, key, vector, "tanh", 0.2), test_utils=tests)

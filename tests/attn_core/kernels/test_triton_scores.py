@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from attn_core import Additive, Dot, Edges, Softmax, Sparsemax, attend, backend
-from attn_core.kernels import csr, edge_scores
+from attn_core.backends import csr
+from attn_core.ops import edge_scores
 
 pytest.importorskip("triton", reason="needs the extra gat[gpu]")
 
-from attn_core.kernels.triton import plan, run
+from attn_core.backends.triton import plan, run
 
 KEYS, QUERIES, HEADS = 7, 6, 3
 DOUBLE = torch.float64
@@ -24,7 +25,7 @@ def served(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call goes through the kernels, its hubs in parts."""
     monkeypatch.setattr(edge_scores, "SMALL", 0)
     monkeypatch.setattr(plan, "CHUNK", 4)
-    monkeypatch.setattr(csr.Problem, "of", lambda *_: pytest.fail("plain torch was called"))
+    monkeypatch.setattr(csr.Sorted, "of", lambda *_: pytest.fail("plain torch was called"))
 
 
 def graph() -> Tensor:
@@ -59,7 +60,7 @@ def test_weights_output_and_every_gradient(
     def everything() -> list[Tensor]:
         result = attend(
             query, key, value, score=score, normalizer=Softmax(0.5), support=edges, bias=bias,
-            pair_key=pair_key, need_weights=True,
+            pair_key=pair_key, need_weights=True, need_log_sum_exp=True,
         )  # fmt: skip
         assert result.weights is not None
         loss = result.output.square().sum() + result.weights.cos().sum()
@@ -81,8 +82,9 @@ def test_strides_tiles_and_what_is_not_asked_for(
     def gradient(wanted: Tensor) -> Tensor:
         wanted.requires_grad_()
         logits = torch.ops.attn_core.edge_scores(
-            query, key, vector, None, edges.pairs, KEYS, QUERIES, "tanh", 0.2
-        )
+            query, key, key, vector, None, None, None, edges.pairs, KEYS, QUERIES, False, "tanh",
+            0.2, 0.0, None, None,
+        )  # fmt: skip
         (found,) = torch.autograd.grad(logits.sin().sum(), wanted)
         wanted.requires_grad_(False)
         return found

@@ -193,7 +193,7 @@ def test_three_steps_and_two_are_five(name):
     if whole.weights is not None:
         assert_same(torch.cat([first.weights, then.weights], 2), whole.weights)
     again = decoder(x[:, 3:], state=first.state, need_weights=True)  # no state ever changes
-    assert torch.equal(again.output, then.output)
+    torch.testing.assert_close(again.output, then.output)
 
 
 @every_decoder
@@ -349,7 +349,7 @@ def test_copies_decode_alike(name):
     other = DECODERS[name]().double().eval()
     other.load_state_dict(torch.load(file))
     for twin in (other, copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):
-        assert torch.equal(twin(x, read).output, expected)
+        torch.testing.assert_close(twin(x, read).output, expected)
 
 
 # Torch has no LSTM in float16 on every CPU
@@ -557,7 +557,7 @@ def test_dropout_of_the_output_and_between_layers_in_training_alone():
         attention(), layers=2, initial="zeros", dropout=0.5, readout="state"
     ).double()
     assert deep.cell.dropout == 0.5
-    assert torch.equal(deep.eval()(x, read).output, deep(x, read).output)
+    torch.testing.assert_close(deep.eval()(x, read).output, deep(x, read).output)
 
 
 def test_dropout_of_attention_is_not_in_the_weights():

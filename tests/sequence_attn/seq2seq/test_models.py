@@ -201,7 +201,7 @@ def test_copies_predict_alike(name):
     other = MODELS[name]().double().eval()
     other.load_state_dict(torch.load(file))
     for twin in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(twin(source, target).logits, expected)
+        torch.testing.assert_close(twin(source, target).logits, expected)
 
 
 @every_model
@@ -228,9 +228,7 @@ def test_without_teacher_forcing_only_the_first_token_counts(name):
     logits = model(source, target, source_lengths=LENGTHS, teacher_forcing=0.0).logits
     other = target.clone()
     other[:, 1:] = 1
-    assert torch.equal(
-        model(source, other, source_lengths=LENGTHS, teacher_forcing=0).logits, logits
-    )
+    assert_same(model(source, other, source_lengths=LENGTHS, teacher_forcing=0).logits, logits)
     own = torch.cat([target[:, :1], logits.argmax(-1)[:, :-1]], 1)
     assert_same(model(source, own, source_lengths=LENGTHS).logits, logits)
 
@@ -327,9 +325,9 @@ def test_dropout_of_the_embeddings_in_training_alone():
     encoder = RecurrentEncoder(E, H, bidirectional=True)
     decoder = luong(E, D, D)
     model = Seq2Seq(encoder, decoder, source_size=SOURCE, target_size=TARGET, dropout=0.5)
-    assert not torch.equal(model(source, target).logits, model(source, target).logits)
+    assert not torch.allclose(model(source, target).logits, model(source, target).logits)
     model.eval()
-    assert torch.equal(model(source, target).logits, model(source, target).logits)
+    torch.testing.assert_close(model(source, target).logits, model(source, target).logits)
 
 
 # The Transformer

@@ -246,7 +246,9 @@ def test_context_only():
         _, (z,) = cell(c, [z])
         steps.append((z, alpha[:, None]))
     agrees(decoder, source, x, steps)
-    assert torch.equal(decoder(x, source).output, decoder(torch.full_like(x, 9), source).output)
+    torch.testing.assert_close(
+        decoder(x, source).output, decoder(torch.full_like(x, 9), source).output
+    )
 
 
 @pytest.mark.parametrize("cell, layers", [("lstm", 2), ("lstm", 1), ("gru", 1)])

@@ -1,0 +1,164 @@
+"""Softmax attention over edges in C++: what prepares its arguments, and whether it is there.
+
+The kernels take float32 or float64 on CPUs, channels in multiples of 4 (others are padded with
+zeros, which change nothing). Whatever else there is, `csr` computes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attn_core import compiled
+from attn_core.backends.problem import Problem
+from attn_core.transforms import bare
+
+_KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
+_LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
+
+
+def available() -> bool:
+    """Whether the compiled kernels are there and not switched off."""
+    return compiled.is_on()
+
+
+def description() -> str:
+    """What is live on this machine, in words for a bug report."""
+    if (cpu := compiled.module) is None:
+        return f"not there ({compiled.reason}); plain torch serves"
+    chosen = " (forced by GAT_INSTRUCTION_SET)" if compiled.forced else ""
+    live = f"{cpu.instruction_set()}{chosen}, threads of {cpu.threading()}"
+    return live if available() else f"there ({live}), but switched off; plain torch serves"
+
+
+def serves(problem: Problem) -> bool:
+    """Whether the kernels compute this call."""
+    return (
+        available()
+        and problem.key.device.type == "cpu"
+        and math.prod(problem.key.shape[1:]) > 0
+        and problem.value.shape[2] > 0
+        and max(problem.edges.num_keys, problem.edges.num_queries) < _LARGEST
+        and problem.dtype in (torch.float32, torch.float64)
+    )
+
+
+def forward(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
+    arguments, dtype = _arguments(problem)
+    heads, width = problem.value.shape[1:]
+    output = torch.empty(problem.edges.num_queries, heads, _up(width), dtype=dtype)
+    log_sum_exp = output.new_empty(output.shape[:2])
+    compiled.call("forward", *arguments, output, log_sum_exp)
+    return _cut(output, width), log_sum_exp
+
+
+def backward(
+    problem: Problem,
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    log_sum_exp: Tensor,
+    needed: list[bool],
+) -> list[Tensor | None]:
+    """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
+    arguments, dtype = _arguments(problem)
+    padded: tuple[Any, ...] = arguments[:7]
+    edges, pairs = problem.edges, problem.edges.num_edges
+    gradients: list[Tensor | None] = []
+    for i, (need, like) in enumerate(zip(needed, padded, strict=True)):
+        if not need or like is None:
+            gradients.append(None)
+        elif i < 4 or problem.num_rows == pairs:
+            gradients.append(torch.empty(like.shape, dtype=dtype))
+        else:  # rows of self-loops that were replaced
+            gradients.append(torch.zeros(like.shape, dtype=dtype))
+    of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
+    numbers = problem.kind != "dot" and problem.key.shape[-1] == 1  # these need the pairs by key
+    by_key = edges.by_query
+    if numbers or of_key is not None or of_value is not None:
+        by_key = edges.by_key
+    compiled.call(
+        "backward",
+        *arguments,
+        _plain(_wide(output, 4), dtype),
+        _plain(log_sum_exp, dtype),
+        bare(by_key.pointer),
+        bare(by_key.columns),
+        bare(by_key.permutation),
+        _plain(_wide(grad_output, 4), dtype),
+        _plain(grad_log_sum_exp, dtype),
+        of_query,
+        of_key,
+        of_value,
+        of_vector,
+        of_bias,
+        of_pair_key,
+        of_pair_value,
+    )
+    return [
+        None if grad is None or given is None else _cut(grad, given.shape[-1])
+        for grad, given in zip(gradients, problem.tensors, strict=True)
+    ]
+
+
+def _arguments(problem: Problem) -> tuple[tuple[Any, ...], torch.dtype]:
+    """What both kernels are told, and the dtype they compute in."""
+    edges, dtype, kind = problem.edges, problem.dtype, problem.kind
+    step = 1 if kind != "dot" and problem.key.shape[-1] == 1 else 4
+    query, vector = problem.query, problem.vector
+    if query is None:
+        query = problem.key.new_zeros(1, *problem.key.shape[1:]).expand(edges.num_queries, -1, -1)
+    if vector is None and kind != "dot":
+        vector = problem.key.new_ones(problem.key.shape[1:])
+    steps = step, step, 4, step, None, step, 4
+    given = (query, *problem.tensors[1:3], vector, *problem.tensors[4:])
+    tensors = [
+        None if x is None else _plain(x if step is None else _wide(x, step), dtype)
+        for x, step in zip(given, steps, strict=True)
+    ]
+    seed = problem.seed
+    return (
+        *tensors,
+        bare(edges.by_query.pointer),
+        bare(edges.by_query.columns),
+        bare(edges.by_query.permutation),
+        None if problem.pair_row is None else bare(problem.pair_row),
+        None if seed is None or problem.pair_id is None else bare(problem.pair_id),
+        _KINDS[kind],
+        float(problem.constant),
+        0.0 if seed is None else problem.dropout,
+        0 if seed is None else int(seed),
+        problem.num_rows,
+        torch.get_num_threads(),
+    ), dtype
+
+
+def _up(width: int) -> int:
+    return (width + 3) // 4 * 4
+
+
+def _wide(x: Tensor, step: int) -> Tensor:
+    """With zeros behind the channels, up to a multiple of `step`."""
+    missing = -x.shape[-1] % step
+    return F.pad(x, (0, missing)) if missing else x
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the kernels take it: in their dtype, each row packed."""
+    x = bare(x)
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    packed = x.stride(-1) == 1 and (x.dim() < 3 or x.stride(1) == x.shape[2])
+    return x if packed else x.contiguous()
+
+
+def _cut(x: Tensor, width: int) -> Tensor:
+    return x if x.shape[-1] == width else x[..., :width].contiguous()
+
+
+__all__ = ["available", "backward", "description", "forward", "serves"]

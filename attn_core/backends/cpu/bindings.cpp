@@ -1,0 +1,283 @@
+// What Python calls. Every array is checked here, so that no kernel meets an index or a shape that
+// it cannot serve; nothing is converted silently (`noconvert`).
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+
+#include "arrays.h"
+#include "dispatch.h"
+#include "memory.h"
+#include "pairs_bindings.h"
+#include "parallel.h"
+#include "problem.h"
+#include "sort.h"
+
+using namespace nb::literals;
+using namespace arrays;
+
+namespace {
+
+attn::Dropout dropout_of(double p, int64_t seed) {
+  const auto mix = [](uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7FEB352Du;
+    x ^= x >> 15;
+    x *= 0x846CA68Bu;
+    return x ^ (x >> 16);
+  };
+  const uint32_t low = uint32_t(uint64_t(seed)), high = uint32_t(uint64_t(seed) >> 32);
+  attn::Dropout dropout;
+  dropout.seed_state = mix((mix(low ^ 0x9E3779B9u) + high * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
+  dropout.threshold = p < 1 ? uint32_t(p * 4294967296.0) : 0;
+  dropout.keep_scale = p < 1 ? float(1 / (1 - p)) : 0;
+  return dropout;
+}
+
+template <class T>
+struct Call {
+  attn::Problem<T> problem;
+  int64_t num_queries = 0, num_keys = 0, pairs = 0, num_rows = 0;
+
+  Call(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
+       const Maybe<const T>& vector, const Maybe<const T>& bias, const Maybe<const T>& pair_key,
+       const Maybe<const T>& pair_value, const Index& pointer, const Column& other,
+       const Index& place, const std::optional<Index>& source, const std::optional<Index>& pair_id,
+       int kind, double constant, double dropout, int64_t seed, int64_t per_pair, bool backward) {
+    if (key.ndim() != 3 || value.ndim() != 3 || query.ndim() != 3) refuse("key", "is not [N, H, D]");
+    const int64_t heads = key.shape(1), width = key.shape(2), value_width = value.shape(2);
+    num_queries = query.shape(0);
+    num_keys = key.shape(0);
+    pairs = other.size();
+    num_rows = per_pair;
+    if (heads < 1 || heads > (1 << 16) || width > (1 << 20) || value_width > (1 << 20)) {
+      refuse("key", "has no heads or too many channels");
+    }
+    if ((width % 4 && !(width == 1 && kind != attn::DOT)) || value_width % 4 || width < 1 ||
+        value_width < 1) {
+      refuse("key", "or value has a width that is no multiple of 4");
+    }
+    if (kind < attn::DOT || kind > attn::TANH) refuse("kind", "is not known");
+    auto& p = problem;
+    p.kind = attn::Kind(kind);
+    p.scale = p.slope = T(constant);
+    p.heads = int(heads);
+    p.lanes = attn::lanes_of(heads);
+    p.width = int(width);
+    p.value_width = int(value_width);
+    p.query = rows<const T>("query", query, num_queries, heads, width);
+    p.key = rows<const T>("key", key, num_keys, heads, width);
+    p.value = rows<const T>("value", value, num_keys, heads, value_width);
+    if (kind != attn::DOT) {
+      if (!vector) refuse("vector", "is missing");
+      if (vector->ndim() != 2 || int64_t(vector->shape(0)) != heads ||
+          int64_t(vector->shape(1)) != width || vector->stride(1) != 1 ||
+          (heads > 1 && vector->stride(0) != width)) {
+        refuse("vector", "is not [H, D], packed");
+      }
+      p.vector = vector->data();
+    }
+    p.bias = rows<const T>("bias", bias, num_rows, heads, 0, true);
+    p.pair_key = rows<const T>("pair_key", pair_key, num_rows, heads, width);
+    p.pair_value = rows<const T>("pair_value", pair_value, num_rows, heads, value_width);
+    p.drops = dropout > 0;
+    const bool reads_place = backward || p.drops || p.bias || p.pair_key || p.pair_value;
+    p.by_query = graph("by_query", pointer, other, place, num_queries, num_keys, reads_place);
+    if (source) {
+      if (int64_t(source->size()) != pairs) refuse("source", "has another length than the pairs");
+      within("source", source->data(), pairs, num_rows);
+      p.source = source->data();
+    } else if (num_rows < pairs && (p.bias || p.pair_key || p.pair_value)) {
+      refuse("bias", "has fewer rows than there are pairs");
+    }
+    if (pair_id) {
+      if (int64_t(pair_id->size()) != pairs) refuse("pair_id", "has another length than the pairs");
+      p.pair_id = pair_id->data();
+    }
+    p.far = is_far<T>((num_queries + num_keys) * heads * (width + value_width));
+    if (p.drops) p.dropout = dropout_of(dropout, seed);
+  }
+};
+
+template <class T>
+void forward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
+             const Maybe<const T>& vector, const Maybe<const T>& bias,
+             const Maybe<const T>& pair_key, const Maybe<const T>& pair_value, const Index& pointer,
+             const Column& other, const Index& place, const std::optional<Index>& source,
+             const std::optional<Index>& pair_id, int kind, double constant, double dropout,
+             int64_t seed, int64_t num_rows, int threads, const Array<T>& output,
+             const Array<T>& log_sum_exp) {
+  nb::gil_scoped_release released;
+  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
+               pair_id, kind, constant, dropout, seed, num_rows, false);
+  auto& p = call.problem;
+  p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
+  p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, call.num_queries, p.heads, 0, true);
+  attn::use_large_pages(output.data(), int64_t(output.nbytes()));
+  attn::run(p, attn::FORWARD, threads, static_cast<T*>(nullptr));
+}
+
+template <class T>
+void backward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
+              const Maybe<const T>& vector, const Maybe<const T>& bias,
+              const Maybe<const T>& pair_key, const Maybe<const T>& pair_value,
+              const Index& pointer, const Column& other, const Index& place,
+              const std::optional<Index>& source, const std::optional<Index>& pair_id, int kind,
+              double constant, double dropout, int64_t seed, int64_t num_rows, int threads,
+              const Array<T>& output, const Array<T>& log_sum_exp, const Index& key_pointer,
+              const Column& key_other, const Index& key_place, const Array<const T>& grad_output,
+              const Array<const T>& grad_log_sum_exp, const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
+              const Maybe<T>& grad_vector, const Maybe<T>& grad_bias,
+              const Maybe<T>& grad_pair_key, const Maybe<T>& grad_pair_value) {
+  nb::gil_scoped_release released;
+  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
+               pair_id, kind, constant, dropout, seed, num_rows, true);
+  auto& p = call.problem;
+  const int64_t nq = call.num_queries, nk = call.num_keys;
+  p.output = rows<T>("output", output, nq, p.heads, p.value_width);
+  p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, nq, p.heads, 0, true);
+  p.grad_output = rows<const T>("grad_output", grad_output, nq, p.heads, p.value_width);
+  p.grad_log_sum_exp = rows<const T>("grad_log_sum_exp", grad_log_sum_exp, nq, p.heads, 0, true);
+  p.grad_query = rows<T>("grad_query", grad_query, nq, p.heads, p.width);
+  p.grad_key = rows<T>("grad_key", grad_key, nk, p.heads, p.width);
+  p.grad_value = rows<T>("grad_value", grad_value, nk, p.heads, p.value_width);
+  p.grad_bias = rows<T>("grad_bias", grad_bias, num_rows, p.heads, 0, true);
+  p.grad_pair_key = rows<T>("grad_pair_key", grad_pair_key, num_rows, p.heads, p.width);
+  p.grad_pair_value = rows<T>("grad_pair_value", grad_pair_value, num_rows, p.heads, p.value_width);
+  if (!call.problem.source && num_rows < call.pairs &&
+      (p.grad_bias || p.grad_pair_key || p.grad_pair_value)) {
+    refuse("grad_bias", "has fewer rows than there are pairs");
+  }
+  T* of_vector = nullptr;
+  if (grad_vector) {
+    if (int64_t(grad_vector->size()) != int64_t(p.heads) * p.width || !p.vector) {
+      refuse("grad_vector", "is not [H, D]");
+    }
+    of_vector = grad_vector->data();
+    p.need_vector = true;
+  }
+  for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
+    if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
+  }
+  const bool by_key = p.grad_key || p.grad_value || p.numbers();
+  const bool by_query = p.grad_query || p.need_vector || p.grad_bias || p.grad_pair_key ||
+                        p.grad_pair_value;
+  if (by_key) {
+    p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq);
+    if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
+  }
+  std::unique_ptr<T[]> statistics(new T[nq * 2 * p.heads]), of_queries;
+  std::unique_ptr<uint32_t[]> position;
+  p.statistics = statistics.get();
+  attn::run(p, attn::STATISTICS, threads, of_vector);
+  if (p.numbers() && p.grad_query) {
+    const int64_t size = call.pairs * p.heads;
+    of_queries.reset(p.of_queries = new T[size]);
+    attn::use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
+    position.reset(new uint32_t[call.pairs]());
+    for (int64_t e = 0; e < call.pairs; e++) position[key_place.data()[e]] = uint32_t(e);
+    p.position = position.get();
+  }
+  if (by_query && !p.numbers()) attn::run(p, attn::BY_QUERY, threads, of_vector);
+  if (by_key) attn::run(p, attn::BY_KEY, threads, of_vector);
+  if (p.of_queries) attn::run(p, attn::SUM_QUERY, threads, of_vector);
+}
+
+template <class T>
+void drop(const Array<const T>& from, double p, int64_t seed, int threads, const Array<T>& to) {
+  nb::gil_scoped_release released;
+  const int64_t size = from.size(), task = 128 * attn::DRAWS;
+  if (from.ndim() != 1 || to.ndim() != 1 || int64_t(to.size()) != size ||
+      (size > 1 && (from.stride(0) != 1 || to.stride(0) != 1))) {
+    refuse("from", "or to is not [N], packed");
+  }
+  const attn::Dropout dropout = dropout_of(p, seed);
+  const auto& kernels = attn::chosen<T>();
+  attn::share((size + task - 1) / task, threads, [&](int64_t i, int) {
+    kernels.drop(dropout, from.data(), i * task, std::min(size, (i + 1) * task), to.data());
+  });
+}
+
+template <class T>
+void multiply(const Array<const T>& values, const Index& pointer, const Column& column,
+              const Index& place, const Array<const T>& dense, int threads, const Array<T>& out) {
+  nb::gil_scoped_release released;
+  const int64_t num = int64_t(pointer.size()) - 1;
+  if (num < 0) refuse("pointer", "is empty");
+  if (dense.ndim() != 2 || dense.shape(1) % 4) refuse("dense", "is no matrix of 4n columns");
+  if (values.ndim() != 1 || (values.size() > 1 && values.stride(0) != 1)) {
+    refuse("values", "is not [E], packed");
+  }
+  if (values.size() != place.size()) refuse("values", "has another length than its places");
+  attn::Product<T> p;
+  p.width = int64_t(dense.shape(1));
+  p.entries = graph("entries", pointer, column, place, num, int64_t(dense.shape(0)));
+  p.values = values.data();
+  p.dense = rows<const T>("dense", dense, dense.shape(0), p.width, 0, true);
+  p.out = rows<T>("out", out, num, p.width, 0, true);
+  p.far = is_far<T>((num + int64_t(dense.shape(0))) * p.width);
+  const int64_t most = std::max<int64_t>(1024, int64_t(place.size()) / 64);
+  const auto begins = attn::cut_rows(p.entries.pointer, num, most);
+  const auto& kernels = attn::chosen<T>();
+  attn::share(int64_t(begins.size()) - 1, threads, [&](int64_t i, int) {
+    kernels.multiply(p, begins[size_t(i)], begins[size_t(i) + 1]);
+  });
+}
+
+template <class T>
+void define(nb::module_& m) {
+  m.def("multiply", &multiply<T>, "values"_a.noconvert(), "pointer"_a.noconvert(),
+        "column"_a.noconvert(), "place"_a.noconvert(), "dense"_a.noconvert(), "threads"_a,
+        "out"_a.noconvert());
+  m.def("drop", &drop<T>, "from"_a.noconvert(), "p"_a, "seed"_a, "threads"_a, "to"_a.noconvert());
+  m.def("forward", &forward<T>, "query"_a.noconvert(), "key"_a.noconvert(), "value"_a.noconvert(),
+        "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
+        "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
+        "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
+        "source"_a.noconvert().none(), "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
+        "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
+        "log_sum_exp"_a.noconvert());
+  m.def("backward", &backward<T>, "query"_a.noconvert(), "key"_a.noconvert(),
+        "value"_a.noconvert(), "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
+        "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
+        "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
+        "source"_a.noconvert().none(), "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
+        "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
+        "log_sum_exp"_a.noconvert(), "key_pointer"_a.noconvert(), "key_other"_a.noconvert(),
+        "key_place"_a.noconvert(), "grad_output"_a.noconvert(), "grad_log_sum_exp"_a.noconvert(),
+        "grad_query"_a.noconvert().none(),
+        "grad_key"_a.noconvert().none(), "grad_value"_a.noconvert().none(),
+        "grad_vector"_a.noconvert().none(), "grad_bias"_a.noconvert().none(),
+        "grad_pair_key"_a.noconvert().none(), "grad_pair_value"_a.noconvert().none());
+}
+
+using Out = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutColumn = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+bool sort(const Index& nodes, const Index& others, const Out& pointer, const Out& place,
+          const OutColumn& other) {
+  nb::gil_scoped_release released;
+  const size_t count = nodes.size();
+  if (others.size() != count || place.size() != count || other.size() != count ||
+      pointer.size() < 1) {
+    refuse("others", "has another length than nodes");
+  }
+  return attn::sort_pairs(nodes.data(), others.data(), int64_t(count), int64_t(pointer.size()) - 1,
+                          pointer.data(), place.data(), other.data());
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+  define<float>(m);
+  define<double>(m);
+  attn::define_pairs(m);
+  m.def("sort", &sort, "nodes"_a.noconvert(), "others"_a.noconvert(), "pointer"_a.noconvert(),
+        "place"_a.noconvert(), "other"_a.noconvert());
+  m.def("instruction_set", &attn::instruction_set);
+  m.def("instruction_sets", &attn::instruction_sets);
+  m.def("choose_instruction_set", [](const std::string& name) {
+    return attn::choose_instruction_set(name.c_str());
+  });
+  m.def("threading", &attn::threading);
+}

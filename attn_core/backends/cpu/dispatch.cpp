@@ -1,0 +1,82 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace attn {
+
+#define DECLARE(variant)                     \
+  namespace variant {                        \
+  extern const Kernels<float> float_kernels;  \
+  extern const Kernels<double> double_kernels; \
+  }
+DECLARE(baseline)
+#ifdef ATTN_X86
+DECLARE(avx2)
+DECLARE(avx512)
+#endif
+
+namespace {
+
+struct Variant {
+  const char* name;
+  bool available;
+  const Kernels<float>* single;
+  const Kernels<double>* wide;
+};
+
+// The best first.
+const Variant* variants() {
+  static const Variant all[] = {
+#ifdef ATTN_X86
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("fma"),
+       &avx512::float_kernels, &avx512::double_kernels},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+       &avx2::float_kernels, &avx2::double_kernels},
+#endif
+      {"baseline", true, &baseline::float_kernels, &baseline::double_kernels},
+  };
+  return all;
+}
+
+std::atomic<const Variant*>& current() {
+  static std::atomic<const Variant*> one{[] {
+    const Variant* best = variants();
+    while (!best->available) best++;
+    return best;
+  }()};
+  return one;
+}
+
+}  // namespace
+
+template <>
+const Kernels<float>& chosen<float>() { return *current().load()->single; }
+template <>
+const Kernels<double>& chosen<double>() { return *current().load()->wide; }
+
+const char* instruction_set() { return current().load()->name; }
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  const Variant* one = variants();
+  for (; std::strcmp(one->name, "baseline") != 0; one++)
+    if (one->available) names.push_back(one->name);
+  names.push_back(one->name);
+  return names;
+}
+
+bool choose_instruction_set(const char* name) {
+  for (const Variant* one = variants();; one++) {
+    if (std::strcmp(one->name, name) == 0 && one->available) {
+      current() = one;
+      return true;
+    }
+    if (std::strcmp(one->name, "baseline") == 0) return false;
+  }
+}
+
+}  // namespace attn

@@ -1,0 +1,1 @@
+"""Reading an index, sorting it once, and finding again what was made of it."""

@@ -1,0 +1,51 @@
+"""The ops of the library, and the choice of the fastest implementation that serves a call.
+
+An op takes plain tensors and finds what is known of their edges in its body; one file holds a
+family of ops with their schema, fakes, gradients and route to a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from attn_core import compiled
+from attn_core.backends import bmm, sdpa, window
+from attn_core.call import Attended, Call
+from attn_core.ops import edge_attention, edge_sums
+from attn_core.ops.steps import OpSteps
+from attn_core.reference import Steps
+from attn_core.transforms import is_transformed
+
+_REFERENCE, _OPS = Steps(), OpSteps()
+_KERNELS = edge_attention, sdpa, bmm, window  # the first that serves a call computes it
+
+__all__ = ["attend", "edge_sums", "fastest", "steps", "weights"]
+
+
+def steps() -> Steps:
+    """The three steps, one by one: by ops, or by the definition where nothing else may run."""
+    return _REFERENCE if compiled.is_reference() or is_transformed() else _OPS
+
+
+def fastest(call: Call) -> Callable[[Call], Attended]:
+    """The fastest implementation that serves a prepared call."""
+    ways = steps()
+    if ways is _OPS:
+        for kernel in _KERNELS:
+            if kernel.serves(call):
+                return kernel.run
+    return ways.attend
+
+
+def attend(call: Call) -> Attended:
+    """A prepared call by the fastest implementation that serves it."""
+    run = fastest(call)
+    # Torch's kernel alone takes keys that several heads share as they are
+    return run(call if run is sdpa.run else call.ungrouped())
+
+
+def weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
+    """The weights of a prepared call alone."""
+    return steps().weights(call.ungrouped(), log_sum_exp)

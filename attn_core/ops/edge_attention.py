@@ -1,0 +1,249 @@
+"""Softmax attention over edges as one differentiable op: `torch.ops.attn_core.edge_attention`.
+
+The op takes plain tensors (`attn_core.backends.problem.Problem` lists them). In its body, out of
+sight of torch.compile, it finds the `Edges` of the `edge_index` that it was given; forward and
+backward do so alike, and no sort is done twice. What it saves for the backward pass are its inputs,
+the output and the log-sum-exp: weights are recomputed. Backends differ in the body only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.backends import cpu, csr, triton
+from attn_core.backends.problem import NAMES, SCHEMA, Problem
+from attn_core.call import Attended, Call
+from attn_core.dropout import dropout_scale
+from attn_core.normalizers import Softmax, scaled
+from attn_core.ops.twice import differentiated
+from attn_core.scores import Additive, Dot, Score
+from attn_core.supports.edges import Edges, PendingEdges
+from attn_core.transforms import nobody_watches
+
+_GRADIENTS = ", ".join(["Tensor"] * len(NAMES))
+_REST = [None] * (len(Problem.__dataclass_fields__) - len(NAMES))
+
+
+def serves(call: Call) -> bool:
+    """Whether the fused op computes this call."""
+    return (
+        isinstance(call.support, (Edges, PendingEdges))
+        and isinstance(call.normalizer, Softmax)
+        and call.score.formula() is not None
+    )
+
+
+def run(call: Call) -> Attended:
+    """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
+    problem, support = problem_of(call), call.support
+    if nobody_watches(*problem.tensors, problem.edge_index):
+        edges = support.resolve() if isinstance(support, PendingEdges) else support
+        problem.edges = edges  # type: ignore[assignment]  # which are checked with the call
+        output, log_sum_exp = _Straight.apply(problem, *problem.tensors)
+    else:
+        if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
+            support.look_at_order()
+        output, log_sum_exp = torch.ops.attn_core.edge_attention(*problem.arguments)
+    if call.copy_output and output.requires_grad and not torch.compiler.is_compiling():
+        output = output.clone()  # the op keeps its own, and the caller may edit this one
+    return Attended(output, None, log_sum_exp)
+
+
+def problem_of(call: Call) -> Problem:
+    """A prepared call as the op knows it."""
+    support, formula = call.support, call.score.formula()
+    assert formula is not None
+    if isinstance(support, PendingEdges):
+        edge_index, self_loops, pair_id = support.plain(), support.self_loops, None
+    else:
+        assert isinstance(support, Edges)
+        edge_index, self_loops = support.pairs, False
+        # The Edges may be gone when backward looks for them, and new ones would not know this
+        pair_id = support.source_id if call.dropout > 0 and support.given is not support else None
+    kind, constant, vector = formula
+    query, bias = call.query, call.bias
+    assert isinstance(call.normalizer, Softmax)
+    temperature = call.normalizer.temperature
+    if isinstance(temperature, Tensor) or temperature != 1:  # of the score's factor, or its vector
+        if not isinstance(temperature, Tensor):
+            temperature = call.key.new_tensor(temperature)
+        factor = 1 / temperature.expand(call.key.shape[1])
+        if kind == "dot" and query is not None:
+            query = query * factor[..., None].to(query.dtype)
+        else:
+            vector = call.key.new_ones(call.key.shape[1:]) if vector is None else vector
+            vector = vector * factor[..., None].to(vector.dtype)
+        bias = None if bias is None else scaled(bias, factor.to(bias.dtype))
+    return Problem(
+        query, call.key, call.value, vector, bias, call.pair_key, call.pair_value, edge_index,
+        support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout, call.seed,
+        pair_id,
+    )  # fmt: skip
+
+
+def plainly(p: Problem) -> tuple[Tensor, Tensor]:
+    """The same in plain torch, which can be differentiated any number of times."""
+    edges, softmax = p.edges, Softmax()
+    scores = logits(p)
+    weights, log_sum_exp = softmax.with_log_sum_exp(scores, edges.rows(scores, p.num_keys))
+    if p.seed is not None:
+        ids = edges.source_id if p.pair_id is None else p.pair_id
+        weights = weights * dropout_scale(p.seed, ids, p.heads, p.dropout).to(weights.dtype)
+    value = p.value.to(p.dtype)
+    output = edges.aggregate(weights, value, of_pairs(p, p.pair_value))
+    return output.to(p.value.dtype), log_sum_exp
+
+
+def logits(p: Problem) -> Tensor:
+    """The logits of all pairs in plain torch, bias included."""
+    score: Score = Dot(p.constant)
+    if p.kind != "dot":
+        score = Additive(p.vector, p.kind, p.constant).to(p.dtype)
+    query = None if p.query is None else p.query.to(p.dtype)
+    scores = p.edges.scores(score, query, p.key.to(p.dtype), of_pairs(p, p.pair_key))
+    bias = of_pairs(p, p.bias)
+    return scores if bias is None else scores + bias
+
+
+def of_pairs(p: Problem, rows: Tensor | None) -> Tensor | None:
+    """The row of each pair, in the dtype to compute in."""
+    if rows is None:
+        return None
+    rows = rows.to(p.dtype)
+    return rows if p.pair_row is None else rows.index_select(0, p.pair_row)
+
+
+def backend_of(p: Problem) -> Any:
+    """The module whose kernels serve this problem; plain torch does where none are compiled."""
+    if triton.serves(p.key, p.value):
+        from attn_core.backends.triton import run  # which imports Triton
+
+        return run
+    return cpu if cpu.serves(p) else csr
+
+
+def _forward(p: Problem) -> tuple[Tensor, Tensor]:
+    output, log_sum_exp = backend_of(p).forward(p)
+    return output.to(p.value.dtype), log_sum_exp
+
+
+def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
+    """Gradients of the tensors; those that are not needed are empty."""
+    gradients = backend_of(p).backward(p, *results, needed)
+    return tuple(
+        results[0].new_empty(0) if g is None or x is None else g.to(x.dtype)
+        for g, x in zip(gradients, p.tensors, strict=True)
+    )
+
+
+@torch.library.custom_op(
+    "attn_core::edge_attention", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
+)
+def edge_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Output `[Nq, H, Dv]` and log-sum-exp `[Nq, H]` of a `Problem`."""
+    return _forward(Problem(*arguments))
+
+
+@edge_attention.register_fake
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    p = Problem(*arguments)
+    output = p.value.new_empty(p.num_queries, *p.value.shape[1:])
+    return output, output.new_empty(output.shape[:2], dtype=p.dtype)
+
+
+@torch.library.custom_op(
+    "attn_core::edge_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor grad_log_sum_exp, Tensor output, Tensor log_sum_exp, "
+    f"bool[] needed, {SCHEMA}) -> ({_GRADIENTS})",
+)
+def edge_attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """Gradients of query, key, value, vector, bias, pair_key and pair_value."""
+    return _gradients(Problem(*arguments[5:]), arguments[:4], arguments[4])
+
+
+@edge_attention_backward.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return empty_gradients(arguments[0], arguments[4], arguments[5:])
+
+
+def empty_gradients(
+    grad: Tensor, needed: list[bool], arguments: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """The shapes of gradients, for fakes."""
+    return tuple(
+        x.new_empty(x.shape) if x is not None and need else grad.new_empty(0)
+        for x, need in zip(arguments[: len(NAMES)], needed, strict=True)
+    )
+
+
+def twice(formula: Any, p: Problem, grads: tuple[Tensor, ...], needed: list[bool]) -> Any:
+    """Gradients of the tensors of a problem by a formula of it, which can be differentiated."""
+
+    def of_tensors(*tensors: Any) -> Any:
+        alike = Problem(*tensors, *p.arguments[len(NAMES) :])
+        alike.edges = p.edges
+        return formula(alike)
+
+    return differentiated(of_tensors, p.tensors, grads, needed)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _save(ctx, Problem(*inputs), output)
+
+
+def _save(ctx: Any, p: Problem, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*p.tensors, p.edge_index, p.seed, p.pair_id, *output)
+    ctx.settings = p.num_keys, p.num_queries, p.self_loops, p.kind, p.constant, p.dropout
+    ctx.set_materialize_grads(True)
+
+
+def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, Tensor]]:
+    given: Any
+    *given, seed, pair_id, output, log_sum_exp = ctx.saved_tensors
+    settings: Any = *ctx.settings, seed, pair_id
+    return Problem(*given, *settings), (output, log_sum_exp)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    p, output = _restore(ctx)
+    needed = [x is not None and n for x, n in zip(p.tensors, ctx.needs_input_grad, strict=False)]
+    return *_differentiate(p, grads, output, needed), *_REST
+
+
+def _differentiate(
+    p: Problem, grads: tuple[Tensor, ...], output: tuple[Tensor, Tensor], needed: list[bool]
+) -> list[Tensor | None]:
+    if torch.is_grad_enabled():  # of a gradient of a gradient
+        return twice(plainly, p, grads, needed)
+    if nobody_watches(*grads, *p.tensors, p.edge_index):
+        found = _gradients(p, (*grads, *output), needed)
+    else:
+        found = torch.ops.attn_core.edge_attention_backward(*grads, *output, needed, *p.arguments)
+    return [g if need else None for g, need in zip(found, needed, strict=True)]
+
+
+edge_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Straight(torch.autograd.Function):
+    """The op without torch's way around ops, which takes longer than attention on a small graph."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Problem, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+        output = _forward(p)
+        _save(ctx, p, output)
+        ctx.edges = p.edges
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        p, output = _restore(ctx)
+        p.edges = ctx.edges
+        needed = [
+            x is not None and n for x, n in zip(p.tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
+        return None, *_differentiate(p, grads, output, needed)

@@ -1,0 +1,64 @@
+"""The three steps by ops: what serves every score and normaliser that has no kernel of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attn_core.call import Call
+from attn_core.ops import additive, edge_scores, segments
+from attn_core.reference import Steps
+from attn_core.rows import EdgeRows, Rows
+from attn_core.supports.dense import Dense
+from attn_core.supports.edges import Edges
+from attn_core.supports.pairs import Pairs
+
+
+class OpSteps(Steps):
+    """Over edges, products and sums without a vector for each edge; over dense supports, additive
+    scores in blocks."""
+
+    def scores(self, call: Call) -> Tensor:
+        score, support, query, key = call.score, call.support, call.query, call.key
+        if isinstance(support, Dense):
+            if additive.serves(call):
+                score = additive.in_blocks(score)
+            return support.scores(score, query, key, call.pair_key)
+        if not isinstance(support, Pairs):
+            return support.scores(score, query, key, call.pair_key)
+        graph = support.pairs, support.num_keys, support.num_queries
+        formula = score.formula()
+        if formula is not None and formula.kind == "dot" and query is not None:
+            query = query if formula.constant == 1 else query * formula.constant
+            product: Tensor = torch.ops.attn_core.edge_dot(query, key, call.pair_key, *graph)
+            return product
+        found = edge_scores.scores(score, query, key, call.pair_key, graph)
+        if found is not None:
+            return found
+        of_pair = segments.gather(key, support.key_index)  # [E, H, D]
+        if call.pair_key is not None:
+            of_pair = of_pair + call.pair_key
+        of_query = None if query is None else segments.gather(query, support.query_index)
+        return score.pair(of_query, of_pair)
+
+    def rows(self, call: Call, scores: Tensor) -> Rows:
+        support = call.support
+        if not isinstance(support, Pairs):
+            return super().rows(call, scores)
+        handle = support.pairs if isinstance(support, Edges) else None
+        return segments.Segments(support.query_index, support.num_queries, support.exists, handle)
+
+    def normalize(self, call: Call, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        if isinstance(rows, EdgeRows):
+            return segments.normalize(call.normalizer, scores, rows, call.need_log_sum_exp)
+        return super().normalize(call, scores, rows)
+
+    def aggregate(self, call: Call, weights: Tensor) -> Tensor:
+        support = call.support
+        if not isinstance(support, Pairs):
+            return super().aggregate(call, weights)
+        output: Tensor = torch.ops.attn_core.edge_sum(
+            weights, call.value, call.pair_value, support.pairs, support.num_keys,
+            support.num_queries, False,
+        )  # fmt: skip
+        return output

@@ -1,0 +1,138 @@
+"""The Dense support: every query with every key, less a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attn_core.rows import DenseRows, Rows
+from attn_core.scores import Score
+from attn_core.supports.base import (
+    Support,
+    broadcasts_to,
+    check_lengths,
+    check_lengths_dtype,
+    check_tokens,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Support):
+    """Every query with every key, less what is masked; queries and keys are `[..., T, H, D]`.
+
+    Args:
+        mask: bool, True where the query may attend to the key: `[Tq, Tk]`, `[..., Tq, Tk]` (one
+            for all heads) or `[..., H, Tq, Tk]`; a dimension of size 1 is repeated. Default: all.
+        lengths: integer, of the shape of the batch dimensions: how many keys of each sequence are
+            real; those behind them get no weight. Default: all.
+        causal: the last query sees every key, the one before all but the last, and so on: query i
+            sees the keys up to i + Tk - Tq. Default False.
+
+    Raises:
+        TypeError: a mask that is not bool, lengths that are not integers.
+        ValueError: shapes that do not fit the queries and keys (when it is used).
+
+    >>> Dense(lengths=torch.tensor([2, 0]), causal=True).allowed((2,), heads=1, queries=2, keys=2)
+    tensor([[[[ True, False],
+              [ True,  True]]],
+    <BLANKLINE>
+    <BLANKLINE>
+            [[[False, False],
+              [False, False]]]])
+    """
+
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        for name, given in (("mask", self.mask), ("lengths", self.lengths)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"{name} is a {type(given).__name__}; expected a tensor")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask has dtype {self.mask.dtype}; expected bool, where True means 'may attend'. "
+                "A float mask that is added to the scores goes into bias="
+            )
+        check_lengths_dtype(self.lengths)
+
+    def allowed(
+        self,
+        batch: tuple[int, ...],
+        heads: int,
+        queries: int,
+        keys: int,
+        device: torch.device | None = None,
+    ) -> Tensor | None:
+        """The mask, lengths and causal order as one bool that broadcasts to `[..., H, Tq, Tk]`.
+
+        None where every query may attend to every key.
+        """
+        allowed = self._shaped_mask((*batch, heads, queries, keys))
+        if self.lengths is not None:
+            check_lengths(self.lengths, batch, keys)
+            real = torch.arange(keys, device=self.lengths.device) < self.lengths[..., None]
+            real = real[..., None, None, :]
+            allowed = real if allowed is None else allowed & real
+        if self.causal:
+            device = device if allowed is None else allowed.device
+            order = torch.ones(queries, keys, dtype=torch.bool, device=device)
+            order = order.tril(keys - queries)
+            allowed = order if allowed is None else allowed & order
+        return allowed
+
+    def _shaped_mask(self, shape: tuple[int, ...]) -> Tensor | None:
+        if self.mask is None:
+            return None
+        mask = self.mask
+        if mask.dim() == len(shape) - 1 and len(shape) > 3:  # no heads
+            mask = mask.unsqueeze(-3)
+        if mask.dim() not in (2, len(shape)) or not broadcasts_to(mask.shape, shape):
+            raise ValueError(
+                f"mask has shape {list(self.mask.shape)}; expected [Tq, Tk] = {list(shape[-2:])}, "
+                f"the batch before it {[*shape[:-3], *shape[-2:]]}, or heads too {list(shape)}"
+            )
+        return mask
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        check_tokens(query, key, value, mask=self.mask, lengths=self.lengths)
+
+    def num_queries(self, query: Tensor | None, keys: int) -> int:
+        """Tq; without a query there is one, which reads all the keys."""
+        return 1 if query is None else query.shape[-3]
+
+    def columns(self, keys: int) -> int:
+        """How many pairs each query has, the masked ones included: all the keys."""
+        return keys
+
+    def relative_positions(
+        self, queries: int, keys: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Position of the key minus position of the query, `[Tq, Tk]`; the last ones coincide."""
+        here = torch.arange(keys - queries, keys, device=device)
+        return torch.arange(keys, device=device) - here[:, None]
+
+    def scores(
+        self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
+    ) -> Tensor:
+        if pair_key is None:
+            return score.dense(query, key)
+        query = None if query is None else query.unsqueeze(-3)
+        return score.pair(query, key.unsqueeze(-4) + pair_key).movedim(-1, -3)
+
+    def rows(self, scores: Tensor, num_keys: int) -> Rows:
+        *batch, heads, queries, keys = scores.shape
+        return DenseRows(self.allowed(tuple(batch), heads, queries, keys, scores.device))
+
+    def drop(self, weights: Tensor, p: float, seed: Tensor | None = None) -> Tensor:
+        return F.dropout(weights, p)
+
+    def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
+        output = (weights @ value.movedim(-2, -3)).movedim(-3, -2)
+        if pair_value is not None:
+            pair_value = pair_value[(None,) * (4 - pair_value.dim())]
+            output = output + torch.einsum("...hqk,...qkhd->...qhd", weights, pair_value)
+        return output

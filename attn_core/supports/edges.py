@@ -1,0 +1,391 @@
+"""The Edges support: the pairs of a graph, and the one look-up of what is known of an index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.gpu import is_gpu
+from attn_core.graph.grouping import Grouping
+from attn_core.graph.known import known, own, owner_of
+from attn_core.graph.read import (
+    Order,
+    as_plain,
+    check_pairs,
+    is_sparse,
+    places_of,
+    read_edge_index,
+    row_pointer,
+)
+from attn_core.supports.base import Support
+from attn_core.supports.pairs import Pairs, TracedPairs, check_nodes
+from attn_core.transforms import outside_inference
+
+
+class Edges(Pairs):
+    """The pairs of a graph: an edge (j, i) lets the query of node i attend to the key of node j.
+
+    Immutable, and the owner of its memory: editing the tensor that it was built from changes
+    nothing. Build it once and pass it in place of an `edge_index` wherever a layer takes one. What
+    it builds in inference mode serves training too.
+
+    Build it with `Edges.from_edge_index`; move it with `.to(device)`.
+
+    Attributes:
+        num_keys: Nk, how many source nodes there are.
+        num_queries: Nq, how many target nodes there are.
+        pairs: int64 `[2, E']`, keys and queries: the caller's edges, then the self-loops that were
+            added. Read-only, as every tensor here; `edge_index` is a copy.
+        key_index, query_index: the two rows of pairs.
+        num_edges: E', how many pairs there are.
+
+    >>> Edges.from_edge_index(torch.tensor([[0, 1], [1, 2]]))
+    Edges(num_keys=3, num_queries=3, num_edges=2, device='cpu')
+    """
+
+    by_query: Grouping
+    by_key: Grouping
+
+    def __init__(
+        self, edge_index: Any, num_keys: int | None = None, num_queries: int | None = None
+    ) -> None:
+        """The same as `Edges.from_edge_index(edge_index, (num_keys, num_queries))`."""
+        size = None if num_keys is None and num_queries is None else (num_keys, num_queries)
+        self._read(edge_index, size)
+
+    def _read(self, edge_index: Any, size: Any) -> None:
+        with outside_inference():
+            listed = read_edge_index(edge_index, size)
+            self._take(
+                listed.pairs,
+                listed.num_keys,
+                listed.num_queries,
+                num_loops=listed.num_loops,
+                by_query=listed.by_query,
+                by_key=listed.by_key,
+            )
+
+    @classmethod
+    def _of(cls, pairs: Tensor, num_keys: int, num_queries: int, **known: Any) -> Edges:
+        """The Edges that own these pairs, which nobody else has and which are checked."""
+        edges: Edges = object.__new__(cls)
+        edges._take(pairs, num_keys, num_queries, **known)
+        return edges
+
+    def _take(
+        self,
+        pairs: Tensor,
+        num_keys: int,
+        num_queries: int,
+        *,
+        given: Edges | None = None,
+        source_id: Tensor | None = None,
+        num_loops: int | None = None,
+        by_query: Order | None = None,
+        by_key: Order | None = None,
+    ) -> None:
+        self.pairs = pairs
+        keys, queries = pairs[0], pairs[1]
+        self.by_query = Grouping(queries, num_queries, keys, by_query)
+        self.by_key = Grouping(keys, num_keys, queries, by_key)
+        self._given = given
+        self._num_loops = num_loops
+        if source_id is not None:
+            self.__dict__["source_id"] = source_id
+        self._register()
+
+    def _register(self) -> None:
+        """Let ops find these Edges by the tensors they own."""
+        own(self.pairs, self)
+        own(self.by_query.index, self.by_query)
+        own(self.by_key.index, self.by_key)
+
+    @classmethod
+    def from_edge_index(
+        cls, edge_index: Any, size: int | tuple[int, int] | None = None, *, self_loops: bool = False
+    ) -> Edges:
+        """Check and take over the pairs of a graph.
+
+        Args:
+            edge_index: int32 or int64 `[2, E]` with sources (keys) in row 0 and targets (queries)
+                in row 1; or a `torch_geometric.EdgeIndex`, whose cached order is used; or a torch
+                sparse matrix (COO, CSR, CSC) or `torch_sparse.SparseTensor`, which as in
+                torch_geometric holds the transposed adjacency: its rows are the targets.
+            size: the numbers of source and target nodes, or one number for both. Default: what
+                edge_index knows itself, else its largest entry plus 1.
+            self_loops: replace the self-loops that are there by one for each node that is both
+                source and target; they come last, in the order of the nodes. Default False.
+
+        Raises:
+            TypeError: entries that are not int32 or int64.
+            ValueError: a shape other than `[2, E]`, or a size that contradicts a sparse matrix.
+            IndexError: a node below 0 or not below the number of nodes.
+
+        >>> edges = Edges.from_edge_index(torch.tensor([[0, 1, 1], [1, 0, 1]]), self_loops=True)
+        >>> edges.edge_index
+        tensor([[0, 1, 0, 1],
+                [1, 0, 0, 1]])
+        """
+        edges: Edges = object.__new__(cls)
+        edges._read(edge_index, size)
+        return edges._replace_self_loops() if self_loops else edges
+
+    @property
+    def num_keys(self) -> int:
+        return self.by_key.num
+
+    @property
+    def num_queries(self) -> int:
+        return self.by_query.num
+
+    @property
+    def key_index(self) -> Tensor:
+        return self.by_key.index
+
+    @property
+    def query_index(self) -> Tensor:
+        return self.by_query.index
+
+    def with_self_loops(self) -> Edges:
+        """The same pairs, but with exactly one self-loop for each node that can have one.
+
+        Self-loops that are there already are replaced; the new ones come last. Made once.
+        """
+        return self if self.given is not self else self._with_self_loops
+
+    @cached_property
+    def _with_self_loops(self) -> Edges:
+        return self._replace_self_loops()
+
+    def _replace_self_loops(self) -> Edges:
+        with outside_inference():
+            pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
+            loop = torch.arange(loops, device=self.device)
+            others, num_others = pairs[0] != pairs[1], None
+            if self._num_loops is not None:
+                num_others = self.num_edges - self._num_loops
+            kept = _places(others, num_others)
+            known: dict[str, Any] = {
+                name: _insert_loops(order, pairs, others, loops, end, num_others)
+                for end, name in enumerate(("by_key", "by_query"))
+                if (order := self.__dict__[name].__dict__.get("order")) is not None
+            }
+            merged = torch.cat([pairs[:, kept], loop.expand(2, -1)], dim=1)
+            source_id = torch.cat([kept, loop + self.num_edges])
+            sizes = self.num_keys, self.num_queries
+            return Edges._of(merged, *sizes, given=self, source_id=source_id, **known)
+
+    def of_queries(self, queries: Tensor) -> tuple[Edges, Tensor]:
+        """The pairs of some queries, all of each, and where they stand among the pairs.
+
+        What is found, such as weights, is the same over these as over all pairs; only theirs are
+        looked at.
+
+        Args:
+            queries: integers `[n]`, of which duplicates count once, or bool `[Nq]`, True for the
+                chosen ones.
+
+        Returns:
+            Edges over the same nodes, with the pairs in the order that they have here, and their
+            positions in it, int64 `[E']`.
+
+        Raises:
+            TypeError, ValueError, IndexError: queries of another dtype or shape, or out of range.
+
+        >>> edges = Edges.from_edge_index(torch.tensor([[0, 1, 2, 0], [1, 0, 1, 2]]))
+        >>> chosen, positions = edges.of_queries(torch.tensor([1]))
+        >>> chosen.edge_index, positions
+        (tensor([[0, 2],
+                [1, 1]]), tensor([0, 2]))
+        """
+        with outside_inference():
+            queries = self._check_queries(queries)
+            pointer, permutation = self.by_query.order
+            first, sizes = pointer[queries], pointer[queries + 1] - pointer[queries]
+            ends = sizes.cumsum(0)
+            slots = torch.arange(int(sizes.sum()), device=self.device)
+            slots += (first - ends + sizes).repeat_interleave(sizes)
+            positions = permutation[slots].sort().values
+            pairs = self.pairs.index_select(1, positions)
+            return Edges._of(pairs, self.num_keys, self.num_queries), positions
+
+    def _check_queries(self, queries: Tensor) -> Tensor:
+        """Numbers of queries, each once, on the device of the pairs."""
+        if not isinstance(queries, Tensor) or queries.is_floating_point():
+            kind = queries.dtype if isinstance(queries, Tensor) else type(queries).__name__
+            raise TypeError(f"queries is {kind}; expected a tensor of integers, or a bool mask")
+        if queries.dtype == torch.bool:
+            if queries.shape != (self.num_queries,):
+                raise ValueError(
+                    f"queries is a mask of shape {list(queries.shape)}; expected "
+                    f"[{self.num_queries}], one entry for each query"
+                )
+            return torch.nonzero(queries.to(self.device)).squeeze(1)
+        if queries.dim() != 1:
+            raise ValueError(
+                f"queries has shape {list(queries.shape)}; expected [n], numbers of queries"
+            )
+        queries = queries.long().to(self.device).unique()
+        if len(queries) and (queries[0] < 0 or queries[-1] >= self.num_queries):
+            wrong = int(queries[0] if queries[0] < 0 else queries[-1])
+            raise IndexError(f"queries has the entry {wrong}; expected 0 to {self.num_queries - 1}")
+        return queries
+
+    @property
+    def num_edges(self) -> int:
+        return self.pairs.shape[1]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """A copy of the pairs, int64 `[2, E']`: the caller's edges, then the self-loops."""
+        return self.pairs.clone()
+
+    @property
+    def device(self) -> torch.device:
+        return self.pairs.device
+
+    @property
+    def given(self) -> Edges:
+        """The pairs before self-loops were replaced: these very Edges, if none were."""
+        return self if self._given is None else self._given
+
+    @cached_property
+    def source_id(self) -> Tensor:
+        """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
+        with outside_inference():
+            return torch.arange(self.num_edges, device=self.device)
+
+    @cached_property
+    def slots_by_key(self) -> Tensor:
+        """For the pairs sorted by key: where each stands among the pairs sorted by query."""
+        with outside_inference():
+            slot = torch.empty_like(self.by_query.permutation)
+            slot[self.by_query.permutation] = torch.arange(self.num_edges, device=self.device)
+            return slot[self.by_key.permutation]
+
+    def to(self, device: torch.device | str) -> Edges:
+        """The same pairs on another device (this object itself, if it is there already)."""
+        with outside_inference():
+            pairs = self.pairs.to(device)
+            if pairs is self.pairs:
+                return self
+            known: dict[str, Any] = {}
+            for name in ("by_query", "by_key"):
+                if (order := self.__dict__[name].__dict__.get("order")) is not None:
+                    known[name] = Order(*(x.to(device) for x in order))
+            if "source_id" in self.__dict__:
+                known["source_id"] = self.source_id.to(device)
+            given = None if self._given is None else self._given.to(device)
+            sizes = self.num_keys, self.num_queries
+            return Edges._of(pairs, *sizes, given=given, num_loops=self._num_loops, **known)
+
+    def __repr__(self) -> str:
+        return (
+            f"Edges(num_keys={self.num_keys}, num_queries={self.num_queries}, "
+            f"num_edges={self.num_edges}, device='{self.device}')"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
+
+
+@dataclass(frozen=True, eq=False)
+class PendingEdges(Support):
+    """An `edge_index` whose `Edges` are looked up where they are needed.
+
+    Layers hand this to `attend`, which passes the plain tensor on to the fused ops: there, out of
+    torch.compile's sight, `resolve` finds the `Edges` in the cache. What is given per pair comes
+    with one row for each of the caller's edges (those of self-loops that are replaced are not
+    read), then one for each self-loop, so that its length does not depend on the data.
+    """
+
+    edge_index: Any
+    num_keys: int
+    num_queries: int
+    self_loops: bool = False
+    found: Edges | None = None  # by whoever has looked them up for this very call
+
+    def resolve(self) -> Edges:
+        """The Edges of this edge_index, built once as long as it is not edited."""
+        if self.found is not None:
+            return self.found
+        return edges_of(self.edge_index, self.num_keys, self.num_queries, self.self_loops)
+
+    def look_at_order(self) -> None:
+        """Look the Edges up while there is a torch_geometric.EdgeIndex, which knows its order."""
+        if self.plain() is not self.edge_index:
+            self.resolve()
+
+    def plain(self) -> Tensor:
+        """The edge_index as a plain tensor."""
+        tensor: Tensor = as_plain(self.edge_index)
+        return tensor
+
+    def traced(self) -> TracedPairs:
+        """The pairs as tensors alone, for code that is being traced."""
+        return TracedPairs(self.plain(), self.num_keys, self.num_queries, self.self_loops)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows a tensor has that holds something per pair."""
+        loops = min(self.num_keys, self.num_queries) if self.self_loops else 0
+        return self.edge_index.shape[1] + loops
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        if is_sparse(self.edge_index):
+            raise TypeError(
+                "edge_index is a sparse matrix, whose pairs must be read: call resolve()"
+            )
+        device = check_pairs(as_plain(self.edge_index)).device
+        check_nodes(query, key, value, self.num_queries, self.num_keys, device)
+
+
+def edges_of(edge_index: Any, num_keys: int, num_queries: int, self_loops: bool = False) -> Edges:
+    """The Edges of an edge_index: those that own it, or those made of a caller's, and kept."""
+    key, size = as_plain(edge_index), (num_keys, num_queries)
+
+    def make() -> Edges:
+        return Edges.from_edge_index(edge_index, size, self_loops=self_loops)
+
+    if not isinstance(key, Tensor):
+        return make()
+    edges = owner_of(key)
+    if edges is None:  # a caller's, or of Edges that are gone by the time of the backward pass
+        return known(key, (("edges", self_loops), *size), make)
+    found: Edges = edges.with_self_loops() if self_loops else edges
+    return found
+
+
+def _places(mask: Tensor, number: int | None) -> Tensor:
+    """Where a mask is True; a GPU needs not be waited for if it is known how often."""
+    return torch.nonzero(mask).squeeze(1) if number is None else places_of(mask, number)
+
+
+def _insert_loops(
+    order: Order, pairs: Tensor, kept: Tensor, loops: int, to: int, num_kept: int | None
+) -> Order:
+    """The order after self-loops are removed and added again, without sorting anew.
+
+    A loop goes behind the other pairs of its node: a pair moves down by one place for each node
+    before its own that has a loop.
+    """
+    position = torch.cumsum(kept, 0) - 1  # in the list without self-loops
+    permutation = order.permutation[_places(kept[order.permutation], num_kept)]
+    nodes = pairs[to][permutation]
+    num = len(order.pointer) - 1
+    node = torch.arange(num + 1, device=nodes.device)
+    pointer = torch.searchsorted(nodes, node) if is_gpu(nodes.device) else row_pointer(nodes, num)
+    shift = node.clamp(max=loops)
+    merged = nodes.new_empty(len(nodes) + loops)
+    merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
+    loop = torch.arange(loops, device=nodes.device)
+    merged[pointer[1 : loops + 1] + loop] = loop + len(nodes)
+    return Order(pointer + shift, merged)
