@@ -354,7 +354,7 @@ def test_autocast_gives_its_dtype() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"score": "bilinear"}, "score is 'bilinear'; known scores are additive, concat"),
+        ({"score": "bilinear"}, "score is 'bilinear'; known ones are dot, scaled_dot"),
         ({"normalizer": "max"}, "normalizer is 'max'; known ones are softmax"),
         ({"activation": "sin"}, "activation is 'sin'; known ones are identity"),
         ({"query_size": 0}, "query_size is 0"),
