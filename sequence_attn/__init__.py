@@ -1,35 +1,30 @@
 """Sequence attention layers on the attention core."""
 
-from sequence_attn.attention import Attention, Memory, SequenceAttention
-from sequence_attn.hard import HardAttentionLoss
-from sequence_attn.multihead import KeyValueCache, MultiHead
-from sequence_attn.multihead_attention import MultiHeadAttention
-from sequence_attn.positions import (
-    ALiBi,
-    LearnedPositions,
-    RelativeBias,
-    RotaryPositions,
-    SinusoidalPositions,
-    T5RelativeBias,
-)
-from sequence_attn.presets import (
+from sequence_attn.attention import Attention, Memory
+from sequence_attn.classical import (
     BahdanauAttention,
     ContentAddressing,
     CosineAttention,
-    HardAttention,
-    HardContext,
-    LocalAttention,
     LuongAttention,
-    RestrictedSelfAttention,
 )
+from sequence_attn.hard import HardAttention, HardAttentionLoss, HardContext
+from sequence_attn.local import LocalAttention
+from sequence_attn.multihead import KeyValueCache, MultiHead
+from sequence_attn.multihead_attention import MultiHeadAttention
+from sequence_attn.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from sequence_attn.relative import ALiBi, RelativeBias, T5RelativeBias
+from sequence_attn.restricted import RestrictedSelfAttention
+from sequence_attn.scored import ScoredAttention, SequenceAttention
 from sequence_attn.transformer import (
-    LayerCache,
-    LayerWeights,
-    PositionWise,
     Transformed,
     TransformerCache,
     TransformerDecoder,
     TransformerEncoder,
+)
+from sequence_attn.transformer_layer import (
+    LayerCache,
+    LayerWeights,
+    PositionWise,
     TransformerLayer,
 )
 
@@ -55,6 +50,7 @@ __all__ = [
     "RelativeBias",
     "RestrictedSelfAttention",
     "RotaryPositions",
+    "ScoredAttention",
     "SequenceAttention",
     "SinusoidalPositions",
     "T5RelativeBias",

@@ -1,11 +1,141 @@
-"""The loss that trains stochastic hard attention."""
+"""Hard attention, to one key at a time, and the loss that trains it by REINFORCE."""
 
 from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from attn_core import Hard, Normalizer, Score, Support
+from attn_core.normalizers import HardLogProb
+from attn_core.rows import Rows
 from attn_core.transforms import values_are_visible
+from sequence_attn.attention import Attention, Memory
+
+
+class HardContext(NamedTuple):
+    """What `HardAttention` returns.
+
+    Attributes:
+        context: the chosen value, `[B, Tq, Dv]`, or `[B, Dv]` for `[B, Dq]`.
+        weights: 1 at the chosen key and 0 elsewhere, `[B, Tq, Tk]` (`[B, Tk]`); None unless asked
+            for.
+        log_prob: the logarithm of the probability of that choice, `[B, Tq]` (`[B]`), with
+            gradients, for `HardAttentionLoss`; None in evaluation, where nothing is drawn.
+        entropy: of the distribution that was drawn from, likewise, in nats.
+    """
+
+    context: Tensor
+    weights: Tensor | None
+    log_prob: Tensor | None
+    entropy: Tensor | None
+
+
+class HardAttention(Attention):
+    """Attention to one key at a time: drawn in training, the best one in evaluation.
+
+    In training the key j is drawn with probability `softmax(score(q, k))_j`. The choice has no
+    gradient; it is trained by REINFORCE, with `HardAttentionLoss` on the `log_prob` and `entropy`
+    that are returned, or by Gumbel straight-through, in which any loss reaches the scores through
+    `softmax((score + g) / τ)`. Xu et al., "Show, Attend and Tell", 2015; Jang, Gu, Poole,
+    "Categorical Reparameterization with Gumbel-Softmax", 2017.
+
+    Args:
+        score: as in `Attention`. Default "additive".
+        estimator: "reinforce" (default) or "gumbel".
+        temperature: τ of "gumbel"; lower is closer to the choice, and noisier. Default 1.
+        query_size, key_size, attention_size, max_length, activation, bias: as in `Attention`.
+
+    Raises:
+        ValueError: another estimator, a temperature that is not above 0.
+
+    >>> attention = HardAttention(query_size=4, key_size=6)
+    >>> read = attention(torch.randn(2, 3, 4), torch.randn(2, 5, 6), need_weights=True)
+    >>> read.weights.sum(-1)[0], read.log_prob.shape
+    (tensor([1., 1., 1.]), torch.Size([2, 3]))
+    """
+
+    def __init__(
+        self,
+        score: str | Score = "additive",
+        estimator: str = "reinforce",
+        temperature: float = 1.0,
+        *,
+        query_size: int | None = None,
+        key_size: int | None = None,
+        attention_size: int | None = None,
+        max_length: int | None = None,
+        activation: str | None = None,
+        bias: bool = False,
+    ) -> None:
+        if estimator not in ("reinforce", "gumbel"):
+            raise ValueError(f"estimator is {estimator!r}; expected 'reinforce' or 'gumbel'")
+        super().__init__(
+            score,
+            Hard("sample" if estimator == "reinforce" else "gumbel", temperature),
+            query_size=query_size,
+            key_size=key_size,
+            attention_size=attention_size,
+            max_length=max_length,
+            activation=activation,
+            bias=bias,
+        )
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        keys: Tensor | Memory,
+        values: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        causal: bool = False,
+        bias: Tensor | None = None,
+        step: int = 0,
+        need_weights: bool = False,
+    ) -> HardContext:
+        """Attend; arguments as in `Attention.forward`."""
+        parts = self._parts(query, keys, values, mask, key_mask, lengths, causal, bias, step)
+        if not self.training:
+            return HardContext(*self._read(query, parts, need_weights), None, None)
+        drawn = _Drawn(parts.normalizer, [])
+        parts = dataclasses.replace(parts, normalizer=drawn)
+        read = self._read(query, parts, need_weights)
+        (choice,) = drawn.choices
+        log_prob, entropy = (x.reshape(query.shape[:-1]) for x in choice)
+        return HardContext(*read, log_prob, entropy)
+
+    def _pairs(
+        self,
+        query: Tensor,
+        memory: Memory,
+        mask: Tensor | None,
+        key_mask: Tensor | None,
+        causal: bool,
+        bias: Tensor | None,
+        step: int,
+    ) -> tuple[Support, Tensor | None, Normalizer]:
+        support, bias, normalizer = super()._pairs(
+            query, memory, mask, key_mask, causal, bias, step
+        )
+        return support, bias, normalizer if self.training else Hard()
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn(Normalizer):
+    """The weights of a normaliser; how likely its choices were is found of the same scores."""
+
+    normalizer: Normalizer
+    choices: list[HardLogProb]
+
+    def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
+        weights = self.normalizer.normalize(scores, rows)
+        self.choices.append(Hard("sample").log_prob(scores, weights, rows))
+        return weights
 
 
 class HardAttentionLoss(nn.Module):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 import attn_core
 from attn_core import Dense, Normalizer, Score, Support, Window, attend
 from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
-from sequence_attn.attention import SequenceAttention
-from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
+from sequence_attn.checks import check_lengths, check_part, check_tokens, check_window, padding
+from sequence_attn.pairs import both, check_key_mask, dense, in_window, mask_bias, per_head, places
 from sequence_attn.positions import RotaryPositions
+from sequence_attn.scored import SequenceAttention
 
 
 class KeyValueCache(NamedTuple):
@@ -72,12 +72,18 @@ class MultiHead(nn.Module):
         max_length: the longest sequence of keys that "location" can serve; needed for it alone.
         window: a query sees the keys at most this many positions away, in O(T · window) time and
             memory. Default: all.
+        key_heads: how many heads keys and values have, a divisor of heads: query head h reads key
+            head h // (heads / key_heads), and a cache is smaller by that factor. 1 is multi-query
+            attention (Shazeer, 2019), a number between is grouped-query attention (Ainslie et al.,
+            2023). Default: heads, each has its own.
         rotary: turns queries and keys by their positions before they are scored, the last query
             standing where the last key does. Default: none.
         dropout: the probability with which a weight is dropped in training. Default 0.
 
     Raises:
-        ValueError: an unknown name, a size below 1, a missing or needless argument.
+        ValueError: an unknown name, a size below 1, a missing or needless argument, key_heads that
+            do not divide heads.
+        TypeError: a score or normaliser that is neither a name nor an instance.
 
     >>> attention = MultiHead(8, 16, input_size=128)
     >>> x = torch.randn(2, 10, 128)
@@ -108,10 +114,14 @@ class MultiHead(nn.Module):
         normalizer: str | Normalizer = "softmax",
         max_length: int | None = None,
         window: int | None = None,
+        key_heads: int | None = None,
         rotary: RotaryPositions | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_part("score", score, Score)
+        check_part("normalizer", normalizer, Normalizer)
+        key_heads = heads if key_heads is None else key_heads
         key_size = size_per_head if key_size is None else key_size
         inputs = input_size if isinstance(input_size, tuple) else (input_size,) * 3
         if len(inputs) != 3:
@@ -119,19 +129,26 @@ class MultiHead(nn.Module):
                 f"input_size is {input_size}; expected one width, or those of queries, keys, values"
             )
         sizes = {"heads": heads, "size_per_head": size_per_head, "key_size": key_size}
+        sizes["key_heads"] = key_heads
         sizes |= {f"input_size[{i}]": size for i, size in enumerate(inputs) if size is not None}
         sizes |= {"output_size": output_size} if output_size is not None else {}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; expected at least 1")
+        if heads % key_heads:
+            raise ValueError(
+                f"key_heads is {key_heads}, which does not divide heads, {heads}: each key head is "
+                "shared by equally many query heads"
+            )
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout is {dropout}; a probability lies between 0 and 1")
         check_window(window)
+        self.key_heads = key_heads
         self.heads, self.size_per_head, self.key_size = heads, size_per_head, key_size
         self.window, self.rotary, self.dropout = window, rotary, dropout
         self.query = _projection(inputs[0], heads * key_size, bias)
-        self.key = _projection(inputs[1], heads * key_size, bias)
-        self.value = _projection(inputs[2], heads * size_per_head, bias)
+        self.key = _projection(inputs[1], key_heads * key_size, bias)
+        self.value = _projection(inputs[2], key_heads * size_per_head, bias)
         self.output = (
             None if output_size is None else _projection(heads * size_per_head, output_size, bias)
         )
@@ -176,8 +193,8 @@ class MultiHead(nn.Module):
             A new cache, to be passed to `forward`; the one that was given is left as it is.
         """
         values = keys if values is None else values
-        key = self._project("keys", keys, self.key)
-        value = self._project("values", values, self.value)
+        key = self._project("keys", keys, self.key, self.key_heads)
+        value = self._project("values", values, self.value, self.key_heads)
         if key.shape[:-2] != value.shape[:-2]:
             raise ValueError(
                 f"values has shape {list(values.shape)}; expected {[*keys.shape[:-1], 'Dv']}, one "
@@ -193,11 +210,13 @@ class MultiHead(nn.Module):
         values: Tensor | None = None,
         *,
         mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
         query_lengths: Tensor | None = None,
         key_lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
         support: Support | None = None,
+        positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
         need_weights: bool = False,
     ) -> SequenceAttention:
@@ -209,14 +228,20 @@ class MultiHead(nn.Module):
             values: `[..., Tk, Dv]`. Default: the keys.
             mask: bool, True where a query may attend to a key: `[Tq, Tk]`, `[..., Tq, Tk]` or
                 `[..., H, Tq, Tk]`; a dimension of size 1 is repeated. Default: all.
+            key_mask: bool `[..., Tk]`, True where a key is real. Default: all.
             query_lengths: integers `[...]`: how many queries are real; what comes out for the
                 others is zero. Default: all.
             key_lengths: integers `[...]`: how many keys are real. Default: all.
-            causal: query i sees the keys up to i + Tk - Tq. Default False.
+            causal: query i sees the keys up to i + Tk - Tq; with lengths, the last real query of a
+                sequence stands at its last real key (as many queries as keys are the same steps
+                unless query_lengths are given). Default False.
             bias: added to the scores: broadcasts to `[..., H, Tq, Tk]` (over a window
-                `[..., H, Tq, W]`), or is `[E, H]` over edges. Default: none.
-            support: which pairs exist, in place of mask, key_lengths, causal and the layer's
-                window: `attn_core.Edges`, say. Default: none.
+                `[..., H, Tq, W]`), or is `[E, H]` over edges. Three dimensions are heads first,
+                `[H, Tq, Tk]`, where those of a mask are sequences first. Default: none.
+            support: which pairs exist, in place of mask, key_mask, key_lengths, causal and the
+                layer's window: `attn_core.Edges`, say. Default: none.
+            positions: of the keys, `[Tk]` or `[..., Tk]`, by which `rotary` turns them and the
+                queries, which are the last of these steps. Default: 0, 1, …
             cache: keys and values from `precompute`, in place of keys and values. Default: none.
             need_weights: return the weights as well. Default False.
 
@@ -229,7 +254,7 @@ class MultiHead(nn.Module):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
-        heads = self._project("query", query, self.query)
+        heads = self._project("query", query, self.query, self.heads)
         if cache is None:
             cache = self.precompute(query if keys is None else keys, values)
         elif keys is not None or values is not None:
@@ -237,14 +262,16 @@ class MultiHead(nn.Module):
                 "keys or values are given beside cache: put them behind it first, with "
                 "cache = attention.precompute(keys, values, cache=cache)"
             )
-        key, value = cache
-        if self.rotary is not None:
-            heads, key = self.rotary.both(heads, key)
-        support, bias = self._pairs(heads, key, mask, key_lengths, causal, bias, support)
+        if query_lengths is not None:
+            check_lengths("query_lengths", query_lengths, query)
+        heads, key, support, bias = self._match(
+            heads, cache.key, mask, key_mask, query_lengths, key_lengths, causal, bias, support,
+            positions,
+        )  # fmt: skip
         result = attend(
             heads,
             key,
-            value,
+            self._for_queries(cache.value),
             score=self.score,
             normalizer=self.normalizer,
             support=support,
@@ -255,7 +282,6 @@ class MultiHead(nn.Module):
         context = result.output.flatten(-2)  # [..., Tq, H Dv]
         context = context if self.output is None else self.output(context)
         if query_lengths is not None:
-            check_lengths("query_lengths", query_lengths, query)
             context = context.masked_fill(padding(query_lengths, context), 0)
         return SequenceAttention(context, result.weights)
 
@@ -265,77 +291,119 @@ class MultiHead(nn.Module):
         keys: Tensor | None = None,
         *,
         mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        query_lengths: Tensor | None = None,
         key_lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
         support: Support | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """The weights alone, without values; arguments and layout as in `forward`."""
-        heads = self._project("query", query, self.query)
-        key = self._project("keys", query if keys is None else keys, self.key)
-        if self.rotary is not None:
-            heads, key = self.rotary.both(heads, key)
-        support, bias = self._pairs(heads, key, mask, key_lengths, causal, bias, support)
-        parts: dict[str, Any] = {"score": self.score, "normalizer": self.normalizer}
-        return attn_core.weights(heads, key, support=support, bias=bias, **parts)
+        heads = self._project("query", query, self.query, self.heads)
+        key = self._project("keys", query if keys is None else keys, self.key, self.key_heads)
+        if query_lengths is not None:
+            check_lengths("query_lengths", query_lengths, query)
+        heads, key, support, bias = self._match(
+            heads, key, mask, key_mask, query_lengths, key_lengths, causal, bias, support, positions
+        )
+        return attn_core.weights(
+            heads, key, score=self.score, normalizer=self.normalizer, support=support, bias=bias
+        )
 
-    def _project(self, name: str, x: Tensor, projection: nn.Linear) -> Tensor:
+    def _project(self, name: str, x: Tensor, projection: nn.Linear, heads: int) -> Tensor:
         """`[..., T, D]` as `[..., T, H, D]`, all heads in one matrix product."""
         check_tokens(name, x, projection.weight, projection.in_features or None)
-        return projection(x).unflatten(-1, (self.heads, -1))
+        return projection(x).unflatten(-1, (heads, -1))
+
+    def _match(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        key_mask: Tensor | None,
+        query_lengths: Tensor | None,
+        key_lengths: Tensor | None,
+        causal: bool,
+        bias: Tensor | None,
+        support: Support | None,
+        positions: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Support, Tensor | None]:
+        """Queries and keys as they are scored, `[..., T, H, D]`, their support and bias."""
+        if key_lengths is not None:
+            check_lengths("key_lengths", key_lengths, key.flatten(-2))
+        if key_mask is not None:
+            check_key_mask("key_mask", key_mask, key.flatten(-2))
+        where = places(query.shape[-3], key.shape[-3], key_lengths, query_lengths)
+        if self.rotary is not None:
+            query, key = self._turn(self.rotary, query, key, positions, where)
+        elif positions is not None:
+            raise ValueError("positions is given, but the layer has no rotary to turn by them")
+        if support is None:
+            support, bias = self._pairs(
+                query, key, mask, key_mask, key_lengths, causal, bias, where
+            )
+            return query, self._for_queries(key), support, bias
+        given = {"mask": mask, "key_mask": key_mask, "key_lengths": key_lengths}
+        for name, argument in (given | {"causal": causal or None}).items():
+            if argument is not None:
+                raise ValueError(
+                    f"{name} is given beside support, which says by itself which pairs exist"
+                )
+        return query, self._for_queries(key), support, bias
 
     def _pairs(
         self,
         query: Tensor,
         key: Tensor,
         mask: Tensor | None,
+        key_mask: Tensor | None,
         key_lengths: Tensor | None,
         causal: bool,
         bias: Tensor | None,
-        support: Support | None,
+        where: Tensor | None,
     ) -> tuple[Support, Tensor | None]:
-        if support is not None:
-            given = {"mask": mask, "key_lengths": key_lengths, "causal": causal or None}
-            for name, argument in given.items():
-                if argument is not None:
-                    raise ValueError(
-                        f"{name} is given beside support, which says by itself which pairs exist"
-                    )
-            return support, bias
-        if key_lengths is not None:
-            check_lengths("key_lengths", key_lengths, key.flatten(-2))
+        """The support, and the bias over its pairs."""
+        batch, (queries, keys) = tuple(key.shape[:-3]), (query.shape[-3], key.shape[-3])
         if self.window is None:
-            return Dense(mask, key_lengths, causal), bias
-        window = Window(self.window, causal=causal, lengths=key_lengths)
+            return dense(mask, key_mask, key_lengths, causal, len(batch), keys, where), bias
+        window = Window(self.window, causal=causal, centre=where, lengths=key_lengths)
+        if key_mask is not None:
+            mask = both(per_head(mask, len(batch)), key_mask[..., None, None, :])
         if mask is not None:
-            queries, keys = query.shape[-3], key.shape[-3]
-            shape = tuple(key.shape[:-3]), self.heads, queries, keys
-            allowed = Dense(mask).allowed(*shape, query.device)
+            allowed = Dense(mask).allowed(batch, self.heads, queries, keys)
             assert allowed is not None
             bias = mask_bias(in_window(allowed, window, queries, keys), bias, query.dtype)
         return window, bias
 
+    def _turn(
+        self,
+        rotary: RotaryPositions,
+        query: Tensor,
+        key: Tensor,
+        positions: Tensor | None,
+        where: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys turned by their positions, the queries standing `where` among them."""
+        if where is None:
+            return rotary.both(query, key, positions=positions)
+        of_query = where
+        if positions is not None:
+            of_keys = positions.expand(*where.shape[:-1], -1)
+            of_query = of_keys.gather(-1, where.clamp(0, key.shape[-3] - 1))
+        return rotary(query, positions=of_query), rotary(key, positions=positions)
+
+    def _for_queries(self, tokens: Tensor) -> Tensor:
+        """Keys or values with a head for each of the queries."""
+        if self.key_heads == self.heads:
+            return tokens
+        return tokens.repeat_interleave(self.heads // self.key_heads, -2)
+
     def extra_repr(self) -> str:
-        given = f"{self.heads}, {self.size_per_head}, {self.key_size}, {self._score}"
-        return f"{given}, {self._normalizer}, window={self.window}, dropout={self.dropout}"
-
-
-def in_window(pairs: Tensor, window: Window, queries: int, keys: int) -> Tensor:
-    """What of `[..., H, Tq, Tk]` (any may be 1) lies in a window: `[..., H, Tq, W]`."""
-    positions, _ = window.positions(queries, keys, pairs.device)
-    if not keys:
-        return pairs.new_zeros(*pairs.shape[:-2], *positions.shape[-2:])
-    if positions.dim() > 2:  # windows of each sequence's own
-        positions = positions.unsqueeze(-3)
-    batch = torch.broadcast_shapes(pairs.shape[:-2], positions.shape[:-2])
-    positions = positions.clamp(0, max(keys - 1, 0)).expand(*batch, queries, -1)
-    return pairs.expand(*batch, queries, keys).gather(-1, positions)
-
-
-def mask_bias(allowed: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """A bias that is -inf at the pairs that are not allowed."""
-    bias = torch.zeros((), dtype=dtype, device=allowed.device) if bias is None else bias
-    return torch.where(allowed, bias, -math.inf)
+        score = repr(self.score_name) if self.score_name else type(self._score).__name__
+        given = f"{self.heads}, {self.size_per_head}, {self.key_size}, {score}, {self._normalizer}"
+        groups = "" if self.key_heads == self.heads else f"key_heads={self.key_heads}, "
+        return f"{given}, {groups}window={self.window}, dropout={self.dropout}"
 
 
 class _Projection(nn.Linear):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from attn_core import Dense, ScaledDot, Support, Window, attend
 from sequence_attn.checks import check_tokens, check_window
-from sequence_attn.multihead import KeyValueCache, in_window, mask_bias
+from sequence_attn.multihead import KeyValueCache
+from sequence_attn.pairs import in_window, mask_bias
 
 
 class MultiHeadAttention(nn.MultiheadAttention):
@@ -202,12 +203,12 @@ class MultiHeadAttention(nn.MultiheadAttention):
             )
         else:
             (heads,), (keys, values) = self._project(0, query), cache
-        if len(heads) != len(keys):
+        if heads.shape[0] != keys.shape[0]:
             raise ValueError(
-                f"query has batch size {len(heads)}, but the keys have {len(keys)} (batch_first is "
-                f"{self.batch_first})"
+                f"query has batch size {heads.shape[0]}, but the keys have {keys.shape[0]} "
+                f"(batch_first is {self.batch_first})"
             )
-        shape = len(heads), self.num_heads, heads.shape[1], keys.shape[1]
+        shape = heads.shape[0], self.num_heads, heads.shape[1], keys.shape[1]
         hint = is_causal and key_padding_mask is None and not need_weights
         if hint and shape[2] == shape[3] and not self._appended:
             attn_mask, causal = None, True

@@ -8,15 +8,14 @@ or call `matplotlib.pyplot.show`.
 from __future__ import annotations
 
 import math
-import unicodedata
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from sequence_attn.plot_text import Labels, Writer, fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,22 +31,8 @@ _COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
             "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
 _ROOM = 12.0, 10.0  # inches that the cells of a new figure may take, across and down
 _PITCH = 0.2  # inches from token to token that make every token legible
-_LONGEST = 24  # characters of a token that are shown
 _BAR = 0.18  # inches, the thickness of a colour bar
 _LOW = 1.4  # inches, too low for a colour bar to stand
-
-# Where to look first for glyphs that the reader's own font lacks. DejaVu Sans comes with
-# matplotlib and has the "▁" of subword tokens; the others are what systems bring for Chinese,
-# Japanese and Korean.
-_FALLBACKS = (
-    "DejaVu Sans",
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans SC",
-    "Source Han Sans SC", "Source Han Sans CN", "Source Han Sans",
-    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback",
-    "Microsoft YaHei", "SimHei", "Yu Gothic", "MS Gothic", "Malgun Gothic",
-    "PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS",
-    "IPAexGothic", "IPAGothic", "TakaoGothic", "NanumGothic",
-)  # fmt: skip
 
 
 @contextmanager
@@ -136,8 +121,8 @@ def heatmap(
         raise ValueError(f"ax has {len(given)} axes; expected {heads}, one for each head")
 
     names = _tokens("source", source, keys), _tokens("target", target, queries)
-    writer = _Writer([*(names[0] or ()), *(names[1] or ()), *titles])
-    x, y = _Labels.write(names[0], keys, writer), _Labels.write(names[1], queries, writer)
+    writer = Writer([*(names[0] or ()), *(names[1] or ()), *titles])
+    x, y = Labels.write(names[0], keys, writer), Labels.write(names[1], queries, writer)
     axes, size, cell, outer = (
         _grid(heads, x, y) if given is None else _measure(given, keys, queries)
     )
@@ -233,15 +218,15 @@ def alignment_flow(
     if top is not None and top < 1:
         raise ValueError(f"top is {top}; expected at least 1 band for each target token")
     names = _tokens("source", source, keys), _tokens("target", target, queries)
-    writer = _Writer([*(names[0] or ()), *(names[1] or ())])
-    left, right = _Labels.write(names[0], keys, writer), _Labels.write(names[1], queries, writer)
+    writer = Writer([*(names[0] or ()), *(names[1] or ())])
+    left, right = Labels.write(names[0], keys, writer), Labels.write(names[1], queries, writer)
 
     lanes = list(range(heads)) if head is None else [head]
     longer = max(queries, keys)
     if ax is None:
         pitch = float(np.clip(5.5 / longer, _PITCH, 0.32))
         high = min(pitch * longer, _ROOM[1])
-        text = (left.width + right.width) * _fit(left, 72 * high / longer).size / 72
+        text = (left.width + right.width) * fit(left, 72 * high / longer).size / 72
         size = 3.9 + text, high + (0.7 if len(lanes) > 1 else 0.2)
         ax = pyplot.subplots(figsize=size, layout="constrained")[1]
     else:
@@ -324,140 +309,16 @@ def _tokens(name: str, tokens: Iterable[object] | None, count: int) -> list[str]
     return [token if token.strip(" ") else "␣" * len(token) for token in written]
 
 
-class _Writer:
-    """Writes strings so that every character can be seen in one of the installed fonts."""
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        written = "".join(texts)
-        family, self._missing = _families(set(written))
-        self.font: dict[str, Any] = {"fontfamily": family} if family else {}
-        if self._missing:
-            from matplotlib import get_cachedir
-
-            first = next(c for c in written if c in self._missing)
-            warnings.warn(
-                f"no installed font has the glyphs of {len(self._missing)} of the characters, the"
-                f" first {first} (U+{ord(first):04X}): they are written as escapes,"
-                f" {_escape(first)}. Install a font that has them, such as Noto Sans CJK for"
-                " Chinese, Japanese and Korean (package fonts-noto-cjk on Debian and Ubuntu,"
-                " google-noto-sans-cjk-fonts on Fedora), and delete matplotlib's list of fonts in"
-                f" {get_cachedir()}; or load a font file with"
-                " matplotlib.font_manager.fontManager.addfont(path)",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def text(self, text: str) -> str:
-        """The text, with escapes for what no font has."""
-        return "".join(_escape(c) if c in self._missing else c for c in text)
-
-    def token(self, token: str) -> str:
-        """The token, if need be cut, with escapes for whatever could not be seen."""
-        control = {c for c in token if unicodedata.category(c) in ("Cc", "Cs")}
-        pieces = [_escape(c) if c in control else self.text(c) for c in token]
-        ends = np.cumsum([len(piece) for piece in pieces])
-        if len(pieces) and ends[-1] > _LONGEST:
-            pieces = [*pieces[: int((ends < _LONGEST).sum())], "…"]
-        return "".join(pieces)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
-def _families(characters: set[str]) -> tuple[list[str] | None, set[str]]:
-    """Font families that together have the characters, and those characters that none has.
-
-    None instead of families where matplotlib's configured ones do.
-    """
-    from matplotlib import rcParams
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
-
-    missing = {c for c in characters if unicodedata.category(c) not in ("Cc", "Cf", "Cs")}
-    configured = list(rcParams["font.family"])
-    for family in configured:
-        with suppress(ValueError):  # not installed
-            path = findfont(FontProperties(family=[family]), fallback_to_default=False)
-            missing -= _glyphs(path, missing)
-    installed = {font.name: font.fname for font in fontManager.ttflist}
-    # A font of last resort has a box for everything.
-    anywhere = sorted(name for name in installed if "LastResort" not in name.replace(" ", ""))
-    others = []
-    for family in (*_FALLBACKS, *anywhere):
-        if missing and (found := _glyphs(installed.get(family), missing)):
-            others.append(family)
-            missing -= found
-    return ([*configured, *others] if others else None), missing
-
-
-def _glyphs(path: str | None, characters: set[str]) -> set[str]:
-    """Those of the characters that the font file has a glyph for."""
-    from matplotlib.font_manager import get_font
-
-    if path is None:
-        return set()
-    try:
-        font = get_font(path)
-    except (OSError, RuntimeError):  # deleted or damaged
-        return set()
-    return {c for c in characters if font.get_char_index(ord(c))}
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """What stands along one side: the tokens as they are written, or the positions."""
-
-    texts: list[str]
-    are_positions: bool
-
-    @classmethod
-    def write(cls, tokens: list[str] | None, count: int, writer: _Writer) -> _Labels:
-        if tokens is None:
-            return cls([str(n) for n in range(count)], True)
-        return cls([writer.token(token) for token in tokens], False)
-
-    @property
-    def width(self) -> float:
-        """About how wide the widest is, in units of the font size."""
-        return max(
-            sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in text)
-            for text in self.texts
-        )
-
-
-class _Fit(NamedTuple):
-    size: float  # of the font, in points
-    turn: int  # degrees
-    step: int  # every step-th is labelled
-
-
-def _fit(labels: _Labels, pitch: float, across: bool = False) -> _Fit:
-    """How labels that stand `pitch` points apart, one below or (across) beside the other, fit."""
-    size = float(np.clip(pitch / 1.25, 6, 9))
-    turn, need = 0, 1.25 * size
-    if across and labels.are_positions:
-        need = (labels.width + 0.8) * size
-    elif across and (labels.width + 0.3) * size > pitch:
-        turn = 45 if pitch >= 1.7 * size else 90
-    elif across:
-        need = 0.0
-    step = max(1, math.ceil(need / pitch - 1e-6))
-    if labels.are_positions:  # 1, 2, 5, 10, 20, …
-        tens = 10 ** int(math.log10(step))
-        step = next(nice * tens for nice in (1, 2, 5, 10) if nice * tens >= step)
-    return _Fit(size, turn, step)
-
-
 def _mark(
     axis: Axis,
     places: NDArray[Any],
-    labels: _Labels,
+    labels: Labels,
     pitch: float,
-    writer: _Writer,
+    writer: Writer,
     across: bool = False,
 ) -> None:
     """Labels the places along an axis, which lie `pitch` points apart."""
-    size, turn, step = _fit(labels, pitch, across)
+    size, turn, step = fit(labels, pitch, across)
     style: dict[str, Any] = {"fontsize": size, "rotation": turn, **writer.font}
     if turn == 45:
         style |= {"ha": "right", "va": "top", "rotation_mode": "anchor"}
@@ -468,7 +329,7 @@ def _mark(
 
 
 def _two_columns(
-    ax: Axes, left: _Labels, right: _Labels, high: float, writer: _Writer
+    ax: Axes, left: Labels, right: Labels, high: float, writer: Writer
 ) -> list[NDArray[np.float64]]:
     """Sets up the axes, `high` inches high, with labels left and right; returns their heights."""
     ax.set(xlim=(0, 1), ylim=(1, 0))  # the first token on top
@@ -558,7 +419,7 @@ class _Grid(NamedTuple):
     outer: list[tuple[bool, bool]]  # does the panel bear the labels of its row, of its column
 
 
-def _grid(heads: int, x: _Labels, y: _Labels) -> _Grid:
+def _grid(heads: int, x: Labels, y: Labels) -> _Grid:
     """New axes in a figure that grows with the number of tokens, up to a limit."""
     from matplotlib import pyplot
 
@@ -576,7 +437,7 @@ def _grid(heads: int, x: _Labels, y: _Labels) -> _Grid:
     cell = _cell(
         min(_ROOM[0] / columns, pitch * keys), min(_ROOM[1] / rows, pitch * queries), keys, queries
     )
-    x_fit, y_fit = _fit(x, 72 * cell[0], across=True), _fit(y, 72 * cell[1])
+    x_fit, y_fit = fit(x, 72 * cell[0], across=True), fit(y, 72 * cell[1])
     below = max(1.0, x.width * math.sin(math.radians(x_fit.turn))) * x_fit.size / 72
     beside = y.width * y_fit.size / 72
     size = columns * cell[0] * keys, rows * cell[1] * queries

@@ -1,37 +1,44 @@
 """Positions: attention itself does not know the order of its keys.
 
 It is told the order in one of three places: `SinusoidalPositions` and `LearnedPositions` mark the
-input of a layer, `RotaryPositions` turns queries and keys, and the biases `ALiBi` and
-`T5RelativeBias` go into `attn_core.attend(bias=...)`, over any support and with any score.
+input of a layer, `RotaryPositions` turns queries and keys, and the biases of
+`sequence_attn.relative` go into `attn_core.attend(bias=...)`, over any support and with any score.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from attn_core import Support
 from attn_core.supports.base import broadcasts_to
+from attn_core.transforms import values_are_visible
 
 
 class SinusoidalPositions(nn.Module):
-    """Sines and cosines of the position, in wavelengths from 2π to base · 2π.
+    """Sines and cosines of the position, in wavelengths that form a geometric progression.
 
-    `angle(t, i) = t / base^(2i / size)`, and channel 2i is its sine, channel 2i + 1 its cosine; in
-    the blocked layout all sines come first, then all cosines. No parameters, no longest sequence.
-    Vaswani et al., "Attention Is All You Need", 2017.
+    `angle(t, i) = t / base^(i / n)` with n = size / 2 waves i = 0, …, n - 1, whose lengths go from
+    2π to `base^((n - 1) / n)` · 2π: the longest falls short of base · 2π by one step of the
+    progression. With `reach_base`, n - 1 stands for n, and they go from 2π to base · 2π. No
+    parameters, no longest sequence. Vaswani et al., "Attention Is All You Need", 2017.
 
     Args:
-        size: how many channels the code of a position has; even.
-        layout: "interleaved" (default, as in the paper) or "blocked" (as in tensor2tensor).
+        size: how many channels the code of a position has; at least 2. The last channel of an odd
+            size is zero.
+        layout: "interleaved" (default, as in the paper): channel 2i is the sine of wave i, channel
+            2i + 1 its cosine; or "blocked" (as in tensor2tensor and fairseq): first all sines, then
+            all cosines.
         merge: "add" the code to the input (default), whose width must be `size`, or "concat" it.
-        base: the ratio of the longest wavelength to the shortest. Default 10,000.
+        base: see above. Default 10,000.
+        reach_base: put the last wave at base · 2π. With layout="blocked" these are the numbers of
+            tensor2tensor's `get_timing_signal_1d` and of fairseq's (whose positions begin behind
+            its padding symbol: pass them, or an offset). Default False, as in the paper.
 
     Raises:
-        ValueError: a size that is odd or below 2, a name that is not known, a base below 1.
+        ValueError: a size below 2, a name that is not known, a base below 1.
 
     >>> SinusoidalPositions(4)(torch.zeros(1, 2, 4))
     tensor([[[0.0000, 1.0000, 0.0000, 1.0000],
@@ -39,42 +46,65 @@ class SinusoidalPositions(nn.Module):
     """
 
     def __init__(
-        self, size: int, *, layout: str = "interleaved", merge: str = "add", base: float = 1e4
+        self,
+        size: int,
+        *,
+        layout: str = "interleaved",
+        merge: str = "add",
+        base: float = 1e4,
+        reach_base: bool = False,
     ) -> None:
         super().__init__()
-        _check_waves(size, layout, base)
+        if size < 2:
+            raise ValueError(f"size is {size}; expected at least 2, a sine and a cosine")
+        _check_waves(layout, base)
         _check_merge(merge)
         self.size, self.layout, self.merge, self.base = size, layout, merge, base
+        self.reach_base = reach_base
 
     def encode(self, positions: Tensor) -> Tensor:
         """The codes `[..., size]` of any positions `[...]`, whole or not, negative or not.
 
         Float32, or float64 for float64 positions.
         """
-        angles = _angles(positions, self.size, self.base)
-        waves = angles.sin(), angles.cos()
+        waves = self.size // 2
+        steps = max(waves - 1, 1) if self.reach_base else waves
+        angles = _angles(positions, waves, steps, self.base)
+        both = angles.sin(), angles.cos()
         if self.layout == "blocked":
-            return torch.cat(waves, -1)
-        return torch.stack(waves, -1).flatten(-2)
+            code = torch.cat(both, -1)
+        else:
+            code = torch.stack(both, -1).flatten(-2)
+        return nn.functional.pad(code, (0, 1)) if self.size % 2 else code
 
-    def forward(self, x: Tensor, *, offset: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, *, offset: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         """Mark each time step with its position.
 
         Args:
             x: `[..., T, D]`.
-            offset: the position of the first step; for decoding step by step. Default 0.
+            offset: the position of the first step, one for all or integers `[...]`, one for each
+                sequence; for decoding step by step, and for batches padded on the left. Default 0.
+            positions: the position of each step, `[T]` or `[..., T]`, in place of offset. Default:
+                offset, offset + 1, …
 
         Returns:
             `[..., T, D]`, or `[..., T, D + size]` with merge="concat", in the dtype of x.
 
         Raises:
-            ValueError: x without a time dimension, or of another width than size where it is added.
+            ValueError: x without a time dimension, or of another width than size where it is added;
+                positions of another shape, or beside an offset.
         """
         _check_marked(x, self.size, self.merge)
-        return _merge(x, self.encode(_steps(x, x.shape[-2], offset)), self.merge)
+        steps = _positions(x.shape[:-1], offset, positions, x.device)
+        return _merge(x, self.encode(steps.to(full_precision(x))), self.merge)
 
     def extra_repr(self) -> str:
-        return f"{self.size}, layout={self.layout!r}, merge={self.merge!r}, base={self.base:g}"
+        return (
+            f"{self.size}, layout={self.layout!r}, merge={self.merge!r}, base={self.base:g}, "
+            f"reach_base={self.reach_base}"
+        )
 
 
 class LearnedPositions(nn.Module):
@@ -110,29 +140,51 @@ class LearnedPositions(nn.Module):
         """Draw the vectors anew."""
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, x: Tensor, *, offset: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, *, offset: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         """Mark each time step with its position.
 
         Args:
             x: `[..., T, D]`.
-            offset: the position of the first step; for decoding step by step. Default 0.
+            offset: the position of the first step, one for all or integers `[...]`, one for each
+                sequence; for decoding step by step, and for batches padded on the left. Default 0.
+            positions: integers, the position of each step, `[T]` or `[..., T]`, in place of offset.
+                A negative one gets zeros, as padding on the left has it. Default: offset,
+                offset + 1, …
 
         Returns:
             `[..., T, D]`, or `[..., T, D + size]` with merge="concat", in the dtype of x.
 
         Raises:
             ValueError: x without a time dimension, of another width than size where it is added, or
-                with steps before position 0 or from max_length on.
+                with steps before position 0 (one offset for all) or from max_length on; positions
+                of another shape, or beside an offset.
         """
         _check_marked(x, self.size, self.merge)
-        end = offset + x.shape[-2]
-        if offset < 0 or end > self.max_length:
-            raise ValueError(
-                f"x has {x.shape[-2]} time steps and offset is {offset}; positions were learned "
-                f"from 0 to {self.max_length - 1}: shorten the sequence, or build LearnedPositions "
-                f"with a max_length above {self.max_length}"
+        if positions is None and isinstance(offset, int):
+            end = offset + x.shape[-2]
+            if offset < 0 or end > self.max_length:
+                raise ValueError(
+                    f"x has {x.shape[-2]} time steps and offset is {offset}; {self._mend}"
+                )
+            return _merge(x, self.weight[offset:end], self.merge)
+        steps = _positions(x.shape[:-1], offset, positions, x.device)
+        if steps.is_floating_point():
+            raise TypeError(
+                f"positions has dtype {steps.dtype}; learned ones are whole: use .long()"
             )
-        return _merge(x, self.weight[offset:end], self.merge)
+        if values_are_visible() and steps.numel() and (last := int(steps.max())) >= self.max_length:
+            raise ValueError(f"positions has the entry {last}; {self._mend}")
+        codes = nn.functional.embedding(steps.clamp(min=0), self.weight)
+        return _merge(x, codes.masked_fill((steps < 0)[..., None], 0), self.merge)
+
+    @property
+    def _mend(self) -> str:
+        return (
+            f"positions were learned from 0 to {self.max_length - 1}: shorten the sequence, or "
+            f"build LearnedPositions with a max_length above {self.max_length}"
+        )
 
     def extra_repr(self) -> str:
         return f"{self.max_length}, {self.size}, merge={self.merge!r}"
@@ -152,7 +204,8 @@ class RotaryPositions(nn.Module):
         size: how many channels are turned, the first ones of each head; even. The others stay.
         layout: which channels make a pair: "interleaved" (default, as in the paper) neighbours 2i
             and 2i + 1, "blocked" (as in GPT-NeoX and Llama) i and i + size / 2.
-        base: the ratio of the longest wavelength to the shortest. Default 10,000.
+        base: the last pair turns `base^(1 - 2 / size)` times as slowly as the first. Default
+            10,000.
 
     Raises:
         ValueError: a size that is odd or below 2, a layout that is not known, a base below 1.
@@ -166,15 +219,22 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, size: int, *, layout: str = "interleaved", base: float = 1e4) -> None:
         super().__init__()
-        _check_waves(size, layout, base)
+        if size < 2 or size % 2:
+            raise ValueError(
+                f"size is {size}; channels are turned in pairs, so it must be even and above 0"
+            )
+        _check_waves(layout, base)
         self.size, self.layout, self.base = size, layout, base
 
-    def forward(self, x: Tensor, *, offset: int = 0, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, offset: int | Tensor = 0, positions: Tensor | None = None
+    ) -> Tensor:
         """Turn each time step by its position.
 
         Args:
             x: queries or keys, `[..., T, H, D]` with D of at least `size`.
-            offset: the position of the first step; for decoding step by step. Default 0.
+            offset: the position of the first step, one for all or `[...]`, one for each sequence;
+                for decoding step by step, and for batches padded on the left. Default 0.
             positions: the position of each step, `[T]` or one row per sequence `[..., T]`, in place
                 of offset. Default: offset, offset + 1, …
 
@@ -188,7 +248,12 @@ class RotaryPositions(nn.Module):
         return self._turn(x, self._angles(x, offset, positions))
 
     def both(
-        self, query: Tensor, key: Tensor, *, offset: int = 0, positions: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        *,
+        offset: int | Tensor = 0,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Turn queries and keys that end at the same step.
 
@@ -197,7 +262,7 @@ class RotaryPositions(nn.Module):
         Args:
             query: `[..., Tq, H, D]`.
             key: `[..., Tk, H, D]`.
-            offset: the position of the first step of the longer one. Default 0.
+            offset: the position of the first step of the longer one, as in forward. Default 0.
             positions: the position of each step of the longer one, in place of offset.
 
         Returns:
@@ -220,20 +285,11 @@ class RotaryPositions(nn.Module):
             self._turn(key, angles[..., first_key:, :]),
         )
 
-    def _angles(self, x: Tensor, offset: int, positions: Tensor | None) -> Tensor:
+    def _angles(self, x: Tensor, offset: int | Tensor, positions: Tensor | None) -> Tensor:
         """Angles `[..., T, size / 2]`, float32 at least."""
-        steps = x.shape[-3]
-        if positions is None:
-            return _angles(_steps(x, steps, offset), self.size, self.base)
-        if offset:
-            raise ValueError(f"offset is {offset}, but positions are given too: pass one of them")
-        if positions.shape[-1:] != (steps,) or not broadcasts_to(positions.shape, x.shape[:-2]):
-            raise ValueError(
-                f"positions has shape {list(positions.shape)}; expected one for each step, "
-                f"{[steps]} or {list(x.shape[:-2])}"
-            )
-        positions = positions.double() if x.dtype == torch.float64 else positions
-        return _angles(positions, self.size, self.base)
+        steps = _positions(x.shape[:-2], offset, positions, x.device)
+        steps = steps.double() if x.dtype == torch.float64 else steps
+        return _angles(steps, self.size // 2, self.size // 2, self.base)
 
     def _turn(self, x: Tensor, angles: Tensor) -> Tensor:
         angles = angles.unsqueeze(-2)  # [..., T, 1, size / 2], the same for all heads
@@ -257,212 +313,7 @@ class RotaryPositions(nn.Module):
         return f"{self.size}, layout={self.layout!r}, base={self.base:g}"
 
 
-class RelativeBias(nn.Module, ABC):
-    """What `ALiBi` and `T5RelativeBias` share: one number per pair and head, by their distance.
-
-    A subclass gives `per_head`, the numbers; they are handed to `attn_core.attend(bias=...)`.
-
-    Args:
-        heads: how many heads the attention has; at least 1.
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        if heads < 1:
-            raise ValueError(f"heads is {heads}; expected at least 1")
-        self.heads = heads
-
-    @abstractmethod
-    def per_head(self, relative: Tensor) -> Tensor:
-        """The bias `[H, ...]` of relative positions `[...]`."""
-
-    def forward(self, relative: Tensor) -> Tensor:
-        """The bias of pairs whose relative positions are given.
-
-        Args:
-            relative: position of the key minus position of the query: `[..., Tq, Tk]` for a grid
-                (over a window `[..., Tq, W]`), `[E]` for a list of pairs.
-
-        Returns:
-            `[..., H, Tq, Tk]` (`[..., H, Tq, W]`), or `[E, H]`, as `attn_core.attend` takes it.
-
-        Raises:
-            ValueError: relative without a dimension.
-        """
-        if relative.dim() == 0:
-            raise ValueError("relative has shape []; expected [..., Tq, Tk], or [E] over edges")
-        bias = self.per_head(relative)
-        return bias.t() if relative.dim() == 1 else bias.movedim(0, -3)
-
-    def of(
-        self, support: Support, queries: int, keys: int, device: torch.device | None = None
-    ) -> Tensor:
-        """The bias of all pairs of a support.
-
-        Args:
-            support: Dense, Window or Edges; nodes of a graph stand in the order of their numbers.
-            queries: how many queries there are, Tq.
-            keys: how many keys there are, Tk.
-            device: where the keys are. Default: that of the module's parameters, if it has any.
-
-        Returns:
-            `[..., H, Tq, Tk]`, `[..., H, Tq, W]` over a window, `[E, H]` over edges.
-        """
-        if device is None:
-            device = next((parameter.device for parameter in self.parameters()), None)
-        return self(support.relative_positions(queries, keys, device))
-
-
-class ALiBi(RelativeBias):
-    """A bias against distant keys: `-slope_h · |j - i|` for query i and key j.
-
-    The slopes of H heads are `2^(-8h / H)`, h = 1 … H. If H is not a power of two, they are those
-    of the next smaller power of two n, then every other one of those of 2n, as in the authors'
-    code. Press, Smith and Lewis, "Train Short, Test Long", 2022 (for causal attention; here
-    distance counts in both directions alike, which serves encoders too).
-
-    The bias is float32, as half types cannot tell distant positions apart (float64 for float64
-    positions or parameters). `attend` computes in the widest dtype that it is handed: cast the bias
-    where a kernel for half types should run.
-
-    Args:
-        heads: how many heads the attention has; at least 1.
-        learned: whether the slopes `[H]` are a parameter, which starts with the values above, or
-            constants (default).
-
-    Raises:
-        ValueError: heads below 1.
-
-    >>> ALiBi(2)(torch.tensor([[0, 1, 2], [-1, 0, 1]]))
-    tensor([[[ 0.0000, -0.0625, -0.1250],
-             [-0.0625,  0.0000, -0.0625]],
-    <BLANKLINE>
-            [[ 0.0000, -0.0039, -0.0078],
-             [-0.0039,  0.0000, -0.0039]]])
-    """
-
-    def __init__(self, heads: int, *, learned: bool = False) -> None:
-        super().__init__(heads)
-        self.learned = learned
-        if learned:
-            self.slopes = nn.Parameter(torch.empty(heads))
-            self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Give learned slopes their first values again."""
-        if self.learned:
-            with torch.no_grad():
-                self.slopes.copy_(_alibi_slopes(self.heads, self.slopes))
-
-    def per_head(self, relative: Tensor) -> Tensor:
-        slopes = self.slopes if self.learned else _alibi_slopes(self.heads, relative)
-        slopes = slopes.to(_full_precision(slopes))
-        return slopes.view(-1, *(1,) * relative.dim()) * -relative.abs()
-
-    def extra_repr(self) -> str:
-        return f"{self.heads}, learned={self.learned}"
-
-
-class T5RelativeBias(RelativeBias):
-    """A learned bias per head and bucket of distances.
-
-    Short distances have a bucket each, longer ones share buckets that widen with the logarithm of
-    the distance; from max_distance on all share the last. Raffel et al., "Exploring the Limits of
-    Transfer Learning with a Unified Text-to-Text Transformer", 2020.
-
-    `weight` is `[num_buckets, H]`, drawn from a normal distribution of standard deviation 0.02. A
-    layer that calls this module `relative_attention_bias` has the key of T5's checkpoints.
-
-    Args:
-        heads: how many heads the attention has; at least 1.
-        num_buckets: how many buckets there are, for both directions together. Default 32.
-        max_distance: the distance from which on all share a bucket. Default 128.
-        bidirectional: half of the buckets are for keys behind the query (default; encoders).
-            Otherwise all are for keys up to the query, and those behind it have distance 0
-            (decoders, whose causal support leaves them out).
-
-    Raises:
-        ValueError: heads below 1; buckets too few or not to be halved; a max_distance within the
-            distances that have a bucket each.
-
-    >>> bias = T5RelativeBias(heads=8)
-    >>> bias.buckets(torch.tensor([-200, -20, -2, 0, 2, 20, 200]))
-    tensor([15, 10,  2,  0, 18, 26, 31])
-    >>> bias(torch.zeros(5, 7, dtype=torch.int64)).shape
-    torch.Size([8, 5, 7])
-    """
-
-    def __init__(
-        self,
-        heads: int,
-        *,
-        num_buckets: int = 32,
-        max_distance: int = 128,
-        bidirectional: bool = True,
-    ) -> None:
-        super().__init__(heads)
-        if num_buckets < 2 or (bidirectional and (num_buckets < 4 or num_buckets % 2)):
-            wanted = "an even number from 4 on, half for each direction" if bidirectional else "2"
-            raise ValueError(f"num_buckets is {num_buckets}; expected at least {wanted}")
-        self.num_buckets, self.max_distance = num_buckets, max_distance
-        self.bidirectional = bidirectional
-        if max_distance <= self._exact:
-            raise ValueError(
-                f"max_distance is {max_distance}; expected more than {self._exact}, the number of "
-                f"distances that have one of the {num_buckets} buckets each"
-            )
-        self.weight = nn.Parameter(torch.empty(num_buckets, heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the biases anew."""
-        nn.init.normal_(self.weight, std=0.02)
-
-    @property
-    def _of_direction(self) -> int:
-        return self.num_buckets // 2 if self.bidirectional else self.num_buckets
-
-    @property
-    def _exact(self) -> int:
-        return self._of_direction // 2
-
-    def buckets(self, relative: Tensor) -> Tensor:
-        """The bucket of each relative position, int64 of the same shape.
-
-        Raises:
-            TypeError: relative positions that are not integers.
-        """
-        if relative.is_floating_point():
-            raise TypeError(
-                f"relative has dtype {relative.dtype}; buckets need whole positions: convert it "
-                "with .long()"
-            )
-        exact, last = self._exact, self._of_direction - 1
-        distance = relative.abs() if self.bidirectional else (-relative).clamp(min=0)
-        widening = (last + 1 - exact) / math.log(self.max_distance / exact)
-        steps = (distance.clamp(min=exact).double() / exact).log() * widening
-        # Where a bucket begins, steps is whole; rounding, on any device, must not take it below
-        far = (exact + (steps + 1e-9).long()).clamp(max=last)
-        bucket = torch.where(distance < exact, distance, far)
-        return bucket + (last + 1) * (relative > 0) if self.bidirectional else bucket
-
-    def per_head(self, relative: Tensor) -> Tensor:
-        # Columns are picked, not rows, so that the pairs of a head come out one behind the other
-        biases = self.weight.t().index_select(1, self.buckets(relative).flatten())
-        return biases.view(self.heads, *relative.shape)
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.heads}, num_buckets={self.num_buckets}, max_distance={self.max_distance}, "
-            f"bidirectional={self.bidirectional}"
-        )
-
-
-def _check_waves(size: int, layout: str, base: float) -> None:
-    if size < 2 or size % 2:
-        raise ValueError(
-            f"size is {size}; sines and cosines come in pairs, so it must be even and above 0"
-        )
+def _check_waves(layout: str, base: float) -> None:
     if layout not in ("interleaved", "blocked"):
         raise ValueError(f"layout is {layout!r}; expected 'interleaved' or 'blocked'")
     if base < 1:
@@ -483,33 +334,44 @@ def _check_marked(x: Tensor, size: int, merge: str) -> None:
 
 
 def _merge(x: Tensor, codes: Tensor, merge: str) -> Tensor:
-    """Add the codes `[T, size]` to x `[..., T, D]`, or append them, in the dtype of x."""
+    """Add the codes `[..., T, size]` to x `[..., T, D]`, or append them, in the dtype of x."""
     codes = codes.to(x.dtype)
     if merge == "add":
         return x + codes
     return torch.cat([x, codes.expand(*x.shape[:-1], -1)], -1)
 
 
-def _full_precision(like: Tensor) -> torch.dtype:
+def full_precision(like: Tensor) -> torch.dtype:
     """Float64 for float64, otherwise float32: half types do not hold long positions."""
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
 
-def _steps(x: Tensor, steps: int, offset: int) -> Tensor:
-    """The positions offset, offset + 1, … in a dtype that holds them."""
-    return torch.arange(offset, offset + steps, dtype=_full_precision(x), device=x.device)
+def _positions(
+    shape: Sequence[int], offset: int | Tensor, positions: Tensor | None, device: torch.device
+) -> Tensor:
+    """The positions of steps `[..., T]`, of which `shape` is the shape: `[T]` or `[..., T]`."""
+    if positions is None:
+        steps = torch.arange(shape[-1], device=device)
+        if not isinstance(offset, Tensor):
+            return steps + offset
+        if offset.is_floating_point() or not broadcasts_to(offset.shape, tuple(shape[:-1])):
+            raise ValueError(
+                f"offset has shape {list(offset.shape)} and dtype {offset.dtype}; expected "
+                f"integers {list(shape[:-1])}, one for each sequence, or one for all"
+            )
+        return offset[..., None] + steps
+    if isinstance(offset, Tensor) or offset:
+        raise ValueError(f"offset is {offset}, but positions are given too: pass one of them")
+    if positions.shape[-1:] != shape[-1:] or not broadcasts_to(positions.shape, tuple(shape)):
+        raise ValueError(
+            f"positions has shape {list(positions.shape)}; expected one for each step, "
+            f"{[shape[-1]]} or {list(shape)}"
+        )
+    return positions
 
 
-def _angles(positions: Tensor, size: int, base: float) -> Tensor:
-    """`angle(t, i) = t / base^(2i / size)` of positions `[...]`, as `[..., size / 2]`."""
-    dtype = _full_precision(positions)
-    pairs = torch.arange(0, size, 2, dtype=dtype, device=positions.device)
-    return positions.to(dtype)[..., None] * torch.exp(pairs * (-math.log(base) / size))
-
-
-def _alibi_slopes(heads: int, like: Tensor) -> Tensor:
-    """The slopes `[H]` on the device of a tensor; float64 if it is, otherwise float32."""
-    head = torch.arange(heads, dtype=_full_precision(like), device=like.device)
-    power = 2 ** (heads.bit_length() - 1)  # the largest power of two that is not above heads
-    between = (head - power + 0.5) / power
-    return torch.exp2(-8 * torch.where(head < power, (head + 1) / power, between))
+def _angles(positions: Tensor, waves: int, steps: int, base: float) -> Tensor:
+    """`angle(t, i) = t / base^(i / steps)` of positions `[...]`, as `[..., waves]`."""
+    dtype = full_precision(positions)
+    wave = torch.arange(waves, dtype=dtype, device=positions.device)
+    return positions.to(dtype)[..., None] * torch.exp(wave * (-math.log(base) / steps))

@@ -5,44 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from attn_core import Dense, Normalizer, Score, Support, Window
+from attn_core import Dense, Support, Window
+from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
-from sequence_attn.multihead import KeyValueCache, MultiHead
-from sequence_attn.positions import RotaryPositions
-
-Activation = str | Callable[[Tensor], Tensor]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
-
-
-class LayerWeights(NamedTuple):
-    """The attention weights of one layer.
-
-    Attributes:
-        itself: what each position read from the sequence itself, as `MultiHead` lays weights out.
-        memory: what it read from the memory, `[..., H, T, Tm]`; None in an encoder.
-    """
-
-    itself: Tensor
-    memory: Tensor | None
-
-
-class LayerCache(NamedTuple):
-    """What one layer has projected already.
-
-    Attributes:
-        itself: keys and values of the steps so far; None before the first.
-        memory: keys and values of the memory; None in an encoder.
-    """
-
-    itself: KeyValueCache | None
-    memory: KeyValueCache | None
+from sequence_attn.pairs import check_key_mask, in_window, per_head
+from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
 
 
 class TransformerCache(NamedTuple):
@@ -51,10 +21,15 @@ class TransformerCache(NamedTuple):
     Attributes:
         layers: one for each layer, the first layer first.
         memory_lengths: how much of the memory is real, `[...]`; None for all.
+        memory_key_mask: which steps of the memory are real, `[..., Tm]`; None for all.
+        positions: of the steps that it holds, int64 `[..., T]`, -1 where one is padding; None where
+            all sequences have 0, 1, …
     """
 
     layers: tuple[LayerCache, ...]
     memory_lengths: Tensor | None
+    memory_key_mask: Tensor | None = None
+    positions: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -68,9 +43,11 @@ class TransformerCache(NamedTuple):
         With `memory=False` the memory is left as it is: enough where every sequence takes the place
         of one that reads the same memory.
         """
-        lengths = self.memory_lengths
-        if memory and lengths is not None:
-            lengths = lengths[index]
+        lengths, mask, positions = self.memory_lengths, self.memory_key_mask, self.positions
+        if memory:
+            lengths = None if lengths is None else lengths[index]
+            mask = None if mask is None else mask[index]
+        positions = None if positions is None else positions[index]
         layers = tuple(
             LayerCache(
                 None if itself is None else itself.select(index),
@@ -78,7 +55,7 @@ class TransformerCache(NamedTuple):
             )
             for itself, of_memory in self.layers
         )
-        return TransformerCache(layers, lengths)
+        return TransformerCache(layers, lengths, mask, positions)
 
 
 class Transformed(NamedTuple):
@@ -93,176 +70,6 @@ class Transformed(NamedTuple):
     output: Tensor
     weights: tuple[LayerWeights, ...] | None
     cache: TransformerCache | None
-
-
-class PositionWise(nn.Module):
-    """The same two-layer network at every position: `φ(x W₁ + b₁) W₂ + b₂`.
-
-    Which is what two convolutions of width 1 compute. Vaswani et al., 2017, section 3.3.
-
-    Args:
-        size: the width of the input and of the output.
-        hidden_size: the width in between.
-        activation: φ: "relu" (default), "gelu", "silu", or a function.
-        dropout: the probability with which a hidden unit is dropped in training. Default 0.
-
-    Raises:
-        ValueError: an unknown activation, a size below 1.
-
-    >>> import torch
-    >>> PositionWise(4, 16)(torch.zeros(2, 3, 4)).shape
-    torch.Size([2, 3, 4])
-    """
-
-    def __init__(
-        self,
-        size: int,
-        hidden_size: int,
-        activation: Activation = "relu",
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        for name, width in (("size", size), ("hidden_size", hidden_size)):
-            if width < 1:
-                raise ValueError(f"{name} is {width}; expected at least 1")
-        if isinstance(activation, str):
-            if activation not in _ACTIVATIONS:
-                known = ", ".join(_ACTIVATIONS)
-                raise ValueError(
-                    f"activation is {activation!r}; known ones are {known}, or pass a function"
-                )
-            activation = _ACTIVATIONS[activation]
-        self.hidden = nn.Linear(size, hidden_size)
-        self.output = nn.Linear(hidden_size, size)
-        self.activation, self.dropout = activation, nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., size]` to `[..., size]`."""
-        return self.output(self.dropout(self.activation(self.hidden(x))))
-
-
-class TransformerLayer(nn.Module):
-    """Attention to the sequence itself, to a memory (in a decoder), and a position-wise network.
-
-    Each of them changes its input by addition: `x + f(norm(x))` (norm_first), or
-    `norm(x + f(x))` as Vaswani et al., 2017, have it. Where the widths differ, the x that is added
-    to is projected first.
-
-    Args:
-        size: the width of the output.
-        heads: H, the number of attention heads.
-        input_size: the width of the input. Default: size.
-        memory_size: the width of the memory. Default: none, the layer has no memory (encoder).
-        size_per_head: of the attentions. Default: size / heads.
-        feed_forward_size: the hidden width of the position-wise network. Default: 4 · size.
-        dropout: of the attention weights, of hidden units, and of each change, in training.
-            Default 0.1.
-        activation: of the position-wise network: "relu" (default), "gelu", "silu", or a function.
-        norm_first: normalise the input of each part (default; deep stacks train without a warm-up)
-            rather than the sum behind it.
-        window, rotary, score, normalizer: of the attention to the sequence itself, see `MultiHead`.
-
-    Raises:
-        ValueError: heads that do not divide size, an unknown name, a size below 1.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        heads: int,
-        *,
-        input_size: int | None = None,
-        memory_size: int | None = None,
-        size_per_head: int | None = None,
-        feed_forward_size: int | None = None,
-        dropout: float = 0.1,
-        activation: Activation = "relu",
-        norm_first: bool = True,
-        window: int | None = None,
-        rotary: RotaryPositions | None = None,
-        score: str | Score = "scaled_dot",
-        normalizer: str | Normalizer = "softmax",
-    ) -> None:
-        super().__init__()
-        if size < 1 or heads < 1:
-            raise ValueError(f"size is {size} and heads is {heads}; expected at least 1")
-        if size_per_head is None and size % heads:
-            raise ValueError(
-                f"heads is {heads}, which does not divide size, {size}: choose another number of "
-                "heads, or give size_per_head"
-            )
-        head = size // heads if size_per_head is None else size_per_head
-        inner = size if input_size is None else input_size
-        shared: dict[str, Any] = {"output_size": size, "bias": True, "dropout": dropout}
-        self.norm_first = norm_first
-        self.attention = MultiHead(
-            heads,
-            head,
-            input_size=inner,
-            window=window,
-            rotary=rotary,
-            score=score,
-            normalizer=normalizer,
-            **shared,
-        )
-        self.attention_norm = nn.LayerNorm(inner if norm_first else size)
-        self.shortcut = nn.Identity() if inner == size else nn.Linear(inner, size, bias=False)
-        self.memory_attention = self.memory_norm = None
-        if memory_size is not None:
-            widths = size, memory_size, memory_size
-            self.memory_attention = MultiHead(heads, head, input_size=widths, **shared)
-            self.memory_norm = nn.LayerNorm(size)
-        hidden = 4 * size if feed_forward_size is None else feed_forward_size
-        self.feed_forward = PositionWise(size, hidden, activation, dropout)
-        self.feed_forward_norm = nn.LayerNorm(size)
-        self.dropout = nn.Dropout(dropout)
-
-    def start(self, memory: Tensor | None) -> LayerCache:
-        """The cache before the first step."""
-        if self.memory_attention is None or memory is None:
-            return LayerCache(None, None)
-        return LayerCache(None, self.memory_attention.precompute(memory))
-
-    def forward(
-        self,
-        x: Tensor,
-        cache: LayerCache,
-        itself: dict[str, Any],
-        memory: dict[str, Any],
-        need_weights: bool = False,
-    ) -> tuple[Tensor, LayerCache, LayerWeights | None]:
-        """Apply the layer.
-
-        Args:
-            x: `[..., T, input_size]`.
-            cache: what it has projected already, at first what `start` returns.
-            itself, memory: which pairs exist in the attention to either, as arguments of
-                `MultiHead.forward`.
-            need_weights: return the weights as well. Default False.
-
-        Returns:
-            `[..., T, size]`, the cache for the next step, and the weights.
-        """
-        y = self._before(self.attention_norm, x)
-        past = self.attention.precompute(y, cache=cache.itself)
-        read = self.attention(y, cache=past, need_weights=need_weights, **itself)
-        x = self._after(self.attention_norm, self.shortcut(x), read.context)
-        weights = LayerWeights(read.weights, None) if need_weights else None
-        if self.memory_attention is not None and self.memory_norm is not None:
-            y = self._before(self.memory_norm, x)
-            read = self.memory_attention(y, cache=cache.memory, need_weights=need_weights, **memory)
-            x = self._after(self.memory_norm, x, read.context)
-            weights = None if weights is None else weights._replace(memory=read.weights)
-        y = self._before(self.feed_forward_norm, x)
-        x = self._after(self.feed_forward_norm, x, self.feed_forward(y))
-        return x, LayerCache(past, cache.memory), weights
-
-    def _before(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x) if self.norm_first else x
-
-    def _after(self, norm: nn.Module, x: Tensor, change: Tensor) -> Tensor:
-        x = x + self.dropout(change)
-        return x if self.norm_first else norm(x)
 
 
 class _Transformer(nn.Module):
@@ -300,50 +107,128 @@ class _Transformer(nn.Module):
         self,
         x: Tensor,
         cache: TransformerCache,
+        cached: bool,
         lengths: Tensor | None,
+        key_mask: Tensor | None,
+        positions: Tensor | None,
         mask: Tensor | None,
         support: Support | None,
         memory: dict[str, Any],
         need_weights: bool,
     ) -> tuple[Tensor, TransformerCache, tuple[LayerWeights, ...] | None]:
-        if self.positions is not None:
-            x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
-        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        here = everywhere = None
         if lengths is not None:
             check_lengths("lengths", lengths, x)
-        itself: dict[str, Any] = {"mask": mask, "key_lengths": lengths, "causal": self.causal}
+        ragged = key_mask is not None or positions is not None or cache.positions is not None
+        if ragged or (cached and lengths is not None):
+            here, everywhere = self._places(x, cache, lengths, key_mask, positions)
+        if self.positions is not None and here is not None:
+            x = self.positions(x, positions=here)
+        elif self.positions is not None:
+            x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
+        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        attention = self._stack[0].attention
+        places = None if here is None or everywhere is None else (here, everywhere)
+        if cached and places and support is None and attention.window is not None:
+            support, mask = self._near(attention.window, *places, mask), None
+        itself: dict[str, Any] = {"mask": mask, "causal": self.causal}
+        if everywhere is None:
+            itself["key_lengths"] = lengths
+        else:
+            itself["positions"] = everywhere if attention.rotary else None
+            itself["key_mask"] = None if support is not None else everywhere >= 0
         if support is not None:
             itself |= {"causal": False, "support": support}
         if self.relative_bias is not None:
-            pairs = self._pairs(support)
-            steps = x.shape[-2]
-            relative = pairs.relative_positions(steps, cache.length + steps, x.device)
-            itself["bias"] = self.relative_bias(relative)
+            itself["bias"] = self.relative_bias(self._relative(x, cache, support, here, everywhere))
         caches, weights = [], []
         for layer, past in zip(self._stack, cache.layers, strict=True):
             x, now, read = layer(x, past, itself, memory, need_weights)
             caches.append(now)
             weights.append(read)
         x = self.norm(x)
-        if lengths is not None:
+        if here is not None:
+            x = x.masked_fill((here < 0)[..., None], 0)
+        elif lengths is not None:
             x = x.masked_fill(padding(lengths, x), 0)
-        after = TransformerCache(tuple(caches), cache.memory_lengths)
+        after = cache._replace(layers=tuple(caches), positions=everywhere)
         return x, after, tuple(weights) if need_weights else None
 
-    def _pairs(self, support: Support | None) -> Support:
-        """The support that the layers read the sequence itself through, masks aside."""
-        window = self._stack[0].attention.window
-        if support is None and window is not None:
-            return Window(window, causal=self.causal)
-        return Dense() if support is None else support
-
-    def _check_cached(self, lengths: Tensor | None, **others: Any) -> None:
-        """Raise where an argument is given beside a cache, which it contradicts."""
-        if lengths is not None:
+    def _places(
+        self,
+        x: Tensor,
+        cache: TransformerCache,
+        lengths: Tensor | None,
+        key_mask: Tensor | None,
+        positions: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The positions of the steps x, and of those before too, `[..., T]`; -1 is padding."""
+        if lengths is not None and key_mask is not None:
             raise ValueError(
-                "lengths is given beside cache: what is behind the end of a sequence would lie "
-                "among the steps to come. Decode sequences of one length, or pass a mask"
+                "key_mask is given beside lengths, which say which steps are real, too: pass one"
             )
+        shape, device = x.shape[:-1], x.device
+        past = cache.positions
+        if past is None:
+            past = torch.arange(cache.length, device=device).expand(*shape[:-1], -1)
+        real = key_mask
+        if real is not None:
+            check_key_mask("key_mask", real, x)
+        elif lengths is not None:
+            real = ~padding(lengths, x).squeeze(-1)
+        else:
+            real = torch.ones((), dtype=torch.bool, device=device).expand(shape)
+        if positions is None:
+            # Each sequence goes on behind its last real step
+            first = nn.functional.pad(past, (1, 0), value=-1).amax(-1, keepdim=True) + 1
+            positions = first + real.cumsum(-1) - 1
+        elif positions.is_floating_point() or not broadcasts_to(positions.shape, shape):
+            raise ValueError(
+                f"positions has shape {list(positions.shape)} and dtype {positions.dtype}; "
+                f"expected integers {list(shape)}, one for each step, or {[shape[-1]]}"
+            )
+        here = torch.where(real, positions, -1)
+        return here, torch.cat([past, here], -1)
+
+    def _near(self, window: int, here: Tensor, everywhere: Tensor, mask: Tensor | None) -> Support:
+        """The window of a cache that may hold padding among its steps: it counts positions."""
+        relative = everywhere[..., None, :] - here[..., :, None]
+        allowed = (relative.abs() <= window) & (everywhere >= 0)[..., None, :]
+        if self.causal:
+            allowed = allowed & (relative <= 0)
+        allowed = allowed.unsqueeze(-3)
+        mask = per_head(mask, relative.dim() - 2)
+        return Dense(allowed if mask is None else allowed & mask)
+
+    def _relative(
+        self,
+        x: Tensor,
+        cache: TransformerCache,
+        support: Support | None,
+        here: Tensor | None,
+        everywhere: Tensor | None,
+    ) -> Tensor:
+        """Position of the key minus position of the query, for each pair of the layers' support."""
+        window = self._stack[0].attention.window
+        pairs = support
+        if pairs is None:
+            pairs = Dense() if window is None else Window(window, causal=self.causal)
+        if here is None or everywhere is None:
+            steps = x.shape[-2]
+            return pairs.relative_positions(steps, cache.length + steps, x.device)
+        if not isinstance(pairs, Dense | Window):
+            raise ValueError(
+                "positions or key_mask are given beside support, over which relative_bias counts "
+                "the steps: leave them out"
+            )
+        relative = everywhere[..., None, :] - here[..., :, None]
+        if isinstance(pairs, Window):
+            queries, keys = relative.shape[-2:]
+            relative = in_window(relative.unsqueeze(-3), pairs, queries, keys).squeeze(-3)
+        return relative
+
+    def _check_cached(self, **others: Any) -> None:
+        """Raise where an argument is given beside a cache, which contains it."""
         for name, argument in others.items():
             if argument is not None:
                 raise ValueError(f"{name} is given beside cache, which holds it already")
@@ -361,12 +246,12 @@ class TransformerEncoder(_Transformer):
         heads: H, the number of attention heads of each layer.
         input_size: the width that enters the first layer, behind `positions`. Default: size.
         positions: marks the input with its positions, such as `SinusoidalPositions`; called with
-            `offset=` too once there is a cache. Default: none.
+            `offset=` once there is a cache, `positions=` where sequences differ. Default: none.
         relative_bias: gives a bias of the attention scores for relative positions, such as `ALiBi`;
             all layers share it. Default: none.
         causal: no position sees a later one. Default False.
         options: of each `TransformerLayer`: size_per_head, feed_forward_size, dropout, activation,
-            norm_first, window, rotary, score, normalizer. An object is shared by all layers.
+            norm_first, key_heads, window, rotary, score, normalizer. All layers share an object.
 
     Raises:
         ValueError: heads that do not divide size, an unknown name, a size below 1.
@@ -413,6 +298,8 @@ class TransformerEncoder(_Transformer):
         x: Tensor,
         *,
         lengths: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         mask: Tensor | None = None,
         support: Support | None = None,
         cache: TransformerCache | None = None,
@@ -423,6 +310,11 @@ class TransformerEncoder(_Transformer):
         Args:
             x: `[..., T, D]`, with any batch dimensions or none.
             lengths: integers `[...]`: how many steps of each sequence are real. Default: all.
+            key_mask: bool `[..., T]`, in place of lengths: True where a step is real, for batches
+                that are padded on the left, say. Default: all.
+            positions: integers `[T]` or `[..., T]`, the position of each step of x; a negative one
+                is padding. Default: each sequence counts its real steps, from 0 or from where the
+                cache ends.
             mask: bool, True where a step may attend to another: `[T, T]`, `[..., T, T]` or
                 `[..., H, T, T]` (with a cache, the earlier steps are among the keys). Default: all.
             support: which pairs exist, in place of lengths, mask, causal and window, such as
@@ -437,11 +329,11 @@ class TransformerEncoder(_Transformer):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
-        if cache is not None:
-            self._check_cached(lengths)
+        before, cached = (self.start(), False) if cache is None else (cache, True)
         output, after, weights = self._run(
-            x, cache or self.start(), lengths, mask, support, {}, return_attention_weights
-        )
+            x, before, cached, lengths, key_mask, positions, mask, support, {},
+            return_attention_weights,
+        )  # fmt: skip
         return Transformed(output, weights, None if cache is None else after)
 
 
@@ -457,12 +349,12 @@ class TransformerDecoder(_Transformer):
         input_size: the width that enters the first layer, behind `positions`. Default: size.
         memory_size: the width of the memory, such as an encoder's output. Default: size.
         positions: marks the input with its positions, such as `SinusoidalPositions`; called with
-            `offset=` too once there is a cache. Default: none.
+            `offset=` once there is a cache, `positions=` where sequences differ. Default: none.
         relative_bias: gives a bias of the scores for relative positions, such as `ALiBi`, in the
             attention to the sequence itself; all layers share it. Default: none.
         causal: no position sees a later one. Default True.
         options: of each `TransformerLayer`: size_per_head, feed_forward_size, dropout, activation,
-            norm_first, window, rotary, score, normalizer. An object is shared by all layers.
+            norm_first, key_heads, window, rotary, score, normalizer. All layers share an object.
 
     Raises:
         ValueError: heads that do not divide size, an unknown name, a size below 1.
@@ -509,12 +401,15 @@ class TransformerDecoder(_Transformer):
         )
         self.memory_size = self_size
 
-    def start(self, memory: Tensor, *, lengths: Tensor | None = None) -> TransformerCache:
+    def start(
+        self, memory: Tensor, *, lengths: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> TransformerCache:
         """Project the memory once; each call of `forward` with a cache returns the next one.
 
         Args:
             memory: `[..., Tm, memory_size]`.
             lengths: integers `[...]`: how much of each memory is real. Default: all.
+            key_mask: bool `[..., Tm]`, True where a step of the memory is real. Default: all.
 
         Returns:
             The cache before the first step.
@@ -523,7 +418,10 @@ class TransformerDecoder(_Transformer):
         check_tokens("memory", memory, weight, self.memory_size)
         if lengths is not None:
             check_lengths("memory_lengths", lengths, memory)
-        return TransformerCache(tuple(layer.start(memory) for layer in self._stack), lengths)
+        if key_mask is not None:
+            check_key_mask("memory_key_mask", key_mask, memory)
+        layers = tuple(layer.start(memory) for layer in self._stack)
+        return TransformerCache(layers, lengths, key_mask)
 
     def forward(
         self,
@@ -531,8 +429,11 @@ class TransformerDecoder(_Transformer):
         memory: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        positions: Tensor | None = None,
         mask: Tensor | None = None,
         memory_lengths: Tensor | None = None,
+        memory_key_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         cache: TransformerCache | None = None,
         return_attention_weights: bool = False,
@@ -543,9 +444,16 @@ class TransformerDecoder(_Transformer):
             x: `[..., T, D]`, with any batch dimensions or none.
             memory: `[..., Tm, memory_size]`; needed unless there is a cache.
             lengths: integers `[...]`: how many steps of each sequence are real. Default: all.
+            key_mask: bool `[..., T]`, in place of lengths: True where a step is real, for batches
+                that are padded on the left, say. Default: all.
+            positions: integers `[T]` or `[..., T]`, the position of each step of x; a negative one
+                is padding. Default: each sequence counts its real steps, from 0 or from where the
+                cache ends.
             mask: bool, True where a step may attend to another: `[T, T]`, `[..., T, T]` or
                 `[..., H, T, T]` (with a cache, the earlier steps are among the keys). Default: all.
             memory_lengths: integers `[...]`: how much of each memory is real. Default: all.
+            memory_key_mask: bool `[..., Tm]`, True where a step of the memory is real. Default:
+                all.
             memory_mask: bool, True where a step may attend to the memory: `[T, Tm]`, `[..., T, Tm]`
                 or `[..., H, T, Tm]`. Default: all.
             cache: from `start` or from the last call; x then continues what came before, and memory
@@ -559,14 +467,21 @@ class TransformerDecoder(_Transformer):
             ValueError, TypeError: arguments that do not fit each other.
         """
         if cache is not None:
-            self._check_cached(lengths, memory=memory, memory_lengths=memory_lengths)
+            self._check_cached(
+                memory=memory, memory_lengths=memory_lengths, memory_key_mask=memory_key_mask
+            )
             before = cache
         elif memory is None:
             raise ValueError("memory is needed, unless cache holds it")
         else:
-            before = self.start(memory, lengths=memory_lengths)
-        pairs = {"mask": memory_mask, "key_lengths": before.memory_lengths}
+            before = self.start(memory, lengths=memory_lengths, key_mask=memory_key_mask)
+        pairs = {
+            "mask": memory_mask,
+            "key_mask": before.memory_key_mask,
+            "key_lengths": before.memory_lengths,
+        }
         output, after, weights = self._run(
-            x, before, lengths, mask, None, pairs, return_attention_weights
-        )
+            x, before, cache is not None, lengths, key_mask, positions, mask, None, pairs,
+            return_attention_weights,
+        )  # fmt: skip
         return Transformed(output, weights, None if cache is None else after)

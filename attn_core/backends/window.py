@@ -36,6 +36,8 @@ def serves(call: Call) -> bool:
         and call.query is not None
         and sdpa.is_product(call)
         and (window.dilation == 1 or call.query.shape[-3] == call.num_keys)
+        # How many blocks there are is a number of Python's, which an exported program cannot vary
+        and not torch.compiler.is_exporting()
     )
 
 

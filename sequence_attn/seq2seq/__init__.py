@@ -1,6 +1,6 @@
 """Encoder–decoders: the recurrent ones that made attention famous, and the Transformer."""
 
-from sequence_attn.seq2seq.decoder import AttentionDecoder, Decoded, DecoderState, Read
+from sequence_attn.seq2seq.decoder import AttentionDecoder
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
 from sequence_attn.seq2seq.losses import sampled_softmax_loss
 from sequence_attn.seq2seq.models import (
@@ -10,8 +10,9 @@ from sequence_attn.seq2seq.models import (
     Transformer,
     TransformerState,
 )
-from sequence_attn.seq2seq.presets import bahdanau, context_only, grammar, luong, plain
+from sequence_attn.seq2seq.papers import bahdanau, context_only, grammar, luong, plain
 from sequence_attn.seq2seq.search import Hypothesis, generate, length_penalty
+from sequence_attn.seq2seq.state import Decoded, DecoderState, Read
 
 __all__ = [
     "AttentionDecoder",

@@ -8,21 +8,21 @@ something for the next step. The papers disagree on their order and on what goes
     s_t = cell(input_t, s_{t-1})          c_t = read(s_t)
     output_t = readout(s_t, c_t, y_{t-1})         (both)
 
-`sequence_attn.seq2seq.presets` builds the well-known ones.
+`sequence_attn.seq2seq.papers` builds the well-known ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attn_core.supports.base import broadcasts_to
-from sequence_attn.attention import Attention, Memory
-from sequence_attn.presets import HardAttention, HardContext, RestrictedSelfAttention
+from attn_core import Score
+from sequence_attn.attention import Attention
+from sequence_attn.hard import HardAttention, HardContext
 from sequence_attn.seq2seq.encoder import Encoded, recurrent
+from sequence_attn.seq2seq.state import Decoded, DecoderState, Read, joined, own_inputs
 
 _CHOICES = {
     "attend": ("before", "after"),
@@ -36,79 +36,14 @@ _CHOICES = {
 }
 
 
-class DecoderState(NamedTuple):
-    """Where a decoder stands between two steps; nothing ever changes one.
-
-    Attributes:
-        cell: the state of every layer, `[layers, B, S]`: one tensor, or for an LSTM two.
-        fed: what the next step gets from the last one, `[B, F]`; None if nothing.
-        step: how many steps have been taken.
-        memories: the keys that each read attends to, projected already.
-        summary: the one context of a decoder without attention, `[B, D]`; else None.
-    """
-
-    cell: tuple[Tensor, ...]
-    fed: Tensor | None
-    step: int
-    memories: tuple[Memory, ...]
-    summary: Tensor | None
-
-    def select(self, index: Tensor, *, memory: bool = True) -> DecoderState:
-        """The sequences `index` `[n]`, in that order; one may occur often.
-
-        With `memory=False` only what the steps have changed is reordered: enough where every
-        sequence takes the place of one that reads the same memory.
-        """
-        cell = tuple(x[:, index] for x in self.cell)
-        fed = None if self.fed is None else self.fed[index]
-        if not memory:
-            return self._replace(cell=cell, fed=fed)
-        memories = tuple(memory.select(index) for memory in self.memories)
-        summary = None if self.summary is None else self.summary[index]
-        return DecoderState(cell, fed, self.step, memories, summary)
-
-
-class Decoded(NamedTuple):
-    """What a decoder returns.
-
-    Attributes:
-        output: `[B, T, output_size]`.
-        weights: of every read, `[B, reads, T, Tk]`; None unless asked for.
-        state: after the last step.
-        log_prob: of the choices of hard attention in training, `[B, hard reads, T]`; else None.
-        entropy: of what they were drawn from, likewise.
-    """
-
-    output: Tensor
-    weights: Tensor | None
-    state: DecoderState
-    log_prob: Tensor | None
-    entropy: Tensor | None
-
-
-class Read(NamedTuple):
-    """What a step has read.
-
-    Attributes:
-        context: of all reads, concatenated, `[B, T, reads · D]`.
-        weights: `[B, reads, T, Tk]`; None unless asked for.
-        log_prob: of the choices of hard attention in training, `[B, hard reads, T]`; else None.
-        entropy: of what they were drawn from, likewise.
-    """
-
-    context: Tensor
-    weights: Tensor | None
-    log_prob: Tensor | None
-    entropy: Tensor | None
-
-
 class AttentionDecoder(nn.Module):
     """A recurrent decoder that attends to an encoded sequence at every step.
 
     Args:
-        attention: an `Attention` of `sequence_attn`, hard and local ones included; several of them
-            for as many reads per step, whose contexts are concatenated; or None, for the plain
-            encoder–decoder, whose context is the encoder's last state at every step.
+        attention: an `Attention` of `sequence_attn`, hard and local ones included, or a Score of
+            `attn_core`, which stands for the `Attention` that has it; several of them for as many
+            reads per step, whose contexts are concatenated; or None, for the plain encoder–decoder,
+            whose context is the encoder's last state at every step.
         input_size: the width of an input, such as an embedding of the token before.
         state_size: S, the width of the cell's state.
         memory_size: D, the width of an encoded step.
@@ -158,7 +93,7 @@ class AttentionDecoder(nn.Module):
 
     def __init__(
         self,
-        attention: Attention | Sequence[Attention] | None,
+        attention: Attention | Score | Sequence[Attention | Score] | None,
         *,
         input_size: int,
         state_size: int,
@@ -196,15 +131,16 @@ class AttentionDecoder(nn.Module):
                 raise ValueError(f"{name} is {choice!r}; expected one of {known}")
         if attention is None:
             attention = []
-        elif isinstance(attention, nn.Module):
+        elif isinstance(attention, nn.Module | Score):
             attention = [attention]
-        for read in attention:
-            if not isinstance(read, Attention) or isinstance(read, RestrictedSelfAttention):
+        reads = [Attention(read) if isinstance(read, Score) else read for read in attention]
+        for read in reads:
+            if not isinstance(read, Attention):
                 raise TypeError(
                     f"attention is {type(read).__name__}; expected an Attention of queries over "
-                    "keys, several of them, or None"
+                    "keys, a Score, several of them, or None"
                 )
-        self.reads = nn.ModuleList(attention)
+        self.reads = nn.ModuleList(reads)
         if self.reads and attend == "after" and inputs != "embedding":
             raise ValueError(
                 f"inputs is {inputs!r}, but with attend='after' this step's context comes after "
@@ -300,9 +236,9 @@ class AttentionDecoder(nn.Module):
         cell = self._first(encoded)
         state = DecoderState(cell, None, 0, memories, None)
         if not self.reads:
-            state = state._replace(summary=_last(encoded))
+            state = state._replace(summary=encoded.last())
         if self.feed == "attentional":
-            fed = encoded.output.new_zeros(len(encoded.output), self.output_size)
+            fed = encoded.output.new_zeros(encoded.output.shape[0], self.output_size)
             return state._replace(fed=fed)
         if self.feed == "context":
             if self.initial_state_attention or not self.reads:
@@ -374,12 +310,12 @@ class AttentionDecoder(nn.Module):
             if encoded is None:
                 raise ValueError("encoded is needed, unless state holds where to go on from")
             state = self.start(encoded)
-        if len(inputs) != state.cell[0].shape[1]:
+        if inputs.shape[0] != state.cell[0].shape[1]:
             raise ValueError(
-                f"inputs has batch size {len(inputs)}, but what was encoded "
+                f"inputs has batch size {inputs.shape[0]}, but what was encoded "
                 f"{state.cell[0].shape[1]}"
             )
-        own = _own(feed_previous, inputs)
+        own = own_inputs(feed_previous, inputs)
         if own is not None and loop_function is None:
             raise ValueError(
                 "feed_previous needs a loop_function(previous, step), which makes an input of the "
@@ -398,9 +334,9 @@ class AttentionDecoder(nn.Module):
             reads.append(read)
         if not outputs:
             return Decoded(
-                inputs.new_zeros(len(inputs), 0, self.output_size), None, state, None, None
+                inputs.new_zeros(inputs.shape[0], 0, self.output_size), None, state, None, None
             )
-        parts = (_joined([getattr(read, name) for read in reads]) for name in Read._fields[1:])
+        parts = (joined([getattr(read, name) for read in reads]) for name in Read._fields[1:])
         weights, log_prob, entropy = parts
         return Decoded(torch.stack(outputs, 1), weights, state, log_prob, entropy)
 
@@ -478,7 +414,7 @@ class AttentionDecoder(nn.Module):
     def _first(self, encoded: Encoded) -> tuple[Tensor, ...]:
         """The initial state, `[layers, B, S]` for each half."""
         like = encoded.output
-        shape = self.layers, len(like), self.state_size
+        shape = self.layers, like.shape[0], self.state_size
         zeros = like.new_zeros(shape)
         match self.initial:
             case "zeros":
@@ -537,54 +473,14 @@ class AttentionDecoder(nn.Module):
 
     def _check_attention(self) -> None:
         for attention in self._attentions:
-            if attention.query_size != self.query_size:
+            if attention.query_size not in (None, self.query_size):
                 raise ValueError(
                     f"attention expects queries of width {attention.query_size}, but query="
                     f"{self.query!r} of this decoder has width {self.query_size}: build it with "
                     f"query_size={self.query_size}"
                 )
-            if attention.key_size != self.memory_size:
+            if attention.key_size not in (None, self.memory_size):
                 raise ValueError(
                     f"attention expects keys of width {attention.key_size}, but memory_size is "
                     f"{self.memory_size}: build it with key_size={self.memory_size}"
                 )
-
-
-def _last(encoded: Encoded) -> Tensor:
-    """What the encoder made of the whole of each sequence, `[B, D]`: its top layer's last state."""
-    if encoded.state:
-        return torch.cat(list(encoded.state[0][-1]), -1)
-    batch, steps, width = encoded.output.shape
-    if not steps:
-        return encoded.output.new_zeros(batch, width)
-    if encoded.lengths is None:
-        return encoded.output[:, -1]
-    last = (encoded.lengths - 1).clamp(min=0)
-    output = encoded.output[torch.arange(batch, device=last.device), last]
-    return output.masked_fill((encoded.lengths == 0)[:, None], 0)
-
-
-def _own(feed_previous: bool | Tensor, inputs: Tensor) -> Tensor | None:
-    """Where a step is given its own output, `[B, T]`; None for nowhere."""
-    if isinstance(feed_previous, bool):
-        if not feed_previous:
-            return None
-        feed_previous = torch.tensor(True, device=inputs.device)
-    given = getattr(feed_previous, "dtype", type(feed_previous).__name__)
-    if given != torch.bool:
-        raise TypeError(f"feed_previous is of {given}; expected a bool, or a bool tensor")
-    batch, steps, _ = inputs.shape
-    if feed_previous.dim() == 1:
-        feed_previous = feed_previous.unsqueeze(1)
-    if not broadcasts_to(feed_previous.shape, (batch, steps)):
-        raise ValueError(
-            f"feed_previous has shape {list(feed_previous.shape)}; expected [], [{batch}] or "
-            f"[{batch}, {steps}]"
-        )
-    return feed_previous.expand(batch, steps)
-
-
-def _joined(steps: list[Tensor | None]) -> Tensor | None:
-    """`[B, reads, 1, …]` of every step as `[B, reads, T, …]`."""
-    found = [x for x in steps if x is not None]
-    return torch.cat(found, 2) if found else None

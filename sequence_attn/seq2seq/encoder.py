@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -32,6 +33,19 @@ class Encoded(NamedTuple):
         """The sequences `index` `[n]`, in that order; one may occur often."""
         lengths = None if self.lengths is None else self.lengths[index]
         return Encoded(self.output[index], lengths, tuple(x[:, :, index] for x in self.state))
+
+    def last(self) -> Tensor:
+        """What was made of the whole of each sequence, `[B, D]`: the top layer's last state."""
+        if self.state:
+            return torch.cat(list(self.state[0][-1]), -1)
+        batch, steps, width = self.output.shape
+        if not steps:
+            return self.output.new_zeros(batch, width)
+        if self.lengths is None:
+            return self.output[:, -1]
+        last = (self.lengths - 1).clamp(min=0)
+        output = self.output[torch.arange(batch, device=last.device), last]
+        return output.masked_fill((self.lengths == 0)[:, None], 0)
 
 
 class RecurrentEncoder(nn.Module):

@@ -13,15 +13,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sequence_attn.positions import (
-    ALiBi,
-    LearnedPositions,
-    RotaryPositions,
-    SinusoidalPositions,
-    T5RelativeBias,
-)
-from sequence_attn.seq2seq.decoder import AttentionDecoder, DecoderState
+from sequence_attn.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from sequence_attn.relative import ALiBi, T5RelativeBias
+from sequence_attn.seq2seq.decoder import AttentionDecoder
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
+from sequence_attn.seq2seq.search import generate
+from sequence_attn.seq2seq.state import DecoderState
 from sequence_attn.transformer import TransformerCache, TransformerDecoder, TransformerEncoder
 
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "t5")
@@ -127,8 +124,10 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
             )
         _check_tokens("target", target, self.target_size)
         encoded = self.encode(source, source_lengths)
-        if len(source) != len(target):
-            raise ValueError(f"source has batch size {len(source)}, but target {len(target)}")
+        if source.shape[0] != target.shape[0]:
+            raise ValueError(
+                f"source has batch size {source.shape[0]}, but target {target.shape[0]}"
+            )
         if teacher_forcing == 1:
             return self.decode(target, encoded, need_weights=need_weights)
         if need_weights:
@@ -142,7 +141,7 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
         logits: list[Tensor] = []
         for t, token in enumerate(target.unbind(1)):
             if t > 0:
-                true = torch.rand(len(target), device=target.device) < teacher_forcing
+                true = torch.rand(target.shape[0], device=target.device) < teacher_forcing
                 token = torch.where(true, token, logits[-1].detach().argmax(-1))
             scores, state = self.step(token, state)
             logits.append(scores)
@@ -151,8 +150,6 @@ class EncoderDecoder(nn.Module, ABC, Generic[State]):
     @torch.no_grad()
     def generate(self, source: Tensor, source_lengths: Tensor | None = None, **options: Any) -> Any:
         """Write the targets of some sources; see `sequence_attn.seq2seq.generate`."""
-        from sequence_attn.seq2seq.search import generate
-
         return generate(self, source, source_lengths, **options)
 
     def _check_source(self, source: Tensor) -> None:
@@ -253,8 +250,8 @@ class Seq2Seq(EncoderDecoder[DecoderState]):
             ValueError: arguments that do not fit each other.
         """
         _check_tokens("first", first, self.target_size, dims=1)
-        if len(first) != len(source):
-            raise ValueError(f"first has batch size {len(first)}, but source {len(source)}")
+        if first.shape[0] != source.shape[0]:
+            raise ValueError(f"first has batch size {first.shape[0]}, but source {source.shape[0]}")
         if steps < 0:
             raise ValueError(f"steps is {steps}; expected 0 or more")
         encoded = self.encode(source, source_lengths)

@@ -9,14 +9,34 @@ the beam, which is then narrower by one (Sutskever, Vinyals, Le, 2014).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from sequence_attn.seq2seq.models import EncoderDecoder
+
+class Decodable(Protocol):
+    """What a search asks of a model: any `EncoderDecoder`, or an `nn.Module` that is like one."""
+
+    target_size: int
+    longest_target: int | None
+    pad: int
+    bos: int
+    eos: int
+
+    def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> Any: ...
+
+    def start(self, encoded: Any) -> Any: ...
+
+    def step(self, token: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+
+    def decode(self, target: Tensor, encoded: Any, *, need_weights: bool = False) -> Any: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
 
 
 class Hypothesis(NamedTuple):
@@ -49,7 +69,7 @@ def length_penalty(length: Tensor | int, alpha: float) -> Any:
 
 @torch.no_grad()
 def generate(
-    model: EncoderDecoder[Any],
+    model: Decodable,
     source: Tensor,
     source_lengths: Tensor | None = None,
     *,
@@ -93,7 +113,7 @@ def generate(
         For each source its hypotheses, the best first; fewer than n_best where no more exist.
 
     Raises:
-        ValueError: a beam or n_best below 1, and the like.
+        ValueError: a beam or n_best below 1, and the like; logits that are not finite numbers.
 
     >>> from sequence_attn.seq2seq import Transformer
     >>> model = Transformer(20, 20, size=16, heads=2, layers=1)
@@ -128,7 +148,7 @@ def generate(
 
 
 def _beam(
-    model: EncoderDecoder[Any],
+    model: Decodable,
     encoded: Any,
     beam: int,
     n_best: int,
@@ -150,8 +170,7 @@ def _beam(
     for length in range(max_length + 1):
         if not len(live):
             break
-        logits, state = model.step(token, state)
-        log_probs = logits.double().log_softmax(-1).index_fill(-1, never, -math.inf)
+        log_probs, state = _next(model, token, state, never, length)
         log_probs = log_probs.view(len(live), width, -1)
         vocabulary = log_probs.shape[-1]
         candidates = (total.unsqueeze(-1) + log_probs).flatten(1)
@@ -185,6 +204,23 @@ def _beam(
         width, token = word.shape[1], word.flatten()
     # One that was cut off is an answer only where there are not enough that end
     return [(good + bad)[:n_best] for good, bad in zip(ended, cut_off, strict=True)]
+
+
+def _next(
+    model: Decodable, token: Tensor, state: Any, never: Tensor, step: int
+) -> tuple[Tensor, Any]:
+    """The log-probabilities of what follows each hypothesis, float64, and the next state."""
+    logits, state = model.step(token, state)
+    log_probs = logits.double().log_softmax(-1)
+    if bool(log_probs.isnan().any()):
+        # NaN is neither the best nor the worst, and would end a search with nothing found
+        row = int(log_probs.isnan().any(-1).nonzero()[0])
+        raise ValueError(
+            f"the logits of step {step} are no distribution for hypothesis {row}: they contain NaN "
+            "or +inf, or are -inf throughout. Look for parameters that are not finite, such as "
+            "after a loss that was not"
+        )
+    return log_probs.index_fill(-1, never, -math.inf), state
 
 
 def _collect(
@@ -231,7 +267,7 @@ def _still_going(
 
 
 def _sample(
-    model: EncoderDecoder[Any],
+    model: Decodable,
     encoded: Any,
     count: int,
     alpha: float,
@@ -247,14 +283,17 @@ def _sample(
     log_prob = encoded.output.new_zeros(len(each), dtype=torch.float64)
     going = torch.ones(len(each), dtype=torch.bool, device=device)
     words: list[Tensor] = []
-    for _ in range(max_length + 1):
+    for step in range(max_length + 1):
         if not going.any():
             break
-        logits, state = model.step(token, state)
-        log_probs = logits.double().log_softmax(-1).index_fill(-1, never, -math.inf)
+        log_probs, state = _next(model, token, state, never, step)
+        if bool(((log_probs == -math.inf).all(-1) & going).any()):
+            raise ValueError(
+                f"no token can be drawn at step {step}: all that forbid leaves have probability 0"
+            )
         # The largest is 0, however low the temperature
         drawn_from = (log_probs - log_probs.amax(-1, keepdim=True)) / temperature
-        if top_k is not None and top_k < logits.shape[-1]:
+        if top_k is not None and top_k < log_probs.shape[-1]:
             least = drawn_from.topk(top_k).values[:, -1:]
             drawn_from = drawn_from.masked_fill(drawn_from < least, -math.inf)
         token = torch.multinomial(drawn_from.softmax(-1), 1).squeeze(1)
@@ -277,7 +316,7 @@ def _sample(
 
 
 def _with_weights(
-    model: EncoderDecoder[Any], encoded: Any, source: Tensor, found: list[list[Hypothesis]]
+    model: Decodable, encoded: Any, source: Tensor, found: list[list[Hypothesis]]
 ) -> list[list[Hypothesis]]:
     """The same hypotheses with their weights: those of the model when it is told the tokens."""
     which = [i for i, hypotheses in enumerate(found) for _ in hypotheses]

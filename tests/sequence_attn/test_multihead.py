@@ -278,7 +278,8 @@ def test_window_equals_the_band_mask(score: str, masked: bool, causal: bool) -> 
     local = copy.deepcopy(attention)
     local.window = 1
     inputs, lengths = tokens(), torch.tensor([5, 3])
-    distance = torch.arange(TK) - (torch.arange(TQ) + TK - TQ)[:, None]
+    # The last query stands at the last key of its own sequence
+    distance = torch.arange(TK) - (torch.arange(TQ) + lengths[:, None] - TQ)[..., None]
     band = distance.abs() <= 1
     mask = torch.rand(B, TQ, TK) < 0.7 if masked else None
     given = {"key_lengths": lengths, "causal": causal}
@@ -446,3 +447,34 @@ def test_cache_refuses() -> None:
 def test_location_refuses_longer_sequences() -> None:
     with pytest.raises(ValueError, match=r"key has 5 positions.*at most 4"):
         layer("location", max_length=4)(*tokens())
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("score", ["scaled_dot", "additive"])
+def test_grouped_heads_are_heads_whose_keys_and_values_repeat(score: str, key_heads: int) -> None:
+    grouped = MultiHead(8, 3, 2, input_size=6, key_heads=key_heads, score=score).double()
+    full = MultiHead(8, 3, 2, input_size=6, score=score).double()
+    assert grouped.key.out_features == 2 * key_heads and grouped.value.out_features == 3 * key_heads
+    state = grouped.state_dict()
+    for name in ("key.weight", "value.weight"):  # query head h reads key head h // (8 / key_heads)
+        per_head = state[name].unflatten(0, (key_heads, -1))
+        state[name] = per_head[torch.arange(8) // (8 // key_heads)].flatten(0, 1)
+    full.load_state_dict(state)
+    x, lengths = torch.randn(2, 5, 6, dtype=torch.float64), torch.tensor([5, 3])
+    given = {"key_lengths": lengths, "causal": True}
+    torch.testing.assert_close(
+        grouped(x, need_weights=True, **given), full(x, need_weights=True, **given)
+    )
+    torch.testing.assert_close(grouped(x, **given).context, full(x, **given).context)
+    torch.testing.assert_close(grouped.weights(x, **given), full.weights(x, **given))
+    cache = grouped.precompute(x)
+    assert cache.key.shape == (2, 5, key_heads, 2)
+    torch.testing.assert_close(grouped(x, cache=cache, **given), full(x, **given))
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "message"), [(3, "does not divide heads, 8"), (0, "least 1")]
+)
+def test_key_heads_must_divide_the_heads(key_heads: int, message: str) -> None:
+    with pytest.raises(ValueError, match=f"key_heads is {key_heads}.*{message}"):
+        MultiHead(8, 3, key_heads=key_heads)

@@ -116,7 +116,7 @@ def test_no_parameters_and_no_buffers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((5,), "size is 5.*even"),
+        ((1,), "size is 1; expected at least 2"),
         ((0,), "size is 0"),
         ((4, {"layout": "mixed"}), "layout is 'mixed'; expected 'interleaved' or 'blocked'"),
         ((4, {"merge": "multiply"}), "merge is 'multiply'; expected 'add' or 'concat'"),
@@ -686,3 +686,91 @@ def test_biases_over_every_support(make: type[ALiBi] | type[T5RelativeBias]) -> 
     )
     torch.testing.assert_close(window, dense)
     torch.testing.assert_close(edges, dense)
+
+
+# Conventions of other libraries
+
+
+@pytest.mark.parametrize("size", [2, 6, 7])
+def test_tensor2tensors_numbers(size: int) -> None:
+    """As get_timing_signal_1d computes them; fairseq's are the same in its own words."""
+    timescales = size // 2
+    increment = math.log(1e4) / max(timescales - 1, 1)
+    inverse = torch.exp(torch.arange(timescales) * -increment)
+    scaled = torch.arange(50.0)[:, None] * inverse
+    signal = torch.cat([scaled.sin(), scaled.cos(), torch.zeros(50, size % 2)], 1)
+    code = SinusoidalPositions(size, layout="blocked", reach_base=True)(torch.zeros(50, size))
+    torch.testing.assert_close(code, signal, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("reach_base", "longest"), [(False, 1e4 ** (3 / 4)), (True, 1e4)])
+def test_wavelengths(reach_base: bool, longest: float) -> None:
+    """The fastest wave has the length 2π; the slowest is the longest times as long."""
+    positions = SinusoidalPositions(8, reach_base=reach_base)
+    code = positions.encode(torch.tensor([math.pi, longest * math.pi], dtype=torch.float64))
+    torch.testing.assert_close(code[0, 1], torch.tensor(-1.0).double())  # cos(π), half a wave
+    torch.testing.assert_close(code[1, 7], torch.tensor(-1.0).double())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_odd_size_ends_in_a_channel_of_zeros(layout: str) -> None:
+    steps = torch.arange(9)
+    odd, even = (SinusoidalPositions(size, layout=layout).encode(steps) for size in (7, 6))
+    assert torch.equal(odd, torch.nn.functional.pad(even, (0, 1)))
+
+
+# Positions of each sequence's own
+
+STEPS = torch.tensor([[3, 4, 5], [-1, 0, 1]])
+CLASSES = {
+    "sinusoidal": lambda: SinusoidalPositions(4),
+    "sinusoidal, joined": lambda: SinusoidalPositions(4, merge="concat"),
+    "learned": lambda: LearnedPositions(9, 4),
+    "rotary": lambda: RotaryPositions(4),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_sequence_has_its_positions(name: str) -> None:
+    positions = CLASSES[name]().double()
+    x = randn(2, 3, 5, 4) if name == "rotary" else randn(2, 3, 4)
+    found = positions(x, positions=STEPS)
+    torch.testing.assert_close(positions(x, offset=torch.tensor([3, -1])), found)
+    torch.testing.assert_close(found[0], positions(x[0], offset=3))
+    torch.testing.assert_close(found[1, 1:], positions(x[1, 1:], offset=0))
+    torch.testing.assert_close(positions(x, positions=STEPS[0])[1], positions(x[1], offset=3))
+    if name == "learned":
+        assert torch.equal(found[1, 0], x[1, 0])  # there is nothing for padding on the left
+
+
+def test_queries_and_keys_turn_by_the_positions_of_their_sequence() -> None:
+    rotary, query, key = RotaryPositions(4), randn(2, 2, 1, 4), randn(2, 3, 1, 4)
+    turned = rotary.both(query, key, offset=torch.tensor([3, -1]))
+    assert torch.equal(turned[0], rotary(query, positions=STEPS[:, 1:]))
+    assert torch.equal(turned[1], rotary(key, positions=STEPS))
+
+
+@pytest.mark.parametrize("bias", [ALiBi(2), T5RelativeBias(2, num_buckets=8)])
+def test_relative_biases_of_each_sequence(bias: RelativeBias) -> None:
+    found = bias.between(STEPS[:, 1:], STEPS)
+    assert found.shape == (2, 2, 2, 3)
+    for b in range(2):
+        torch.testing.assert_close(found[b], bias.of(Dense(), 2, 3))  # as far apart as without
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "error", "message"),
+    [
+        ("sinusoidal", {"positions": torch.zeros(2, 4)}, ValueError, r"positions has shape \[2, 4"),
+        ("sinusoidal", {"positions": STEPS, "offset": 1}, ValueError, "offset is 1, but positions"),
+        ("learned", {"offset": torch.zeros(3).long()}, ValueError, r"offset has shape \[3\]"),
+        ("learned", {"offset": torch.zeros(2)}, ValueError, "dtype torch.float32; expected integ"),
+        ("learned", {"positions": STEPS + 4}, ValueError, "positions has the entry 9; positions w"),
+        ("learned", {"positions": STEPS.float()}, TypeError, r"positions has dtype.*\.long\(\)"),
+    ],
+)
+def test_positions_of_sequences_are_refused(
+    name: str, given: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        CLASSES[name]()(torch.zeros(2, 3, 4), **given)

@@ -411,7 +411,10 @@ def test_cache_refuses() -> None:
     for given, message in (
         ({"memory": memory}, "memory is given beside cache"),
         ({"memory_lengths": LENGTHS}, "memory_lengths is given beside cache"),
-        ({"lengths": LENGTHS}, "lengths is given beside cache"),
+        (
+            {"lengths": LENGTHS, "key_mask": torch.ones(B, T) > 0},
+            "key_mask is given beside lengths",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             model(x, cache=cache, **given)
@@ -422,3 +425,109 @@ def test_a_layer_alone() -> None:
     out, cache, weights = layer(x, layer.start(None), {"causal": True}, {}, need_weights=True)
     assert out.shape == x.shape and cache.itself.length == T and cache.memory is None
     assert (weights.itself.triu(1) == 0).all()
+
+
+# Ragged batches: each sequence comes out as it does alone
+
+SCHEMES = {
+    "none": dict,
+    "sinusoidal": lambda: {"positions": SinusoidalPositions(D)},
+    "learned": lambda: {"positions": LearnedPositions(12, D)},
+    "rotary": lambda: {"rotary": RotaryPositions(D // H)},
+    "alibi": lambda: {"relative_bias": ALiBi(H)},
+    "t5": lambda: {"relative_bias": T5RelativeBias(H, num_buckets=4, max_distance=3)},
+    "window, t5": lambda: {"window": 1} | SCHEMES["t5"](),
+    "grouped rotary": lambda: {"key_heads": 1} | SCHEMES["rotary"](),
+}
+
+
+def alone(model, x: torch.Tensor, real: torch.Tensor, **given) -> torch.Tensor:
+    """Each sequence without its padding, back in its place."""
+    result = torch.zeros(B, x.shape[1], D, dtype=x.dtype)
+    for b in range(B):
+        beside = {name: value[b : b + 1] for name, value in given.items()}
+        result[b, real[b]] = model(x[b : b + 1, real[b]], **beside).output[0]
+    return result
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_padding_on_the_left_changes_nothing(scheme: str, causal: bool) -> None:
+    model, x = encoder(causal=causal, **SCHEMES[scheme]()), sequence()
+    real = torch.arange(T) >= T - LENGTHS[:, None]
+    expected = alone(model, x, real)
+    torch.testing.assert_close(model(x, key_mask=real).output, expected)
+    positions = torch.arange(T) - (T - LENGTHS)[:, None]  # -2, -1, 0, …
+    torch.testing.assert_close(model(x, positions=positions).output, expected)
+    dirty = x.masked_fill(~real[..., None], 1e3)
+    torch.testing.assert_close(model(dirty, key_mask=real).output, expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_decoder_with_padding_on_the_left_of_everything(scheme: str) -> None:
+    model, x, memory = decoder(**SCHEMES[scheme]()), sequence(), sequence(TM)
+    real = torch.arange(T) >= T - LENGTHS[:, None]
+    of_memory = torch.tensor([[True] * TM, [False, False, True, True]])
+    output = model(x, memory, key_mask=real, memory_key_mask=of_memory).output
+    expected = alone(model, x, real, memory=memory, memory_key_mask=of_memory)
+    torch.testing.assert_close(output, expected)
+    cache = model.start(memory, key_mask=of_memory)
+    last = [model(x[:, :2], cache=cache, key_mask=real[:, :2])]
+    for t in range(2, T):
+        last.append(model(x[:, t : t + 1], cache=last[-1].cache))
+    torch.testing.assert_close(torch.cat([step.output for step in last], 1), expected)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_cache_of_sequences_of_different_lengths(scheme: str) -> None:
+    """Chunks padded on the right go on where each sequence ends, whatever lies between."""
+    model, x = encoder(causal=True, **SCHEMES[scheme]()), sequence(6)
+    chunks = [torch.tensor([3, 1]), torch.tensor([0, 2]), torch.tensor([2, 2])]
+    cache, found = model.start(), [[], []]
+    done = torch.zeros(B, dtype=torch.int64)
+    for lengths in chunks:
+        padded = torch.full((B, 3, D), 9.0, dtype=torch.float64)
+        for b in range(B):
+            padded[b, : lengths[b]] = x[b, done[b] : done[b] + lengths[b]]
+        output, _, cache = model(padded, lengths=lengths, cache=cache)
+        for b in range(B):
+            found[b].append(output[b, : lengths[b]])
+        assert all((output[b, lengths[b] :] == 0).all() for b in range(B))
+        done = done + lengths
+    for b in range(B):
+        whole = model(x[b : b + 1, :5]).output[0]
+        torch.testing.assert_close(torch.cat(found[b]), whole)
+    swapped = cache.select(torch.tensor([1, 0]))
+    step = sequence(1)
+    torch.testing.assert_close(
+        model(step, cache=swapped).output[0], model(step.flip(0), cache=cache).output[1]
+    )
+
+
+def test_positions_are_those_that_were_given() -> None:
+    """Steps of two packed sequences: each counts from 0, and a mask keeps them apart."""
+    model, x = encoder(**SCHEMES["sinusoidal"]()), sequence(4)
+    positions = torch.tensor([0, 1, 0, 1])
+    apart = torch.block_diag(*[torch.ones(2, 2)] * 2) > 0
+    packed = model(x, positions=positions, mask=apart).output
+    torch.testing.assert_close(packed[:, 2:], model(x[:, 2:]).output)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"positions": torch.zeros(B, T)}, r"positions has shape \[2, 5\] and dtype torch.float"),
+        ({"positions": torch.zeros(T + 1).long()}, r"positions has shape \[6\].*integers \[2, 5\]"),
+        ({"key_mask": torch.ones(T) > 0}, r"key_mask has shape \[5\]; expected \[2, 5\]"),
+        (
+            {
+                "positions": torch.arange(T),
+                "support": Edges.from_edge_index(torch.zeros(2, 1).long()),
+            },
+            "positions or key_mask are given beside support",
+        ),
+    ],
+)
+def test_ragged_arguments_are_refused(given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoder(relative_bias=ALiBi(H))(sequence(), **given)

@@ -469,3 +469,41 @@ def test_autocast(name, dtype):
 def test_bad_input(name, options, message):
     with pytest.raises(ValueError, match=message):
         generate(model_of(name), **{"source": sources()} | options)
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("options", [{}, {"beam": 3}, {"sample": True}])
+def test_logits_that_are_no_distribution_are_not_taken_for_an_empty_answer(
+    nothing: float, options: dict
+) -> None:
+    model = model_of("luong")
+    with torch.no_grad():
+        model.output.bias.fill_(nothing)
+    with pytest.raises(ValueError, match="logits of step 0 are no distribution for hypothesis 0"):
+        generate(model, sources(), LENGTHS, **options)
+
+
+def test_a_token_that_is_impossible_is_no_fault() -> None:
+    model = model_of("luong")
+    with torch.no_grad():
+        model.output.bias[4] = -math.inf
+    for found in generate(model, sources(), LENGTHS, beam=3, n_best=2, max_length=6):
+        assert found and all(4 not in one.tokens for one in found)
+
+
+def test_one_nan_among_the_logits_is_seen() -> None:
+    model = model_of("sinusoidal")
+    with torch.no_grad():
+        model.output.bias[4] = math.nan
+    with pytest.raises(ValueError, match="no distribution"):
+        generate(model, sources(), LENGTHS, beam=2)
+
+
+def test_sampling_says_when_nothing_is_left_to_draw() -> None:
+    model = model_of("luong")
+    with torch.no_grad():
+        model.output.bias.fill_(-math.inf)
+        model.output.bias[4] = 0.0
+    with pytest.raises(ValueError, match="no token can be drawn at step 0: all that forbid leaves"):
+        generate(model, sources(), LENGTHS, sample=True, forbid=[4])
+    assert generate(model, sources(), LENGTHS, beam=2, forbid=[4]) == [[], [], []]  # none exists

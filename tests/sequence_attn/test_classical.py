@@ -1,4 +1,4 @@
-"""The attentions of the literature, against their papers' formulas written out number by number."""
+"""The attentions of the literature, local ones too, against their formulas, number by number."""
 
 import copy
 import io
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from attn_core import Edges, attend, patterns
 from sequence_attn import (
     Attention,
     BahdanauAttention,
@@ -27,7 +26,6 @@ from sequence_attn import (
 B, TQ, TK, D, DV = 2, 3, 6, 4, 3
 LENGTHS = torch.tensor([6, 4])
 
-# Queries over keys; RestrictedSelfAttention, which reads one sequence, is tested apart
 PRESETS = {
     "bahdanau": lambda: BahdanauAttention(D, attention_size=5),
     "luong dot": lambda: LuongAttention("dot", query_size=D),
@@ -386,7 +384,7 @@ def test_masks_and_biases_act_on_the_keys_of_a_local_window(name: str, mask_rows
     context = layer(query, keys, values, lengths=LENGTHS, mask=mask, bias=bias).context
     torch.testing.assert_close(context, expected @ values)
     if mask_rows == 1:
-        by_key = layer.weights(query, keys, lengths=LENGTHS, mask=mask[:, 0], bias=bias)
+        by_key = layer.weights(query, keys, lengths=LENGTHS, key_mask=mask[:, 0], bias=bias)
         torch.testing.assert_close(by_key, expected)
 
 
@@ -409,107 +407,6 @@ def test_attention_to_places_depends_on_the_order_of_the_keys(name: str) -> None
     assert not torch.allclose(shuffled, layer(query, keys, values).context)
 
 
-# RestrictedSelfAttention
-
-
-def band(layer: RestrictedSelfAttention, steps: int) -> Tensor:
-    """Which pairs the layer's definition allows, `[T, T]`."""
-    radius, dilation, causal = layer.pattern.radius, layer.pattern.dilation, layer.pattern.causal
-    offsets = [dilation * n for n in range(-radius, (0 if causal else radius) + 1)]
-    return torch.tensor([[j - i in offsets for j in range(steps)] for i in range(steps)])
-
-
-def test_restricted_worked_out_by_hand() -> None:
-    """Scores x_i x_j: among ±ln 2 and 0, the weights are powers of two."""
-    two = math.log(2)
-    x = torch.tensor([[[1.0], [two], [0.0], [2 * two], [1.0]]])
-    layer = RestrictedSelfAttention(radius=1, size=1)
-    context, weights = layer(x / x.clamp(min=1), need_weights=True)  # 1, ln 2, 0, 1, 1
-    e, f = math.e, 2.0
-    torch.testing.assert_close(
-        weights[0, [1, 2]],
-        torch.tensor([[f, 2**two, 1.0], [1.0, 1.0, 1.0]]) / torch.tensor([[f + 2**two + 1], [3.0]]),
-    )
-    torch.testing.assert_close(weights[0, 0], torch.tensor([0.0, e, f]) / (e + f))
-    torch.testing.assert_close(weights[0, 4], torch.tensor([0.5, 0.5, 0.0]))
-    torch.testing.assert_close(context[0, 2], torch.tensor([(two + 1) / 3]))
-    dilated = RestrictedSelfAttention(1, dilation=2, size=1, causal=True)
-    weights = dilated.weights(torch.ones(1, 4, 1))
-    torch.testing.assert_close(weights[0], torch.tensor([[0.0, 1], [0, 1], [0.5, 0.5], [0.5, 0.5]]))
-
-
-@pytest.mark.parametrize("score", ["scaled_dot", "dot", "cosine", "general", "additive", "concat"])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("radius", "dilation"), [(0, 1), (1, 1), (2, 1), (2, 3), (20, 1)])
-def test_restricted_is_dense_attention_with_a_band_mask(
-    radius: int, dilation: int, causal: bool, score: str
-) -> None:
-    steps, lengths = 9, torch.tensor([9, 5])
-    layer = RestrictedSelfAttention(radius, dilation, size=D, score=score, causal=causal).double()
-    dense = Attention(score, query_size=D).double()
-    dense.load_state_dict(layer.state_dict())
-    x = torch.randn(B, steps, D, dtype=torch.float64, requires_grad=True)
-    real = torch.arange(steps) < lengths[:, None]
-    mask = band(layer, steps).expand(B, -1, -1)
-    narrow, wide = (
-        layer(x, lengths=lengths, need_weights=True),
-        dense(x, x, mask=mask, lengths=lengths, need_weights=True),
-    )
-    torch.testing.assert_close(narrow.context[real], wide.context[real])
-    torch.testing.assert_close(layer(x, lengths=lengths).context[real], wide.context[real])
-    positions, exists = layer.pattern.positions(steps, steps)
-    of_offsets = wide.weights.gather(-1, positions.clamp(0, steps - 1).expand(B, -1, -1))
-    of_offsets = of_offsets.masked_fill(~exists, 0)
-    torch.testing.assert_close(narrow.weights[real], of_offsets[real])
-    torch.testing.assert_close(layer.weights(x, lengths=lengths), narrow.weights)
-    outputs = narrow.context[real], wide.context[real]
-    wanted = [(x, *module.parameters()) for module in (layer, dense)]
-    gradients = (
-        torch.autograd.grad(output.square().sum(), inputs)
-        for output, inputs in zip(outputs, wanted, strict=True)
-    )
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize("score", ["scaled_dot", "general"])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("radius", "dilation"), [(1, 1), (2, 1), (2, 3)])
-def test_restricted_is_attention_over_the_edges_of_the_band_graph(
-    radius: int, dilation: int, causal: bool, score: str
-) -> None:
-    steps, lengths = 9, torch.tensor([9, 5])
-    layer = RestrictedSelfAttention(radius, dilation, size=D, score=score, causal=causal).double()
-    x = torch.randn(B, steps, D, dtype=torch.float64, requires_grad=True)
-    real = torch.arange(steps) < lengths[:, None]
-    pattern = patterns.atrous(dilation, radius, causal)
-    nodes = x[real].unsqueeze(1)  # one graph for each sequence, side by side
-    by_hand_pairs = (band(layer, 9).nonzero(), band(layer, 5).nonzero() + 9)
-    edges = Edges.from_edge_index(torch.cat(by_hand_pairs).T.flip(0), size=14)
-    for graph in (edges, pattern.edges(lengths)):
-        over_edges = attend(nodes, nodes, nodes, score=layer.score(), support=graph).output
-        over_window = layer(x, lengths=lengths).context[real]
-        torch.testing.assert_close(over_window, over_edges.squeeze(1))
-        wanted = [x, *layer.parameters()]
-        gradients = (
-            torch.autograd.grad(output.square().sum(), wanted, retain_graph=True)
-            for output in (over_window, over_edges)
-        )
-        torch.testing.assert_close(*gradients)
-
-
-def test_restricted_biases_the_offsets() -> None:
-    layer = RestrictedSelfAttention(1, size=D).double()
-    x = torch.randn(B, TK, D, dtype=torch.float64)
-    bias = torch.randn(B, TK, 3, dtype=torch.float64)
-    expected = layer.weights(x) * bias.exp()
-    expected = expected / expected.sum(-1, keepdim=True)
-    torch.testing.assert_close(layer.weights(x, bias=bias), expected)
-    context, weights = layer(x, bias=bias, need_weights=True)
-    torch.testing.assert_close(weights, expected)
-    torch.testing.assert_close(layer(x, bias=bias).context, context)
-    torch.testing.assert_close(layer.weights(x, bias=bias[0])[0], expected[0])  # one for all
-
-
 # What is not there does no harm
 
 
@@ -530,20 +427,6 @@ def test_what_stands_behind_the_lengths_does_not_leak(name: str, nothing: float)
         gradients = torch.autograd.grad(dirty.context.square().sum(), wanted, allow_unused=True)
         assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
     torch.testing.assert_close(layer(*tensors, lengths=LENGTHS).context, clean.context)
-
-
-@pytest.mark.parametrize("score", ["scaled_dot", "additive"])
-def test_what_stands_behind_the_lengths_does_not_leak_into_restricted_attention(score: str) -> None:
-    layer = RestrictedSelfAttention(2, size=D, score=score).double()
-    x = torch.randn(B, TK, D, dtype=torch.float64)
-    clean = layer(x, lengths=LENGTHS, need_weights=True)
-    x[1, 4:] = math.nan
-    x.requires_grad_()
-    dirty = layer(x, lengths=LENGTHS, need_weights=True)
-    torch.testing.assert_close(dirty, clean)
-    torch.testing.assert_close(layer(x, lengths=LENGTHS).context, clean.context)
-    for gradient in torch.autograd.grad(dirty.context.square().sum(), [x, *layer.parameters()]):
-        assert gradient.isfinite().all()
 
 
 @every_preset
@@ -570,19 +453,6 @@ def test_small_and_empty_batches(name: str) -> None:
     if not isinstance(layer, LocalAttention):
         torch.testing.assert_close(context, values[:, :1].expand(B, TQ, DV))
     torch.testing.assert_close(context, weights @ values[:, :1])
-
-
-def test_small_and_empty_batches_of_restricted_attention() -> None:
-    layer, x = RestrictedSelfAttention(2, size=D).double(), inputs()[1]
-    context, weights = layer(x[:0], need_weights=True)
-    assert context.shape == (0, TK, D) and weights.shape == (0, TK, 5)
-    context, weights = layer(x[:, :1], need_weights=True)
-    torch.testing.assert_close(context, x[:, :1])
-    torch.testing.assert_close(weights, tensor(0, 0, 1, 0, 0).expand(B, 1, 5))
-    lengths = torch.tensor([0, TK])
-    context, weights = layer(x, lengths=lengths, need_weights=True)
-    assert (context[0] == 0).all() and (weights[0] == 0).all()
-    assert (layer(x, lengths=lengths).context[0] == 0).all()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -617,18 +487,6 @@ def test_gradients(name: str) -> None:
         return read.context, read.weights
 
     assert torch.autograd.gradcheck(run, (*tensors, *layer.parameters()))
-
-
-@pytest.mark.parametrize("score", ["scaled_dot", "additive"])
-def test_gradients_of_restricted_attention(score: str) -> None:
-    layer = RestrictedSelfAttention(1, 2, size=D, score=score).double()
-    x = torch.randn(B, 5, D, dtype=torch.float64, requires_grad=True)
-    bias = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-
-    def run(x, bias, *_):
-        return layer(x, lengths=torch.tensor([5, 3]), bias=bias).context
-
-    assert torch.autograd.gradcheck(run, (x, bias, *layer.parameters()))
 
 
 def test_the_gaussian_teaches_where_to_look() -> None:
@@ -681,32 +539,6 @@ def test_a_centre_far_away_is_not_rounded_to_half_precision(dtype: torch.dtype) 
     assert layer.centre(query, layer.precompute(keys)).item() == 1500.5
     weights = layer.weights(query, keys)[0, 0]
     assert weights.nonzero().flatten().tolist() == list(range(1491, 1511))
-
-
-@every_preset
-def test_compiles_without_graph_break_and_recompiles_once(name: str) -> None:
-    torch._dynamo.reset()
-    layer, counter = preset(name), CompileCounterWithBackend("eager")
-    compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    for keys in (6, 7, 9, 8):
-        tensors, lengths = inputs(keys=keys), torch.tensor([3, keys])
-        torch.testing.assert_close(
-            compiled(*tensors, lengths=lengths, need_weights=True),
-            layer(*tensors, lengths=lengths, need_weights=True),
-        )
-    assert counter.frame_count <= 2
-
-
-def test_restricted_attention_compiles_without_graph_break() -> None:
-    torch._dynamo.reset()
-    layer, counter = RestrictedSelfAttention(2, size=D), CompileCounterWithBackend("eager")
-    compiled = torch.compile(layer, fullgraph=True, backend=counter)
-    for steps in (40, 45, 50, 60):
-        x, lengths = torch.randn(B, steps, D), torch.tensor([3, steps])
-        torch.testing.assert_close(
-            compiled(x, lengths=lengths).context, layer(x, lengths=lengths).context
-        )
-    assert counter.frame_count <= 2
 
 
 def test_a_compiled_decoding_loop_settles() -> None:
@@ -766,9 +598,6 @@ def test_dropout_acts_in_training_alone() -> None:
         ones = torch.ones(2, 9, 1)
         assert (layer(ones, ones).context != 1).any()
         torch.testing.assert_close(layer.eval()(ones, ones).context, ones)
-    restricted = RestrictedSelfAttention(4, size=1, dropout=0.5)
-    assert (restricted(ones).context != 1).any()
-    torch.testing.assert_close(restricted.eval()(ones).context, ones)
 
 
 # Bad input
@@ -806,15 +635,8 @@ def local(align: str = "predictive", **options) -> LocalAttention:
         (lambda: local(sigma=math.nan), "sigma is nan"),
         (lambda: local("monotonic", sigma=-1.0), "sigma is -1.0"),
         (lambda: local(score="location"), "'location', which looks at no key.*'general'"),
-        (lambda: local(score="sum"), "score is 'sum'; known scores are"),
+        (lambda: local(score="sum"), "score is 'sum'; known ones are"),
         (lambda: local(activation="sin"), "activation is 'sin'; known ones are"),
-        (lambda: RestrictedSelfAttention(-1, size=2), "radius is -1; a window reaches 0"),
-        (lambda: RestrictedSelfAttention(1, 0, size=2), "dilation is 0; a step is at least 1"),
-        (
-            lambda: RestrictedSelfAttention(1, size=2, score="location"),
-            "'location', which looks at no key.*'scaled_dot'",
-        ),
-        (lambda: RestrictedSelfAttention(1, size=0), "query_size is 0"),
         (lambda: ContentAddressing(2, strength=0), "strength is 0; the strength of a key"),
         (lambda: ContentAddressing(2, strength=math.nan), "strength is nan"),
         (lambda: ContentAddressing(2, sharpening=0.5), "sharpening is 0.5; it is at least 1"),
@@ -835,8 +657,8 @@ BAD_ARGUMENTS = [
     ({"keys": torch.zeros(B, TK, D).long()}, TypeError, "keys has dtype torch.int64"),
     ({"keys": torch.zeros(B, TK, D, device="meta")}, ValueError, "keys .*on meta.*move one of"),
     ({"values": torch.zeros(B, 4, 3)}, ValueError, r"values has shape \[2, 4, 3\]; expected"),
-    ({"mask": torch.ones(3, 5) > 0}, ValueError, r"mask has shape \[3, 5\]; expected \[B, Tk\]"),
-    ({"mask": torch.ones(B, TK)}, TypeError, "mask has dtype torch.float32.*True.*bias="),
+    ({"mask": torch.ones(7, 5) > 0}, ValueError, r"mask has shape \[7, 5\]; expected \[Tq, Tk\]"),
+    ({"mask": torch.ones(TQ, TK)}, TypeError, "mask has dtype torch.float32.*True.*bias="),
     ({"lengths": torch.tensor([7, 1])}, ValueError, "lengths has the entry 7; expected 0 to 6"),
     ({"lengths": torch.tensor([-1, 1])}, ValueError, "lengths has the entry -1"),
     ({"lengths": torch.tensor([1])}, ValueError, r"lengths has shape \[1\]; expected \[2\]"),
@@ -866,7 +688,7 @@ def test_arguments_of_single_presets_are_refused() -> None:
         local()(query, keys, causal=True)
     with pytest.raises(ValueError, match=r"step is -1; .*0 or more"):
         local("monotonic")(query, keys, step=-1)
-    with pytest.raises(ValueError, match=r"bias has shape \[2, 3, 5\]; expected \[B, Tk\]"):
+    with pytest.raises(ValueError, match=r"bias has shape \[2, 3, 5\]; expected \[Tq, Tk\]"):
         local()(query, keys, bias=torch.zeros(B, TQ, 5))
     with pytest.raises(ValueError, match=r"strength has shape \[2\]; expected \[2, 3\], one for"):
         ContentAddressing(D)(query, keys, strength=torch.ones(B))
@@ -874,27 +696,39 @@ def test_arguments_of_single_presets_are_refused() -> None:
         LuongAttention("location", query_size=D, max_length=5)(query, keys)
 
 
-@pytest.mark.parametrize(
-    ("x", "change", "error", "message"),
-    [
-        (torch.zeros(B, D), {}, ValueError, r"x has shape \[2, 4\]; expected \[B, T, Dk\]"),
-        (torch.zeros(B, TK, 5), {}, ValueError, r"x has shape \[2, 6, 5\].*of width 4"),
-        (torch.zeros(B, TK, D).long(), {}, TypeError, "x has dtype torch.int64"),
-        (None, {"lengths": torch.tensor([7, 1])}, ValueError, "lengths has the entry 7"),
-        (None, {"lengths": torch.tensor([1])}, ValueError, r"lengths has shape \[1\]"),
-        (None, {"lengths": torch.ones(2)}, TypeError, "lengths has dtype torch.float32"),
-        (None, {"bias": torch.zeros(5)}, ValueError, r"bias has shape \[5\]; expected \[B, T, W\]"),
-        (
-            None,
-            {"bias": torch.zeros(B, TK, TK)},
-            ValueError,
-            r"bias has shape \[2, 6, 6\]; expected \[B, T, W\] = \[2, 6, 3\]",
-        ),
-    ],
-)
-def test_restricted_attention_refuses(x, change: dict, error, message: str) -> None:
-    layer = RestrictedSelfAttention(1, size=D)
-    x = torch.zeros(B, TK, D) if x is None else x
-    for call in (layer, layer.weights):
-        with pytest.raises(error, match=message):
-            call(x, **change)
+def test_a_learned_temperature_stays_above_zero() -> None:
+    """A step that would take τ itself below 0 is a step of its logarithm."""
+    layer = CosineAttention(D, temperature=0.1, learn_temperature=True).double()
+    query, keys, _ = inputs()
+    torch.testing.assert_close(
+        layer.weights(query, keys), CosineAttention(D, temperature=0.1).weights(query, keys)
+    )
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = -layer.weights(query, keys).amax(-1).sum()  # sharper is better
+        loss.backward()
+        optimizer.step()
+        assert layer.normalizer.temperature > 0
+    assert layer.normalizer.temperature < 0.1
+
+
+def test_a_checkpoint_that_holds_the_temperature_itself() -> None:
+    layer = CosineAttention(D, learn_temperature=True)
+    outer = nn.ModuleDict({"read": layer})
+    outer.load_state_dict({"read.normalizer_temperature": torch.tensor(0.25)})
+    torch.testing.assert_close(layer.normalizer.temperature, torch.tensor(0.25))
+    assert list(outer.state_dict()) == ["read.normalizer_log_temperature"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [-1e4, 1e4])
+def test_no_logarithm_makes_a_temperature_of_zero_or_infinity(
+    dtype: torch.dtype, far: float
+) -> None:
+    layer = CosineAttention(D, learn_temperature=True).to(dtype)
+    with torch.no_grad():
+        layer.normalizer_log_temperature.fill_(far)
+    query, keys, _ = (x.to(dtype) for x in inputs())
+    weights = layer.weights(query, keys)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, TQ, dtype=dtype))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from attn_core import Score
 from sequence_attn.attention import Attention
-from sequence_attn.presets import BahdanauAttention, LocalAttention, LuongAttention
+from sequence_attn.classical import BahdanauAttention, LuongAttention
+from sequence_attn.local import LocalAttention
 from sequence_attn.seq2seq.decoder import AttentionDecoder
 
 
@@ -14,7 +16,7 @@ def bahdanau(
     state_size: int,
     encoder_size: int,
     *,
-    attention: Attention | None = None,
+    attention: Attention | Score | None = None,
     attention_size: int | None = None,
     output: str = "deep",
     output_size: int | None = None,
@@ -70,7 +72,7 @@ def luong(
     state_size: int,
     memory_size: int,
     *,
-    attention: Attention | str = "general",
+    attention: Attention | Score | str = "general",
     window: int = 10,
     max_length: int | None = None,
     input_feeding: bool = True,
@@ -87,7 +89,7 @@ def luong(
         state_size: of the decoder's cell.
         memory_size: the width of an encoded step.
         attention: the score of a global attention, "dot", "general" (default), "concat" or
-            "location"; "local-m" or "local-p"; or any `Attention`.
+            "location"; "local-m" or "local-p"; or any `Attention` or `attn_core.Score`.
         window: of a local attention. Default 10, as in the paper.
         max_length: the longest source that "location" can serve; needed for it alone.
         input_feeding: give the attentional state to the next step (default). Without it, known
@@ -124,7 +126,7 @@ def context_only(
     state_size: int,
     memory_size: int,
     *,
-    attention: Attention | None = None,
+    attention: Attention | Score | None = None,
     initial: str = "learned",
     **options: Any,
 ) -> AttentionDecoder:

@@ -1,4 +1,4 @@
-"""REINFORCE for hard attention: values by hand, no bias, and something learned."""
+"""Hard attention and its loss, against the gradients that REINFORCE estimates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Dense, Hard, ScaledDot, attend, hard_log_prob
-from sequence_attn import HardAttentionLoss
+from sequence_attn import HardAttention, HardAttentionLoss
 
 F64 = torch.float64
 
@@ -213,3 +213,17 @@ def test_refuses_what_does_not_fit(reward: Tensor, entropy: Tensor, message: str
 def test_refuses_no_rewards() -> None:
     with pytest.raises(ValueError, match=r"reward has shape \[0\]; there is none to learn from"):
         HardAttentionLoss()(torch.zeros(0), torch.zeros(0), torch.zeros(0))
+
+
+def test_what_is_drawn_in_compiled_code_has_its_own_log_probability() -> None:
+    attention = HardAttention("dot", query_size=4)
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    query, keys = torch.randn(2, 3, 4), torch.randn(2, 5, 4)
+    for read in (
+        compiled(query, keys, need_weights=True),
+        attention(query, keys, need_weights=True),
+    ):
+        log_p = (query @ keys.mT).log_softmax(-1)
+        torch.testing.assert_close(read.log_prob, (log_p * read.weights).sum(-1))
+        torch.testing.assert_close(read.entropy, -(log_p.exp() * log_p).sum(-1))
+        torch.testing.assert_close(read.context, read.weights @ keys)
