@@ -18,7 +18,7 @@ from attn_core.call import Attended, Call
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Softmax
 from attn_core.scores import Score
 from attn_core.supports.base import Support
-from attn_core.transforms import apart
+from attn_core.transforms import apart, is_autocast
 
 softmax = Softmax()
 
@@ -84,19 +84,19 @@ def attend(
         need_log_sum_exp,
     )  # fmt: skip
     call.check()
-    dtype = _output_dtype(value)
-    with _without_autocast(key.device.type):
+    autocast = is_autocast(key.device.type)
+    dtype = _output_dtype(value) if autocast else value.dtype
+    with _without_autocast(key) if autocast else _NOTHING:
         call = call.prepared()
         output, weights, log_sum_exp = ops.attend(call)
-        output = apart(output.to(dtype))  # what is kept for backward is not what the caller edits
-        if not needed:
-            return Attended(output, None, log_sum_exp)
-        if chosen is not None:
+        output = output.to(dtype)
+        if needed and chosen is not None:
             call, positions = call.of_queries(chosen)
             weights = None if weights is None else weights.index_select(0, positions)
-        if weights is None:
+        if needed and weights is None:
             weights = ops.weights(call, log_sum_exp)
-    return Attended(output, apart(weights.to(dtype)), log_sum_exp)
+        weights = weights.to(dtype) if needed and weights is not None else None
+    return Attended(*apart(output, weights, log_sum_exp))
 
 
 def weights(
@@ -145,11 +145,11 @@ def weights(
     call = Call(score, normalizer, support, query, key, key, bias, pair_key, need_weights=True)
     call.check()
     dtype = _output_dtype(key)
-    with _without_autocast(key.device.type):
+    with _without_autocast(key):
         call = call.prepared()
         if queries is not None:
             call, _ = call.of_queries(queries)
-        return apart(ops.weights(call, log_sum_exp).to(dtype))
+        return apart(ops.weights(call, log_sum_exp).to(dtype))[0]
 
 
 def hard_log_prob(
@@ -189,7 +189,7 @@ def hard_log_prob(
     hard = Hard("sample")
     call = Call(score, hard, support, query, key, key, bias, pair_key)
     call.check()
-    with _without_autocast(key.device.type):
+    with _without_autocast(key):
         _, scores, rows = ops.steps().scored(call.prepared().ungrouped())
         return hard.log_prob(scores, drawn, rows)
 
@@ -197,20 +197,18 @@ def hard_log_prob(
 def _output_dtype(like: Tensor) -> torch.dtype:
     """The dtype of a tensor, or autocast's, which leaves float64 alone."""
     device = like.device.type
-    if (
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and like.dtype != torch.float64
-    ):
+    if is_autocast(device) and like.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return like.dtype
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
+_NOTHING = nullcontext()
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Inside, dtypes are chosen here alone."""
-    if torch.amp.is_autocast_available(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()  # tensors without data, on the device "meta"
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if is_autocast(device) else _NOTHING
 
 
 def scatter_softmax(scores: Tensor, index: Tensor, num: int | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from attn_core.dropout import draw_seed
 from attn_core.normalizers import Normalizer
-from attn_core.scores import Score
+from attn_core.scores import Formula, Score
 from attn_core.supports.base import Support, broadcasts_to
 from attn_core.supports.dense import Dense
 from attn_core.supports.edges import Edges, PendingEdges
@@ -20,6 +19,7 @@ from attn_core.supports.window import Window
 
 _TOKENS = "query", "key", "value"
 _PER_PAIR = "bias", "pair_key", "pair_value"
+_TENSORS = *_TOKENS, *_PER_PAIR
 
 
 class Attended(NamedTuple):
@@ -56,15 +56,24 @@ class Call:
     dropout: float = 0.0
     need_weights: bool = False
     need_log_sum_exp: bool = False
-    seed: Tensor | None = None  # of the dropout over edges
+    # Of a prepared call: the seed of dropout over edges, what kernels know of its score, its heads
+    seed: Tensor | None = None
+    formula: Formula | None = None
+    heads: int = 1
 
     def check(self) -> None:
         """Raise if an argument does not fit the others."""
-        self._check_kinds()
+        for name, given, kind, example in (
+            ("score", self.score, Score, "ScaledDot()"),
+            ("normalizer", self.normalizer, Normalizer, "Softmax()"),
+            ("support", self.support, Support, "Dense() or Edges.from_edge_index(edge_index)"),
+        ):
+            if not isinstance(given, kind):
+                raise TypeError(f"{name} is {_described(given)}; expected one such as {example}")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"dropout is {self.dropout}; a probability lies between 0 and 1")
         device = self.key.device
-        for name in (*_TOKENS, *_PER_PAIR):
+        for name in _TENSORS:
             tensor = getattr(self, name)
             if tensor is None:
                 continue
@@ -80,25 +89,15 @@ class Call:
                 )
         self.support.check(self.query, self.key, self.value)
 
-    def _check_kinds(self) -> None:
-        for name, kind, example in (
-            ("score", Score, "ScaledDot()"),
-            ("normalizer", Normalizer, "Softmax()"),
-            ("support", Support, "Dense(), Window(radius=8) or Edges.from_edge_index(edge_index)"),
-        ):
-            given = getattr(self, name)
-            if not isinstance(given, kind):
-                is_class = isinstance(given, type) and issubclass(given, kind)
-                what = f"the class {given.__name__}" if is_class else _described(given)
-                raise TypeError(f"{name} is {what}; expected an instance, such as {example}")
-
     def prepared(self) -> Call:
         """The work of each token done, and all tensors checked and given their heads and batch."""
-        prepared = self.score.prepare(self.query, self.key, self.pair_key)
-        full: dict[str, Any] = prepared._asdict()
-        call = dataclasses.replace(self, **full) if self._differs(full) else self
+        score, query, key, pair_key = self.score.prepare(self.query, self.key, self.pair_key)
+        call = self._with(
+            score=score, query=query, key=key, pair_key=pair_key, formula=score.formula()
+        )
         batch, heads = call._batch(), call._heads()
-        full = {}
+        full: dict[str, Any] = call.__dict__  # nobody else has it yet
+        full["heads"] = heads
         for name in _TOKENS:
             x = getattr(call, name)
             if x is not None and (x.shape[-2] != heads or x.shape[:-3] != batch):
@@ -106,42 +105,43 @@ class Call:
                 full[name] = x.expand(*batch, x.shape[-3], own, x.shape[-1])
         support = self.support
         if isinstance(support, (Pairs, PendingEdges)):
-            full |= call._edge_pairs(support, heads)
+            if self.bias is not None or pair_key is not None or self.pair_value is not None:
+                full |= call._edge_pairs(support, heads)
             if self.dropout > 0:
                 full["seed"] = draw_seed(self.value.device)
         elif isinstance(support, (Dense, Window)):
             call._check_dense_pairs(support, batch, heads)
-        return dataclasses.replace(call, **full) if full else call
+        return call
 
     def ungrouped(self) -> Call:
         """The same call with the heads of keys and values once for each query head they serve."""
-        heads = self._heads()
-        full: dict[str, Any] = {
-            name: x.repeat_interleave(heads // x.shape[-2], dim=-2)
-            for name in ("key", "value")
-            if (x := getattr(self, name)).shape[-2] != heads
-        }
-        return dataclasses.replace(self, **full) if full else self
+        heads, key, value = self.heads, self.key, self.value
+        if key.shape[-2] == heads == value.shape[-2]:
+            return self
+        key, value = (x.repeat_interleave(heads // x.shape[-2], dim=-2) for x in (key, value))
+        return self._with(key=key, value=value)
 
-    def _differs(self, full: dict[str, Any]) -> bool:
-        return any(getattr(self, name) is not value for name, value in full.items())
+    def with_score(self, score: Score) -> Call:
+        """The same call with another way to compute the same scores."""
+        return self._with(score=score)
+
+    def _with(self, **changes: Any) -> Call:
+        """The same call with some other arguments; `dataclasses.replace` in one step."""
+        call: Call = object.__new__(Call)
+        call.__dict__.update(self.__dict__, **changes)
+        return call
 
     @property
     def num_keys(self) -> int:
         """Tk, or the number of source nodes."""
         return self.key.shape[-3]
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing is given per pair but a bias."""
-        return self.pair_key is None and self.pair_value is None
-
     def _batch(self) -> tuple[int, ...]:
         """The batch dimensions of all tensors, broadcast."""
-        batch = self.key.shape[:-3]
-        tokens = [x for x in (self.query, self.value) if x is not None]
-        if all(x.shape[:-3] == batch for x in tokens):
+        batch, query = self.key.shape[:-3], self.query
+        if self.value.shape[:-3] == batch and (query is None or query.shape[:-3] == batch):
             return tuple(batch)
+        tokens = [x for x in (query, self.value) if x is not None]
         try:
             return tuple(torch.broadcast_shapes(batch, *(x.shape[:-3] for x in tokens)))
         except RuntimeError as error:
@@ -153,7 +153,12 @@ class Call:
 
     def _heads(self) -> int:
         """The number of heads, which that of every tensor divides."""
-        heads = {"the score": self.score.heads} if self.score.heads != 1 else {}
+        query, most = self.query, self.value.shape[-2]
+        of_score = self.score.heads
+        same = query is None or query.shape[-2] == most
+        if same and self.key.shape[-2] == most and of_score in (1, most):
+            return most
+        heads = {"the score": of_score} if of_score != 1 else {}
         for name in _TOKENS:
             if (x := getattr(self, name)) is not None:
                 heads[name] = x.shape[-2]
@@ -172,7 +177,7 @@ class Call:
     def _check_dense_pairs(
         self, support: Dense | Window, batch: tuple[int, ...], heads: int
     ) -> None:
-        if self.bias is None and self.is_plain:
+        if self.bias is None and self.pair_key is None and self.pair_value is None:
             return
         queries = support.num_queries(self.query, self.num_keys)
         pairs = queries, support.columns(self.num_keys)
@@ -213,16 +218,17 @@ class Call:
 
     def in_full_precision(self) -> Call:
         """All tensors in one dtype, float32 at least."""
-        tensors = {
-            name: tensor
-            for name in (*_TOKENS, *_PER_PAIR)
-            if (tensor := getattr(self, name)) is not None
-        }
-        dtype = torch.float32
-        for tensor in tensors.values():
-            dtype = torch.promote_types(dtype, tensor.dtype)
-        cast: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        return dataclasses.replace(self, score=self.score.to(dtype), **cast)
+        dtype, alike = torch.float32, True
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.dtype != torch.float32:
+                dtype, alike = torch.promote_types(dtype, tensor.dtype), False
+        if alike:
+            score = self.score.to(dtype)
+            return self if score is self.score else self._with(score=score)
+        given = {name: getattr(self, name) for name in _TENSORS}
+        cast: dict[str, Any] = {n: None if x is None else x.to(dtype) for n, x in given.items()}
+        return self._with(score=self.score.to(dtype), **cast)
 
     def on_resolved_support(self) -> Call:
         """The same call over pairs that are known, where the support was pending."""
@@ -233,8 +239,8 @@ class Call:
         else:  # how many weights there are depends on the data, which an output does not need
             edges = self.support.traced(exact=self.need_weights)
             if not (self.need_weights and self.support.self_loops):
-                return dataclasses.replace(self, support=edges)
-        return dataclasses.replace(self, support=edges, **self._given(edges.source_id))
+                return self._with(support=edges)
+        return self._with(support=edges, **self._given(edges.source_id))
 
     def of_queries(self, queries: Tensor) -> tuple[Call, Tensor]:
         """The same call over the pairs of some queries alone, and where these stand among all."""
@@ -245,7 +251,7 @@ class Call:
                 "index the query tensor, or the weights"
             )
         edges, positions = call.support.of_queries(queries)
-        return dataclasses.replace(call, support=edges, **call._given(positions)), positions
+        return call._with(support=edges, **call._given(positions)), positions
 
     def _given(self, rows: Tensor) -> dict[str, Any]:
         """Some rows of what is given per pair."""
@@ -257,7 +263,9 @@ class Call:
 
 
 def _described(given: Any) -> str:
-    """A value in few words: a tensor by its shape."""
+    """A value in few words: a tensor by its shape, a class by its name."""
     if isinstance(given, Tensor):
         return f"a tensor of shape {list(given.shape)}"
+    if isinstance(given, type):
+        return f"the class {given.__name__}, not an instance"
     return repr(given) if isinstance(given, (str, int, float)) else f"a {type(given).__name__}"

@@ -79,6 +79,5 @@ def call(name: str, *arguments: Any) -> Any:
     Tensors go as capsules: for what the module would ask them, Python takes longer than C++ for a
     small graph.
     """
-    return getattr(module, name)(
-        *(to_dlpack(x) if isinstance(x, torch.Tensor) else x for x in arguments)
-    )
+    given = [to_dlpack(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+    return getattr(module, name)(*given)

@@ -23,11 +23,10 @@ def is_gpu(device: torch.device) -> bool:
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the kernels may run on these tensors."""
-    return (
-        all(x.device.type in _devices and x.dtype in DTYPES for x in tensors)
-        and _installed
-        and compiled.is_wanted()
-    )
+    for x in tensors:
+        if x.device.type not in _devices or x.dtype not in DTYPES:
+            return False
+    return _installed and compiled.is_wanted()
 
 
 @contextmanager

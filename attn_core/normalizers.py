@@ -101,7 +101,7 @@ class Normalizer(ABC):
         tensor([0.5000, 1.0000, 0.5000])
         """
         rows = EdgeRows(index, _check_index(scores, index, num))
-        return apart(_over_edges(self, at_least_float32(scores), rows).to(scores.dtype))
+        return apart(_over_edges(self, at_least_float32(scores), rows).to(scores.dtype))[0]
 
 
 def _plainly(normalizer: Normalizer, scores: Tensor, rows: EdgeRows) -> Tensor:

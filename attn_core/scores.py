@@ -13,6 +13,7 @@ Shapes: queries `[..., Tq, H, D]`, keys `[..., Tk, H, D]` (`[N, H, D]` on a grap
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -115,11 +116,10 @@ class Score(ABC):
 
     def to(self: _Self, dtype: torch.dtype) -> _Self:
         """The same score with its parameters in `dtype`."""
-        tensors = {
-            field.name: value.to(dtype)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
+        tensors: dict[str, Tensor] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.dtype != dtype:
+                tensors[name] = value.to(dtype)
         return dataclasses.replace(self, **tensors) if tensors else self
 
 
@@ -171,7 +171,7 @@ class ScaledDot(Score, name="scaled_dot"):
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
         query = _same_width(self, query, key)
-        return Prepared(Dot(1 / math.sqrt(max(key.shape[-1], 1))), query, key, pair_key)
+        return Prepared(_dot(1 / math.sqrt(max(key.shape[-1], 1))), query, key, pair_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +269,8 @@ class Additive(Score, name="additive"):
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
-        _check_parameters(self, "vector")
+        if not isinstance(self.vector, Tensor) or self.activation not in ACTIVATIONS:
+            _check_parameters(self, "vector")
 
     @classmethod
     def parameter_shapes(
@@ -395,9 +396,8 @@ class Separable(Score, name="separable"):
         return score.pair(query, key)
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
-        score = Additive(None, self.activation, self.negative_slope)
         return Prepared(
-            score,
+            _sum(self.activation, self.negative_slope),
             None if query is None else self._reduce("query", query, self.query_vector),
             self._reduce("key", key, self.key_vector),
             None if pair_key is None else self._reduce("pair_key", pair_key, self.key_vector),
@@ -464,6 +464,15 @@ class Location(Score, name="location"):
         return _per_head("weight of Location", weight, _needs_query(self, query), 2).movedim(-2, -3)
 
 
+_dot = functools.lru_cache(maxsize=64)(Dot)
+
+
+@functools.lru_cache(maxsize=64)
+def _sum(activation: Activation, negative_slope: float) -> Additive:
+    """`φ(q + k)` of two numbers."""
+    return Additive(None, activation, negative_slope)
+
+
 def _check_parameters(score: Additive | Separable, *vectors: str) -> None:
     """Raise unless the vectors are tensors (or None) and the activation is known."""
     for name in vectors:
@@ -484,7 +493,8 @@ def _needs_query(score: Score, query: Tensor | None) -> Tensor:
 
 
 def _same_width(score: Score, query: Tensor | None, key: Tensor) -> Tensor:
-    query = _needs_query(score, query)
+    if query is None or query.shape[-1] != key.shape[-1]:
+        query = _needs_query(score, query)
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(
             f"query has width {query.shape[-1]} and key {key.shape[-1]}: score "

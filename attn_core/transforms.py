@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,35 +24,37 @@ def values_are_visible() -> bool:
 
 def nobody_watches(*arguments: object) -> bool:
     """Whether an op on these may be left out: no trace, transform, mode or subclass sees it."""
-    return (
-        values_are_visible()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._get_tracing_state() is None
-        and all(_is_bare(x) for x in arguments if isinstance(x, Tensor))
-    )
+    if (
+        not values_are_visible()  # first: compiled code knows what follows not
+        or torch._C._len_torch_dispatch_stack() != 0
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    batched = torch._C._functorch.is_legacy_batchedtensor  # by grad(..., is_grads_batched=True)
+    for x in arguments:
+        if isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or batched(x)):
+            return False
+    return True
 
 
 _PLAIN = {Tensor, torch.nn.Parameter}
 
 
-def _is_bare(x: Tensor) -> bool:
-    batched = torch._C._functorch.is_legacy_batchedtensor  # by grad(..., is_grads_batched=True)
-    return type(x) in _PLAIN and not x.is_meta and not batched(x)
-
-
-def apart(x: Tensor) -> Tensor:
-    """x as a tensor of its own, whose memory is copied as soon as somebody writes to either.
+def apart(*tensors: Any) -> Any:
+    """Tensors as tensors of their own, whose memory is copied as soon as somebody writes to either.
 
     What an op has saved for its backward pass must not be what its caller holds and may edit in
     place (`F.relu(out, inplace=True)`). A copy would cost as much as the pass itself; as long as
     nobody writes, this one costs nothing. Where somebody watches, torch takes care of edits.
     """
-    return x._lazy_clone() if torch.is_grad_enabled() and nobody_watches(x) else x
+    grad = torch.is_grad_enabled() and tensors[0].requires_grad
+    if not grad or not nobody_watches(*tensors):
+        return tensors
+    return [x if x is None else x._lazy_clone() for x in tensors]
 
 
-def bare(x: Tensor) -> Tensor:
-    """x without the wrapper that torch.func leaves around what was made, and kept, inside of it."""
-    return torch._C._functorch.unwrap_if_dead(x)
+# A tensor without the wrapper that torch.func leaves around what was made, and kept, inside of it
+bare: Callable[[Tensor], Tensor] = torch._C._functorch.unwrap_if_dead
 
 
 def outside_inference() -> AbstractContextManager[object]:
@@ -59,3 +63,14 @@ def outside_inference() -> AbstractContextManager[object]:
     An interrupt while such a guard is entered or left may leave autograd off for the thread.
     """
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+# Asked once: devices such as "meta" know no autocast, and to ask about them raises
+_WITH_AUTOCAST = frozenset(
+    device for device in ("cpu", "cuda", "xpu", "mps") if torch.amp.is_autocast_available(device)
+)
+
+
+def is_autocast(device: str) -> bool:
+    """Whether autocast is on for a type of device."""
+    return device in _WITH_AUTOCAST and torch.is_autocast_enabled(device)

@@ -250,11 +250,15 @@ class Attention(ScoredAttention):
         """The support, the bias over its pairs, and the normaliser."""
         lengths = memory.lengths
         if key_mask is None and (lengths is None or not causal):
-            return Dense(mask, lengths, causal), bias, self.normalizer
+            plain = mask is None and lengths is None and not causal
+            return _ALL if plain else Dense(mask, lengths, causal), bias, self.normalizer
         keys = memory.key.shape[1]
         where = places(query.shape[1], keys, lengths)
         support = dense(mask, key_mask, lengths, causal, 1, keys, where)
         return support, bias, self.normalizer
+
+
+_ALL = Dense()
 
 
 def _of_pairs(name: str, x: Tensor, query: Tensor, memory: Memory) -> Tensor:

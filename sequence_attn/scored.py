@@ -198,7 +198,7 @@ class ScoredAttention(nn.Module):
             register(self, "score", self._score)
         else:
             widths = query_size or 0, key_size or 0, hidden or 0
-            shapes = self._form.shapes(*widths, max_length or 0)
+            shapes = _FORMS[str(score)].shapes(*widths, max_length or 0)
             for name, shape in shapes.items():
                 self.register_parameter(name, nn.Parameter(torch.empty(shape)))
         use_bias = bias and score == "additive"
@@ -219,11 +219,6 @@ class ScoredAttention(nn.Module):
                 "'additive'"
             )
         return None if score in _FORMS else named_score(score, 1, self.key_size or 0)
-
-    @property
-    def _form(self) -> _Form:
-        assert self.score_name is not None
-        return _FORMS[self.score_name]
 
     def reset_parameters(self) -> None:
         """Draw the parameters of a score given by name anew: uniform, of variance 1 / (3 · inputs).
@@ -251,13 +246,13 @@ class ScoredAttention(nn.Module):
         """The score of projected queries and keys, for `attn_core.attend` (one head)."""
         if self._score is not None:
             return with_own(self, "score", self._score)
-        return self._form.score(self)
+        return _FORMS[str(self.score_name)].score(self)
 
     def _project_query(self, query: Tensor) -> Tensor:
-        return query if self._score is not None else self._form.query(self, query)
+        return query if self._score is not None else _FORMS[str(self.score_name)].query(self, query)
 
     def _project_keys(self, keys: Tensor) -> Tensor:
-        return keys if self._score is not None else self._form.key(self, keys)
+        return keys if self._score is not None else _FORMS[str(self.score_name)].key(self, keys)
 
     def _read(self, query: Tensor, parts: Parts, need_weights: bool) -> SequenceAttention:
         result = attend(
@@ -292,7 +287,8 @@ class ScoredAttention(nn.Module):
             )
         for parameter_name, parameter in self._parameters.items():
             if parameter is not None and not parameter_name.startswith("normalizer_"):
-                check_tokens(name, x, parameter, width)
+                if x.dtype != parameter.dtype or x.device != parameter.device:
+                    check_tokens(name, x, parameter, width)
                 return
         if not x.is_floating_point():
             raise TypeError(

@@ -1,4 +1,4 @@
-"""Dense softmax attention whose weights are asked for: two matrix products around torch's softmax.
+"""Dense softmax attention: torch's softmax between the scores and the product with the values.
 
 The reference path makes half a dozen tensors of all pairs, this one makes two.
 """
@@ -11,35 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.backends.sdpa import factors, is_product
+from attn_core.backends.sdpa import factors, is_softmax
 from attn_core.call import Attended, Call
 from attn_core.supports.dense import Dense
 from attn_core.transforms import values_are_visible
 
 
 def serves(call: Call) -> bool:
-    """Whether these products compute this call."""
-    return isinstance(call.support, Dense) and is_product(call)
+    """Whether torch's softmax computes this call."""
+    return call.formula is not None and is_softmax(call)  # whose logits are finite
 
 
 def run(call: Call) -> Attended:
     """The output `[..., Tq, H, Dv]` and the weights `[..., H, Tq, Tk]`."""
     call = call.in_full_precision()
-    assert isinstance(call.support, Dense) and call.query is not None
     scale, temperature = factors(call)
-    query, key, value = (x.movedim(-2, -3) for x in (call.query, call.key, call.value))
-    *batch, heads, queries, _ = query.shape  # [..., H, T, D]
-    keys = key.shape[-2]
+    value = call.value.movedim(-2, -3)
+    *batch, heads, keys, _ = value.shape  # [..., H, Tk, Dv]
+    queries = 1 if call.query is None else call.query.shape[-3]
     flat = math.prod(batch) * heads
-    query, key, value = (x.reshape(flat, *x.shape[-2:]) for x in (query, key, value))
+    value = value.reshape(flat, keys, value.shape[-1])
     added, empty = _added(call, (*batch, heads, queries, keys), temperature)
-    scores = torch.baddbmm(
-        query.new_zeros(()) if added is None else added,
-        query,
-        key.mT,
-        beta=0 if added is None else 1,
-        alpha=scale / temperature,
-    )
+    if call.formula is not None and call.formula.kind == "dot" and call.query is not None:
+        query = call.query.movedim(-2, -3).reshape(flat, queries, call.query.shape[-1])
+        key = call.key.movedim(-2, -3).reshape(flat, keys, call.key.shape[-1])
+        scores = torch.baddbmm(
+            query.new_zeros(()) if added is None else added,
+            query,
+            key.mT,
+            beta=0 if added is None else 1,
+            alpha=scale / temperature,
+        )
+    else:
+        scores = call.score.dense(call.query, call.key).reshape(flat, queries, keys)
+        scores = scores if temperature == 1 else scores / temperature
+        scores = scores if added is None else scores + added
     log_sum_exp = scores.logsumexp(-1) if call.need_log_sum_exp else None  # [B H, Tq]
     if values_are_visible() and scores.device.type == "cpu" and not scores.requires_grad:
         weights = torch.softmax(scores, -1, out=scores)  # fresh memory costs as much as the softmax
@@ -60,12 +66,13 @@ def _added(
     call: Call, shape: tuple[int, ...], temperature: float
 ) -> tuple[Tensor | None, Tensor | None]:
     """Bias and mask as one, which broadcasts to `[B H, Tq, Tk]`, and the rows that have no key."""
-    assert isinstance(call.support, Dense) and call.query is not None
-    *batch, heads, queries, keys = shape
-    mask = call.support.allowed(tuple(batch), heads, queries, keys, call.query.device)
-    if mask is None and call.bias is None:
+    assert isinstance(call.support, Dense)
+    support = call.support
+    if call.bias is None and support.mask is support.lengths and not support.causal:  # all pairs
         return None, None
-    bias = call.query.new_zeros(()) if call.bias is None else call.bias / temperature
+    *batch, heads, queries, keys = shape
+    mask = support.allowed(tuple(batch), heads, queries, keys, call.key.device)
+    bias = call.key.new_zeros(()) if call.bias is None else call.bias / temperature
     added = bias if mask is None else torch.where(mask, bias, -math.inf)
     added = added.reshape((1,) * (len(shape) - added.dim()) + added.shape)
     if math.prod(added.shape[:-2]) > 1:

@@ -13,34 +13,33 @@ from attn_core.normalizers import Softmax
 from attn_core.supports.dense import Dense
 
 
-def is_product(call: Call) -> bool:
-    """Whether a call is the softmax of products, of which torch's kernels know."""
-    formula, normalizer = call.score.formula(), call.normalizer
+def is_softmax(call: Call) -> bool:
+    """Whether a call is a plain softmax of scores, with nothing but a bias per pair."""
+    normalizer = call.normalizer
     return (
-        formula is not None
-        and formula.kind == "dot"
-        and isinstance(normalizer, Softmax)
+        isinstance(normalizer, Softmax)
         and not isinstance(normalizer.temperature, Tensor)
-        and call.is_plain
+        and call.pair_key is None
+        and call.pair_value is None
         and call.key.shape[-3] > 0
     )
 
 
+def is_product(call: Call) -> bool:
+    """Whether it is one of products, of which torch's kernels know."""
+    return call.formula is not None and call.formula.kind == "dot" and is_softmax(call)
+
+
 def factors(call: Call) -> tuple[float, float]:
     """The factor of the products, and the temperature."""
-    formula = call.score.formula()
-    assert formula is not None and isinstance(call.normalizer, Softmax)
-    return formula.constant, float(call.normalizer.temperature)
+    assert isinstance(call.normalizer, Softmax)
+    formula = call.formula
+    return 1.0 if formula is None else formula.constant, float(call.normalizer.temperature)
 
 
 def serves(call: Call) -> bool:
     """Whether torch's kernel computes this call, of which it gives the output alone."""
-    return (
-        isinstance(call.support, Dense)
-        and not call.need_weights
-        and not call.need_log_sum_exp
-        and is_product(call)
-    )
+    return not call.need_weights and not call.need_log_sum_exp and is_product(call)
 
 
 def run(call: Call) -> Attended:

@@ -7,19 +7,27 @@ family of ops with their schema, fakes, gradients and route to a backend.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from attn_core import compiled
 from attn_core.backends import bmm, sdpa, window
 from attn_core.call import Attended, Call
-from attn_core.ops import edge_attention, edge_sums
+from attn_core.ops import additive, edge_attention, edge_sums
 from attn_core.ops.steps import OpSteps
 from attn_core.reference import Steps
+from attn_core.supports import Dense, Edges, PendingEdges, Window
 from attn_core.transforms import is_transformed
 
 _REFERENCE, _OPS = Steps(), OpSteps()
-_KERNELS = edge_attention, sdpa, bmm, window  # the first that serves a call computes it
+# What computes calls over each kind of support: the first that serves one
+_KERNELS: dict[type, tuple[Any, ...]] = {
+    Dense: (sdpa, bmm),
+    Window: (window,),
+    Edges: (edge_attention,),
+    PendingEdges: (edge_attention,),
+}
 
 __all__ = ["attend", "edge_sums", "fastest", "steps", "weights"]
 
@@ -31,19 +39,23 @@ def steps() -> Steps:
 
 def fastest(call: Call) -> Callable[[Call], Attended]:
     """The fastest implementation that serves a prepared call."""
-    ways = steps()
-    if ways is _OPS:
-        for kernel in _KERNELS:
-            if kernel.serves(call):
-                return kernel.run
-    return ways.attend
+    if compiled.is_reference() or is_transformed():
+        return _REFERENCE.attend
+    for kernel in _KERNELS.get(type(call.support), ()):
+        if kernel.serves(call):
+            found: Callable[[Call], Attended] = kernel.run
+            return found
+    return _OPS.attend
 
 
 def attend(call: Call) -> Attended:
     """A prepared call by the fastest implementation that serves it."""
     run = fastest(call)
-    # Torch's kernel alone takes keys that several heads share as they are
-    return run(call if run is sdpa.run else call.ungrouped())
+    if run is sdpa.run:  # which alone takes keys that several heads share as they are
+        return run(call)
+    if run is bmm.run and additive.serves(call):
+        call = call.with_score(additive.in_blocks(call.score))
+    return run(call.ungrouped())
 
 
 def weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:

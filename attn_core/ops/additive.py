@@ -40,7 +40,7 @@ class _Blocked(Additive):
 
 def serves(call: Call) -> bool:
     """Whether there is something to gain from blocks."""
-    formula = call.score.formula()
+    formula = call.formula
     return (
         formula is not None
         and formula.kind != "dot"

@@ -32,17 +32,18 @@ def serves(call: Call) -> bool:
     return (
         isinstance(call.support, (Edges, PendingEdges))
         and isinstance(call.normalizer, Softmax)
-        and call.score.formula() is not None
+        and call.formula is not None
     )
 
 
 def run(call: Call) -> Attended:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     problem, support = problem_of(call), call.support
-    if nobody_watches(*problem.tensors, problem.edge_index):
+    tensors = problem.tensors
+    if nobody_watches(*tensors, problem.edge_index):
         edges = support.resolve() if isinstance(support, PendingEdges) else support
         problem.edges = edges  # type: ignore[assignment]  # which are checked with the call
-        output, log_sum_exp = _Straight.apply(problem, *problem.tensors)
+        output, log_sum_exp = _Straight.apply(problem, *tensors)
     else:
         if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
             support.look_at_order()
@@ -52,7 +53,7 @@ def run(call: Call) -> Attended:
 
 def problem_of(call: Call) -> Problem:
     """A prepared call as the op knows it."""
-    support, formula = call.support, call.score.formula()
+    support, formula = call.support, call.formula
     assert formula is not None
     if isinstance(support, PendingEdges):
         edge_index, self_loops, pair_id = support.plain(), support.self_loops, None

@@ -27,7 +27,7 @@ class OpSteps(Steps):
         if not isinstance(support, Pairs):
             return support.scores(score, query, key, call.pair_key)
         graph = support.pairs, support.num_keys, support.num_queries
-        formula = score.formula()
+        formula = call.formula
         if formula is not None and formula.kind == "dot" and query is not None:
             query = query if formula.constant == 1 else query * formula.constant
             product: Tensor = torch.ops.attn_core.edge_dot(query, key, call.pair_key, *graph)
@@ -44,7 +44,7 @@ class OpSteps(Steps):
     def rows(self, call: Call, scores: Tensor) -> Rows:
         support = call.support
         if not isinstance(support, Pairs):
-            return super().rows(call, scores)
+            return support.rows(scores, call.key.shape[-3])
         handle = support.pairs if isinstance(support, Edges) else None
         return segments.Segments(support.query_index, support.num_queries, support.exists, handle)
 
@@ -56,7 +56,7 @@ class OpSteps(Steps):
     def aggregate(self, call: Call, weights: Tensor) -> Tensor:
         support = call.support
         if not isinstance(support, Pairs):
-            return super().aggregate(call, weights)
+            return support.aggregate(weights, call.value, call.pair_value)
         output: Tensor = torch.ops.attn_core.edge_sum(
             weights, call.value, call.pair_value, support.pairs, support.num_keys,
             support.num_queries, False,

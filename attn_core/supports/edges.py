@@ -341,6 +341,9 @@ class PendingEdges(Support):
         return self.edge_index.shape[1] + loops
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        if self.found is not None:
+            check_nodes(query, key, value, self.num_queries, self.num_keys, self.found.device)
+            return
         if is_sparse(self.edge_index):
             raise TypeError(
                 "edge_index is a sparse matrix, whose pairs must be read: call resolve()"

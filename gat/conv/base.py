@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, PendingEdges
-from attn_core.graph.read import as_plain, is_sparse
+from attn_core.graph.read import is_sparse
+from attn_core.supports.edges import edges_of
+from attn_core.transforms import is_autocast as of_device
 from gat.edge_attention import EdgeAttention
 
 _HOOKS = tuple(
@@ -21,7 +24,7 @@ _HOOKS = tuple(
     for step in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
     for when in ("pre_", "")
 )
-_STEPS = ("message", "edge_update", "aggregate", "update", "message_and_aggregate")
+_STEPS = frozenset(("message", "edge_update", "aggregate", "update", "message_and_aggregate"))
 
 
 class AttentionConv(MessagePassing):
@@ -61,27 +64,20 @@ class AttentionConv(MessagePassing):
 
     def _is_fused(self) -> bool:
         """Whether nobody watches or changes message passing, so that it need not take place."""
+        own = self.__dict__
         return (
-            not self.explain
-            and type(self.aggr_module) is SumAggregation
+            type(self.aggr_module) is SumAggregation
             and self.flow == "source_to_target"
+            and not self.explain
             and self.decomposed_layers == 1
-            and not any(getattr(self, hooks) for hooks in _HOOKS)
-            and all(self._has_own(step) for step in _STEPS)
-            and type(self)._has_own_propagate()
+            and not any(map(own.get, _HOOKS))
+            and _STEPS.isdisjoint(own)
+            and _are_own(type(self))  # type: ignore[arg-type]
         )
 
     def _has_own(self, step: str) -> bool:
         """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
-        owner = next(cls for cls in type(self).__mro__ if step in cls.__dict__)
-        return owner in _TRUSTED and step not in self.__dict__
-
-    @classmethod
-    def _has_own_propagate(cls) -> bool:
-        """Whether no subclass has a `propagate` but the one that is generated for it."""
-        first = next(c for c in cls.__mro__ if "propagate" in c.__dict__)
-        made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
-        return first is MessagePassing or made is not before
+        return _is_own(type(self), step) and step not in self.__dict__
 
     def _support(
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
@@ -104,14 +100,13 @@ class AttentionConv(MessagePassing):
             return edge_index.with_self_loops()
         if isinstance(edge_index, EdgeIndex) and _leaves_out_nodes(edge_index, sizes):
             edge_index = edge_index.as_tensor()
-        pending = PendingEdges(edge_index, *sizes, self_loops)
-        if isinstance(edge_index, Tensor) and not is_torch_sparse_tensor(edge_index):
+        if isinstance(edge_index, Tensor) and edge_index.layout == torch.strided:
+            found = None
             if edge_index.device.type != "meta" and not torch.compiler.is_compiling():
-                edges = pending.resolve()  # a wrong edge_index should be the first complaint
-                if as_plain(edge_index).is_inference():  # which no cache keeps
-                    return edges
-            return pending
-        return pending.resolve()
+                # A wrong edge_index should be the first complaint
+                found = edges_of(edge_index, *sizes, self_loops)
+            return PendingEdges(edge_index, *sizes, self_loops, found)
+        return edges_of(edge_index, *sizes, self_loops)
 
 
 def pairs_of(support: Edges | PendingEdges) -> tuple[Tensor, Tensor]:
@@ -192,7 +187,8 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
     Without a map, any number of channels will do. A user may have put another module in the place
     of ours (a Sequential, an Embedding, a quantised map): what that takes is its own affair.
     """
-    if not is_ours(linear) and linear is not None:
+    ours = isinstance(linear, Linear)
+    if not ours and linear is not None:
         return
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it with .float()")
@@ -208,7 +204,7 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
                 f"dense: give it {name}.to_dense(), or what a gat.sparse.Linear makes of it"
             )
         return
-    channels, dtype = width_of(linear), linear.weight.dtype
+    channels, dtype = linear.in_channels, linear.weight.dtype
     if channels > 0 and x.shape[1] != channels:
         raise ValueError(
             f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "
@@ -232,12 +228,7 @@ def targets_of(edge_index: Any) -> int | None:
 
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast chooses the dtypes of what is computed from x; it leaves float64 alone."""
-    device = x.device.type
-    return (
-        x.dtype != torch.float64
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    )
+    return x.dtype != torch.float64 and of_device(x.device.type)
 
 
 def is_ours(linear: Any) -> bool:
@@ -251,6 +242,20 @@ def width_of(linear: Any) -> int:
 
 
 _TRUSTED: set[type] = {*MessagePassing.__mro__}
+
+
+def _is_own(cls: type, step: str) -> bool:
+    """Whether no subclass of ours replaces a step."""
+    return next(c for c in cls.__mro__ if step in c.__dict__) in _TRUSTED
+
+
+@functools.cache  # a class is looked through once: its steps are what they were when it was made
+def _are_own(cls: Any) -> bool:
+    """Whether all steps are ours, and no subclass has a `propagate` but its generated one."""
+    first = next(c for c in cls.__mro__ if "propagate" in c.__dict__)
+    made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
+    generated = first is MessagePassing or made is not before
+    return generated and all(_is_own(cls, step) for step in _STEPS)
 
 
 def trusted(layer: type[AttentionConv]) -> type[AttentionConv]:

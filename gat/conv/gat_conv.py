@@ -204,15 +204,13 @@ class GATConv(ProjectingConv):
                 "pair of them (sources, targets)"
             )
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
-        lin_src, lin_dst = (
-            lin if self.lin is None else self.lin for lin in (self.lin_src, self.lin_dst)
-        )
+        lin = self.lin
+        lin_src, lin_dst = (self.lin_src, self.lin_dst) if lin is None else (lin, lin)
         assert lin_src is not None and lin_dst is not None
         name, layer = "x" if isinstance(x, Tensor) else "x[0]", type(self).__name__
         check_features(layer, name, x_src, lin_src)
-        if x_dst is not None:
-            name = "x" if isinstance(x, Tensor) else "x[1]"
-            check_features(layer, name, x_dst, lin_dst)
+        if x_dst is not None and not (x_dst is x_src and lin_dst is lin_src):
+            check_features(layer, "x[1]", x_dst, lin_dst)
         residual = self.res(x_dst) if self.res is not None and x_dst is not None else None
         shape = (-1, self.heads, self.out_channels)
         h_src = lin_src(x_src).view(shape)
@@ -325,4 +323,6 @@ def _num_targets(
             f"size is {tuple(given)}, but x has {sources} source and {targets} target nodes: leave "
             "size out, or give x a row for each node"
         )
-    return next(number for number in (targets, known, sources) if number is not None)
+    if targets is None:
+        targets = sources if known is None else known
+    return targets

@@ -313,7 +313,8 @@ def test_which_kernel_serves_which_call() -> None:
     assert chosen(Dot(), Window(1, centre=torch.arange(4))) is None
     assert chosen(Dot(), Dense(), normalizer=Softmax(torch.tensor(1.0))) is None
     assert chosen(Dot(), Dense(), pair_key=randn(4, 4, HEADS, WIDTH)) is None
-    assert chosen(Additive(), Dense()) is None
+    assert chosen(Additive(), Dense()) is bmm.run
+    assert chosen(Additive(activation=torch.sigmoid), Dense()) is None
     assert torch.func.vmap(lambda _: x * (chosen(Dot(), Dense()) is None))(torch.ones(2)).all()
 
 

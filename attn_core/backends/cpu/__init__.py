@@ -115,19 +115,19 @@ def _arguments(problem: Problem) -> tuple[tuple[Any, ...], torch.dtype]:
         query = problem.key.new_zeros(1, *problem.key.shape[1:]).expand(edges.num_queries, -1, -1)
     if vector is None and kind != "dot":
         vector = problem.key.new_ones(problem.key.shape[1:])
-    steps = step, step, 4, step, None, step, 4
+    steps = step, step, 4, step, 1, step, 4
     given = (query, *problem.tensors[1:3], vector, *problem.tensors[4:])
     tensors = [
-        None if x is None else _plain(x if step is None else _wide(x, step), dtype)
+        None if x is None else _plain(x if x.shape[-1] % step == 0 else _wide(x, step), dtype)
         for x, step in zip(given, steps, strict=True)
     ]
-    seed = problem.seed
+    seed, by_query, pair_row = problem.seed, edges.by_query, problem.pair_row
     return (
         *tensors,
-        bare(edges.by_query.pointer),
-        bare(edges.by_query.columns),
-        bare(edges.by_query.permutation),
-        None if problem.pair_row is None else bare(problem.pair_row),
+        bare(by_query.order.pointer),
+        bare(by_query.columns),
+        bare(by_query.order.permutation),
+        None if pair_row is None else bare(pair_row),
         None if seed is None or problem.pair_id is None else bare(problem.pair_id),
         _KINDS[kind],
         float(problem.constant),
