@@ -13,6 +13,7 @@ from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, PendingEdges
+from attn_core.compat import is_autocast_available
 from attn_core.graph.read import as_plain, is_sparse
 from gat.edge_attention import EdgeAttention
 
@@ -67,27 +68,15 @@ class AttentionConv(MessagePassing):
             and self.flow == "source_to_target"
             and self.decomposed_layers == 1
             and not any(getattr(self, hooks) for hooks in _HOOKS)
-            and all(self._has_own(step) for step in _STEPS)
-            and type(self)._has_own_propagate()
+            and _passes_our_messages(type(self))
+            and not any(step in self.__dict__ for step in _STEPS)
         )
-
-    def _has_own(self, step: str) -> bool:
-        """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
-        owner = next(cls for cls in type(self).__mro__ if step in cls.__dict__)
-        return owner in _TRUSTED and step not in self.__dict__
-
-    @classmethod
-    def _has_own_propagate(cls) -> bool:
-        """Whether no subclass has a `propagate` but the one that is generated for it."""
-        first = next(c for c in cls.__mro__ if "propagate" in c.__dict__)
-        made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
-        return first is MessagePassing or made is not before
 
     def _support(
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
     ) -> Edges | PendingEdges:
         """The pairs of an edge_index of any kind, from the nodes of x to the targets."""
-        if isinstance(edge_index, Tensor | Edges) and edge_index.device != x.device:
+        if isinstance(edge_index, (Tensor, Edges)) and edge_index.device != x.device:
             raise ValueError(
                 f"edge_index is on {edge_index.device}, but x is on {x.device}: move one of them "
                 "with .to()"
@@ -180,7 +169,7 @@ def weights_like_input(
         return matrix, values
     if isinstance(edge_index, EdgeIndex):
         pairs = EdgeIndex(pairs, sparse_size=(sources, targets))
-    if isinstance(edge_index, Tensor | Edges):
+    if isinstance(edge_index, (Tensor, Edges)):
         return EdgeAttention(pairs, weights)
     source, target = pairs  # torch_sparse.SparseTensor
     return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=(targets, sources))
@@ -235,7 +224,7 @@ def is_autocast(x: Tensor) -> bool:
     device = x.device.type
     return (
         x.dtype != torch.float64
-        and torch.amp.is_autocast_available(device)
+        and is_autocast_available(device)
         and torch.is_autocast_enabled(device)
     )
 
@@ -251,6 +240,21 @@ def width_of(linear: Any) -> int:
 
 
 _TRUSTED: set[type] = {*MessagePassing.__mro__}
+
+
+# torch 2.7: Dynamo looks into a class's __dict__.
+@torch.compiler.assume_constant_result
+def _passes_our_messages(layer: type[AttentionConv]) -> bool:
+    """Whether no subclass replaced a step of message passing, or the generated `propagate`."""
+
+    def owner(name: str) -> type:
+        return next(cls for cls in layer.__mro__ if name in cls.__dict__)
+
+    first = owner("propagate")
+    made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
+    return all(owner(step) in _TRUSTED for step in _STEPS) and (
+        first is MessagePassing or made is not before
+    )
 
 
 def trusted(layer: type[AttentionConv]) -> type[AttentionConv]:
