@@ -10,8 +10,8 @@ import torch
 
 T = TypeVar("T")
 
-#: The oldest and the newest release of torch that `make test-versions` runs.
-TESTED = ("2.6", "2.15")
+#: The oldest and the newest series that `make test-versions` runs.
+TESTED = {"torch": ("2.6", "2.15"), "torch_geometric": ("2.6", "2.8")}
 
 
 # torch 2.9: Dynamo traces torch.amp.is_autocast_available.
@@ -25,7 +25,7 @@ def is_autocast_available(device: str) -> bool:
 @torch.compiler.assume_constant_result
 def transform_depth() -> int:
     """How many transforms of torch.func are at work around this call."""
-    return torch._C._functorch.get_dynamic_layer_stack_depth()  # type: ignore[attr-defined]
+    return torch._C._functorch.get_dynamic_layer_stack_depth()
 
 
 # torch 2.7: Dynamo traces `dataclasses.replace` under Python 3.10, too.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 import attn_core
 import gat
 import sequence_attn
+from attn_core.compat import TESTED
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ("attn_core", "sequence_attn", "gat")
@@ -26,10 +27,11 @@ def files(*folders: str) -> list[Path]:
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-def bounds() -> dict[str, str]:
-    """The lower bound of each requirement, by its name."""
-    found = (re.match(r"([\w-]+)>=([\w.]+)", line) for line in requires("gat-attention") or [])
-    return {match[1].replace("_", "-"): match[2] for match in found if match}
+def requirements() -> list[str]:
+    """What pyproject.toml asks for, extras included."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = text[text.index("\ndependencies = ") : text.index("\n[tool.scikit-build]")]
+    return re.findall(r'"([\w-]+[<>=~!][^"]*)"', project)
 
 
 def test_no_text_sends_a_reader_to_the_stranger_named_gat() -> None:
@@ -56,13 +58,23 @@ def test_lower_bounds_are_what_the_oldest_environment_installs() -> None:
     )
     # Tools look at the code whatever it runs with; Lightning draws in all that torch asks for
     apart = {"import-linter", "mypy", "ruff", "lightning"}
-    for name, bound in bounds().items():
+    for requirement in requirements():
+        name, _, bound = requirement.partition(";")[0].partition(">=")
         if name not in apart:
-            assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", pinned[name]), name
+            pin = pinned[name.replace("_", "-")]
+            assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", pin), requirement
+
+
+def test_info_knows_the_series_that_are_tested() -> None:
+    for end, name in enumerate(("oldest", "newest")):
+        listed = (ROOT / f"tools/versions/{name}.txt").read_text()
+        for package, series in TESTED.items():
+            assert f"\n{package}=={series[end]}." in listed
 
 
 def test_nothing_is_bounded_above() -> None:
-    assert all("<" not in line.partition(";")[0] for line in requires("gat-attention") or [])
+    assert len(requirements()) > 20
+    assert not any("<" in requirement for requirement in requirements())
 
 
 def test_isinstance_takes_tuples() -> None:
