@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attn_core import compiled, ops
 from attn_core.call import Attended, Call
+from attn_core.compat import is_autocast_available
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Softmax
 from attn_core.scores import Score
 from attn_core.supports.base import Support
@@ -198,7 +199,7 @@ def _output_dtype(like: Tensor) -> torch.dtype:
     """The dtype of a tensor, or autocast's, which leaves float64 alone."""
     device = like.device.type
     if (
-        torch.amp.is_autocast_available(device)
+        is_autocast_available(device)
         and torch.is_autocast_enabled(device)
         and like.dtype != torch.float64
     ):
@@ -208,7 +209,7 @@ def _output_dtype(like: Tensor) -> torch.dtype:
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
     """Inside, dtypes are chosen here alone."""
-    if torch.amp.is_autocast_available(device):
+    if is_autocast_available(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()  # tensors without data, on the device "meta"
 

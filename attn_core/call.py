@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from attn_core.compat import replace
 from attn_core.dropout import draw_seed
 from attn_core.normalizers import Normalizer
 from attn_core.scores import Score
@@ -96,7 +96,7 @@ class Call:
         """The work of each token done, and all tensors checked and given their heads and batch."""
         prepared = self.score.prepare(self.query, self.key, self.pair_key)
         full: dict[str, Any] = prepared._asdict()
-        call = dataclasses.replace(self, **full) if self._differs(full) else self
+        call = replace(self, **full) if self._differs(full) else self
         batch, heads = call._batch(), call._heads()
         full = {}
         for name in _TOKENS:
@@ -106,12 +106,12 @@ class Call:
                 full[name] = x.expand(*batch, x.shape[-3], own, x.shape[-1])
         support = self.support
         if isinstance(support, (Pairs, PendingEdges)):
-            full |= call._edge_pairs(support, heads)
+            full.update(call._edge_pairs(support, heads))
             if self.dropout > 0:
                 full["seed"] = draw_seed(self.value.device)
         elif isinstance(support, (Dense, Window)):
             call._check_dense_pairs(support, batch, heads)
-        return dataclasses.replace(call, **full) if full else call
+        return replace(call, **full) if full else call
 
     def ungrouped(self) -> Call:
         """The same call with the heads of keys and values once for each query head they serve."""
@@ -121,7 +121,7 @@ class Call:
             for name in ("key", "value")
             if (x := getattr(self, name)).shape[-2] != heads
         }
-        return dataclasses.replace(self, **full) if full else self
+        return replace(self, **full) if full else self
 
     def _differs(self, full: dict[str, Any]) -> bool:
         return any(getattr(self, name) is not value for name, value in full.items())
@@ -222,7 +222,7 @@ class Call:
         for tensor in tensors.values():
             dtype = torch.promote_types(dtype, tensor.dtype)
         cast: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        return dataclasses.replace(self, score=self.score.to(dtype), **cast)
+        return replace(self, score=self.score.to(dtype), **cast)
 
     def on_resolved_support(self) -> Call:
         """The same call over pairs that are known, where the support was pending."""
@@ -233,8 +233,8 @@ class Call:
         else:  # how many weights there are depends on the data, which an output does not need
             edges = self.support.traced(exact=self.need_weights)
             if not (self.need_weights and self.support.self_loops):
-                return dataclasses.replace(self, support=edges)
-        return dataclasses.replace(self, support=edges, **self._given(edges.source_id))
+                return replace(self, support=edges)
+        return replace(self, support=edges, **self._given(edges.source_id))
 
     def of_queries(self, queries: Tensor) -> tuple[Call, Tensor]:
         """The same call over the pairs of some queries alone, and where these stand among all."""
@@ -245,7 +245,7 @@ class Call:
                 "index the query tensor, or the weights"
             )
         edges, positions = call.support.of_queries(queries)
-        return dataclasses.replace(call, support=edges, **call._given(positions)), positions
+        return replace(call, support=edges, **call._given(positions)), positions
 
     def _given(self, rows: Tensor) -> dict[str, Any]:
         """Some rows of what is given per pair."""

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import attn_core
-from attn_core.compat import TESTED
 from attn_core.backends import cpu
+from attn_core.compat import TESTED
 
 
 def untested(name: str, release: str) -> str:
