@@ -1,9 +1,9 @@
-"""What older releases of torch lack, each with the release that makes it unnecessary."""
+"""What older releases of torch and Python lack, each with the release that makes it unnecessary."""
 
 from __future__ import annotations
 
-import functools
-import typing
+import abc
+import sys
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,18 @@ T = TypeVar("T")
 
 #: The oldest and the newest series that `make test-versions` runs.
 TESTED = {"torch": ("2.6", "2.15"), "torch_geometric": ("2.6", "2.8")}
+
+
+# Python 3.11: a class of an abstract base may be given a keyword called `name`.
+if sys.version_info >= (3, 11):
+    ABCMeta = abc.ABCMeta
+else:
+
+    class ABCMeta(abc.ABCMeta):
+        def __new__(mcls, name: str, bases: Any, body: Any, /, **kwargs: Any) -> Any:
+            made = type.__new__(mcls, name, bases, body, **kwargs)
+            abc._abc_init(made)
+            return made
 
 
 # torch 2.9: Dynamo traces torch.amp.is_autocast_available.
@@ -34,19 +46,3 @@ def replace(instance: T, **changes: Any) -> T:
     names = instance.__match_args__  # type: ignore[attr-defined]
     given = {name: getattr(instance, name) for name in names}
     return type(instance)(**{**given, **changes})
-
-
-# torch 2.7: a schema is inferred from builtin generics, such as list[bool], as well.
-def custom_op(name: str, function: Any = None, **options: Any) -> Any:
-    """`torch.library.custom_op`, whose annotations may be written in today's way."""
-    if function is None:
-        return functools.partial(custom_op, name, **options)
-    hints = typing.get_type_hints(function)
-    function.__annotations__ = {name: _spelled_out(hint) for name, hint in hints.items()}
-    return torch.library.custom_op(name, function, **options)
-
-
-def _spelled_out(hint: Any) -> Any:
-    if typing.get_origin(hint) is list:
-        return typing.List[typing.get_args(hint)[0]]  # type: ignore[misc]  # noqa: UP006
-    return hint
