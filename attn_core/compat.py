@@ -22,7 +22,7 @@ else:
     class ABCMeta(abc.ABCMeta):
         def __new__(mcls, name: str, bases: Any, body: Any, /, **kwargs: Any) -> Any:
             made = type.__new__(mcls, name, bases, body, **kwargs)
-            abc._abc_init(made)
+            abc._abc_init(made)  # type: ignore[attr-defined]
             return made
 
 
