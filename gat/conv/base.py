@@ -68,9 +68,13 @@ class AttentionConv(MessagePassing):
             and self.flow == "source_to_target"
             and self.decomposed_layers == 1
             and not any(getattr(self, hooks) for hooks in _HOOKS)
-            and _passes_our_messages(type(self))
-            and not any(step in self.__dict__ for step in _STEPS)
+            and all(self._has_own(step) for step in _STEPS)
+            and _has_own_propagate(type(self))
         )
+
+    def _has_own(self, step: str) -> bool:
+        """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
+        return _is_ours(type(self), step) and step not in self.__dict__
 
     def _support(
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
@@ -244,17 +248,21 @@ _TRUSTED: set[type] = {*MessagePassing.__mro__}
 
 # torch 2.7: Dynamo looks into a class's __dict__.
 @torch.compiler.assume_constant_result
-def _passes_our_messages(layer: type[AttentionConv]) -> bool:
-    """Whether no subclass replaced a step of message passing, or the generated `propagate`."""
+def _is_ours(layer: type[AttentionConv], step: str) -> bool:
+    """Whether no subclass replaced this step of message passing."""
+    return _owner(layer, step) in _TRUSTED
 
-    def owner(name: str) -> type:
-        return next(cls for cls in layer.__mro__ if name in cls.__dict__)
 
-    first = owner("propagate")
+@torch.compiler.assume_constant_result
+def _has_own_propagate(layer: type[AttentionConv]) -> bool:
+    """Whether no subclass has a `propagate` but the one that is generated for it."""
+    first = _owner(layer, "propagate")
     made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
-    return all(owner(step) in _TRUSTED for step in _STEPS) and (
-        first is MessagePassing or made is not before
-    )
+    return first is MessagePassing or made is not before
+
+
+def _owner(layer: type, name: str) -> type:
+    return next(cls for cls in layer.__mro__ if name in cls.__dict__)
 
 
 def trusted(layer: type[AttentionConv]) -> type[AttentionConv]:
