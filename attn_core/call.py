@@ -95,7 +95,7 @@ class Call:
     def prepared(self) -> Call:
         """The work of each token done, and all tensors checked and given their heads and batch."""
         prepared = self.score.prepare(self.query, self.key, self.pair_key)
-        full: dict[str, Any] = prepared._asdict()
+        full: dict[str, Any] = dict(zip(prepared._fields, prepared, strict=True))
         call = replace(self, **full) if self._differs(full) else self
         batch, heads = call._batch(), call._heads()
         full = {}
