@@ -8,6 +8,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+OLDEST_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.13
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -21,11 +23,11 @@ OTHER_SETS := from attn_core import compiled; print(*compiled.module.instruction
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sanitize bench clean
+.PHONY: help demo test test-versions lint wheel sanitize bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 # Threads that wait asleep: on a busy machine, spinning ones hold each other up.
 demo: export OMP_WAIT_POLICY = passive
@@ -43,6 +45,15 @@ test: lint ## lint, then every test and doctest (PYTEST_ARGS="-k name" chooses)
 	  GAT_INSTRUCTION_SET=$$set $(PYTEST) $(KERNEL_TESTS) tests/attn_core/test_edge_scores.py \
 	  -k "not every_instruction_set and not what_attention_dropout_would and not million and not compile" \
 	  || exit 1; done
+
+# One thread each, as above: the two run beside each other.
+test-versions: ## the layers' tests with the oldest and the newest torch, from a wheel (OLDEST_PYTHON, NEWEST_PYTHON)
+	OLDEST_PYTHON="$(OLDEST_PYTHON)" NEWEST_PYTHON="$(NEWEST_PYTHON)" PYTHON="$(PYTHON)" \
+	  tools/versions.sh test
+
+wheel: ## build sdist and wheels to dist/, check them, try them with the oldest and the newest torch
+	OLDEST_PYTHON="$(OLDEST_PYTHON)" NEWEST_PYTHON="$(NEWEST_PYTHON)" PYTHON="$(PYTHON)" \
+	  tools/versions.sh wheel
 
 lint: $(INSTALLED) ## style, types and the rules of who may import whom
 	$(PY) -m ruff check .
@@ -78,8 +89,8 @@ $(INSTALLED): $(SOURCES)
 	@touch $@
 
 define CHECK_PYTHON
-{ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-  echo "gat needs Python 3.11 or newer, which '$(PYTHON)' is not; name one: make PYTHON=python3.11" >&2; \
+{ $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+  echo "gat needs Python 3.10 or newer, which '$(PYTHON)' is not; name one: make PYTHON=python3.12" >&2; \
   exit 1; }; } && \
 { $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
   echo "'$(PYTHON)' cannot make virtual environments: it lacks venv or ensurepip." >&2; \

@@ -1,6 +1,7 @@
 """Settings for every test and doctest."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,6 +9,14 @@ import torch
 os.environ["MPLBACKEND"] = "Agg"  # no window, also in the programs that tests start
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+
+# Modules that need an extra cannot be searched for doctests without it
+EXTRAS = {
+    "gat/hub.py": "huggingface_hub",
+    "gat/graphgym.py": "yacs",
+    "examples/lightning.py": "lightning",
+}
+collect_ignore = [module for module, needed in EXTRAS.items() if find_spec(needed) is None]
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,8 @@ from attn_core.scores import (
 )
 from attn_core.supports import Dense, Edges, PendingEdges, Support, Window, patterns
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Additive",
     "Attended",
@@ -57,6 +59,7 @@ __all__ = [
     "Sparsemax",
     "Support",
     "Window",
+    "__version__",
     "attend",
     "backend",
     "clear_cache",

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-import attn_core  # noqa: F401
+import attn_core
 from attn_core.backends import cpu
+from attn_core.compat import TESTED
+
+
+def untested(name: str, release: str) -> str:
+    """A remark on a release outside those that the tests ran with, or nothing.
+
+    >>> untested("torch", "2.99.0+cpu")
+    ' (newer than 2.15, the newest that was tested)'
+    """
+    oldest, newest = TESTED[name]
+    if _series(release) > _series(newest):
+        return f" (newer than {newest}, the newest that was tested)"
+    return f" (older than {oldest}: not supported)" if _series(release) < _series(oldest) else ""
+
+
+def _series(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split(".")[:2])
+
+
+def _installed(name: str) -> str:
+    try:
+        release = version(name)
+    except PackageNotFoundError:
+        return "not installed"
+    return release + (untested(name, release) if name in TESTED else "")
 
 
 def report() -> str:
@@ -17,9 +43,12 @@ def report() -> str:
     True
     """
     lines = {
+        "gat-attention": attn_core.__version__,
         "python": platform.python_version(),
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
+        "torch": f"{torch.__version__}{untested('torch', torch.__version__)}, "
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "torch_geometric": _installed("torch_geometric"),
+        "triton": _installed("triton"),
         "system": f"{platform.system()} {platform.machine()}",
         "CPU kernels": cpu.description(),
     }

@@ -12,7 +12,7 @@ other score.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -20,13 +20,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core.compat import ABCMeta
 from attn_core.graph.grouping import limits
 from attn_core.registry import register
 from attn_core.rows import DenseRows, EdgeRows, Rows
 from attn_core.transforms import apart, values_are_visible
 
 
-class Normalizer(ABC):
+class Normalizer(metaclass=ABCMeta):
     """How the scores of one query become its weights.
 
     A subclass gives `normalize`, in terms of rows, and so works over every support. With a name,

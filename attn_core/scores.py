@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.activations import ACTIVATIONS, Activation, activate
+from attn_core.compat import ABCMeta
 from attn_core.registry import register
 
 _Self = TypeVar("_Self", bound="Score")
@@ -53,7 +54,7 @@ class Formula(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Score(ABC):
+class Score(metaclass=ABCMeta):
     """How a query matches a key: one logit per (query, key) pair and head.
 
     A subclass is a frozen dataclass whose fields are its parameters. It gives `pair`, the formula;

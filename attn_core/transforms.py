@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from attn_core.compat import transform_depth
+
 
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which plain torch alone can follow."""
     # Of the ways to ask, the depth of the stack is the one that torch.compile understands
-    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0 or forward_ad._current_level >= 0
+    return transform_depth() > 0 or forward_ad._current_level >= 0
 
 
 def values_are_visible() -> bool:

@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> Report:
 
 def _device(tiny: bool) -> tuple[str, AbstractContextManager[object]]:
     if importlib.util.find_spec("triton") is None:
-        raise UserError("this needs Triton: pip install 'gat[gpu]'")
+        raise UserError("this needs Triton: pip install 'gat-attention[gpu]'")
     if torch.cuda.is_available():
         return "cuda", nullcontext()
     if not tiny:

@@ -1,5 +1,6 @@
 """Graph attention layers and models that drop into torch_geometric code."""
 
+from attn_core import __version__
 from gat.attention import LayerAttention, attention_weights
 from gat.conv import (
     AGNNConv,
@@ -28,6 +29,7 @@ __all__ = [
     "Replacement",
     "SparseDropout",
     "TransformerConv",
+    "__version__",
     "attention_weights",
     "replace",
 ]

@@ -101,7 +101,7 @@ class EdgeAttention(NamedTuple):
             import networkx as nx
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "to_networkx needs networkx: install the extra with `pip install gat[plot]`",
+                "to_networkx needs networkx: pip install 'gat-attention[plot]'",
                 name=error.name,
             ) from error
         sources, targets = self._sizes(size)

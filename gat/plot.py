@@ -1,7 +1,7 @@
 """Pictures of what a graph attention network attends to and of the features that it learns.
 
 matplotlib, networkx and scikit-learn are imported when a picture is asked for, so that `gat` works
-without them; `pip install gat[plot]` brings them.
+without them; `pip install 'gat-attention[plot]'` brings them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _plot_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"drawing needs {error.name}: install the extra with `pip install gat[plot]`",
+            f"drawing needs {error.name}: pip install 'gat-attention[plot]'",
             name=error.name,
         ) from error
 

@@ -1,5 +1,6 @@
 """Sequence attention layers on the attention core."""
 
+from attn_core import __version__
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.classical import (
     BahdanauAttention,
@@ -59,4 +60,5 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "TransformerLayer",
+    "__version__",
 ]

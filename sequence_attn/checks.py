@@ -10,7 +10,7 @@ from attn_core.transforms import values_are_visible
 
 def check_part(name: str, given: object, kind: type) -> None:
     """Raise unless `given` is a name, or an instance of Score or Normalizer, which `kind` is."""
-    if isinstance(given, str | kind):
+    if isinstance(given, (str, kind)):
         return
     mend = f"pass a name, or an instance of attn_core.{kind.__name__}"
     if isinstance(given, type) and issubclass(given, kind):

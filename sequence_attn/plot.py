@@ -1,8 +1,8 @@
 """Pictures of attention between two sequences: which target token looks at which source token.
 
 matplotlib is imported when a picture is asked for, so that `sequence_attn` works without it;
-`pip install gat[plot]` brings it. No window is opened: save the figure of the axes that come back,
-or call `matplotlib.pyplot.show`.
+`pip install 'gat-attention[plot]'` brings it. No window is opened: save the figure of the axes that
+come back, or call `matplotlib.pyplot.show`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _plot_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"drawing needs {error.name}: install the extra with `pip install gat[plot]`",
+            f"drawing needs {error.name}: pip install 'gat-attention[plot]'",
             name=error.name,
         ) from error
 
@@ -292,7 +292,7 @@ def _tokens(name: str, tokens: Iterable[object] | None, count: int) -> list[str]
     """The tokens as a list of str, one for each position."""
     if tokens is None:
         return None
-    listed = list(tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens)
+    listed = list(tokens.tolist() if isinstance(tokens, (Tensor, np.ndarray)) else tokens)
     if len(listed) != count:
         kind, dimension, cut = (
             ("keys", "last dimension", f"weights[..., :{len(listed)}]")

@@ -216,7 +216,7 @@ class _Transformer(nn.Module):
         if here is None or everywhere is None:
             steps = x.shape[-2]
             return pairs.relative_positions(steps, cache.length + steps, x.device)
-        if not isinstance(pairs, Dense | Window):
+        if not isinstance(pairs, (Dense, Window)):
             raise ValueError(
                 "positions or key_mask are given beside support, over which relative_bias counts "
                 "the steps: leave them out"

@@ -98,7 +98,7 @@ def as_sizes(size: Any) -> tuple[int | None, int | None]:
     """The numbers of sources and of targets that a size names, None where it names none."""
     if size is None:
         return None, None
-    pair = size if isinstance(size, tuple | list) else (size, size)
+    pair = size if isinstance(size, (tuple, list)) else (size, size)
     if any(num is not None and not hasattr(num, "__index__") for num in pair):
         raise TypeError(f"size is {size}; expected whole numbers of nodes")
     if len(pair) != 2 or any(num is not None and num < 0 for num in pair):

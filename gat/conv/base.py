@@ -72,7 +72,7 @@ class AttentionConv(MessagePassing):
             and self.decomposed_layers == 1
             and not any(map(own.get, _HOOKS))
             and _STEPS.isdisjoint(own)
-            and _are_own(type(self))  # type: ignore[arg-type]
+            and _are_own(type(self))
         )
 
     def _has_own(self, step: str) -> bool:
@@ -83,7 +83,7 @@ class AttentionConv(MessagePassing):
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
     ) -> Edges | PendingEdges:
         """The pairs of an edge_index of any kind, from the nodes of x to the targets."""
-        if isinstance(edge_index, Tensor | Edges) and edge_index.device != x.device:
+        if isinstance(edge_index, (Tensor, Edges)) and edge_index.device != x.device:
             raise ValueError(
                 f"edge_index is on {edge_index.device}, but x is on {x.device}: move one of them "
                 "with .to()"
@@ -175,7 +175,7 @@ def weights_like_input(
         return matrix, values
     if isinstance(edge_index, EdgeIndex):
         pairs = EdgeIndex(pairs, sparse_size=(sources, targets))
-    if isinstance(edge_index, Tensor | Edges):
+    if isinstance(edge_index, (Tensor, Edges)):
         return EdgeAttention(pairs, weights)
     source, target = pairs  # torch_sparse.SparseTensor
     return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=(targets, sources))
@@ -249,6 +249,8 @@ def _is_own(cls: type, step: str) -> bool:
     return next(c for c in cls.__mro__ if step in c.__dict__) in _TRUSTED
 
 
+# torch 2.7: Dynamo looks into a class's __dict__.
+@torch.compiler.assume_constant_result
 @functools.cache  # a class is looked through once: its steps are what they were when it was made
 def _are_own(cls: Any) -> bool:
     """Whether all steps are ours, and no subclass has a `propagate` but its generated one."""

@@ -198,7 +198,7 @@ class GATConv(ProjectingConv):
         self, x: Tensor | tuple[Tensor, Tensor | None]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Sources and targets as `[N, H, C]`, and the residual of the targets."""
-        if not isinstance(x, Tensor) and not (isinstance(x, tuple | list) and len(x) == 2):
+        if not isinstance(x, Tensor) and not (isinstance(x, (tuple, list)) and len(x) == 2):
             raise TypeError(
                 f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
                 "pair of them (sources, targets)"
@@ -315,7 +315,7 @@ def _num_targets(
     `known` is what edge_index tells, where neither does.
     """
     given = (None, None) if size is None else size
-    if not isinstance(given, tuple | list) or len(given) != 2:
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise ValueError(f"size is {size}; expected a pair (number of sources, number of targets)")
     sources, targets = x_src.shape[0], given[1] if x_dst is None else x_dst.shape[0]
     if given[0] not in (None, sources) or given[1] not in (None, targets):

@@ -132,7 +132,7 @@ class GraphAttentionConv(ProjectingConv):
         self.share_weights = share_weights
         self.residual = residual
         for name, part, kind in (("score", score, Score), ("normalizer", normalizer, Normalizer)):
-            if not isinstance(part, str | kind):
+            if not isinstance(part, (str, kind)):
                 raise TypeError(
                     f"{name} is {part!r}; expected a name or an attn_core.{kind.__name__}"
                 )
@@ -318,10 +318,10 @@ class GraphAttentionConv(ProjectingConv):
             and not isinstance(normalizer.temperature, Tensor)
             and normalizer.temperature == 1
             and (
-                isinstance(score, Dot | ScaledDot | General)
+                isinstance(score, (Dot, ScaledDot, General))
                 or (isinstance(score, Cosine) and parts.pair_key is None)
                 or (
-                    isinstance(score, Additive | Concat | Separable)
+                    isinstance(score, (Additive, Concat, Separable))
                     and isinstance(score.activation, str)
                 )
             )
@@ -353,7 +353,7 @@ class GraphAttentionConv(ProjectingConv):
 
 def _with_activation(score: Score, name: str | None, activation: str) -> Score:
     """A score that was made by name, with another activation."""
-    if name is None or not isinstance(score, Additive | Concat | Separable):
+    if name is None or not isinstance(score, (Additive, Concat, Separable)):
         raise ValueError(
             f"activation is {activation!r}, but belongs to the scores 'additive', 'concat' and "
             f"'separable' by name; score is {name or type(score).__name__}"

@@ -192,7 +192,7 @@ def both_sides(
 ) -> tuple[Tensor, Tensor]:
     """The features of sources and of targets, checked against the linear map of each."""
     given = isinstance(x, Tensor)
-    if not given and not (isinstance(x, tuple | list) and len(x) == 2):
+    if not given and not (isinstance(x, (tuple, list)) and len(x) == 2):
         raise TypeError(
             f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
             "pair of them (sources, targets)"
@@ -214,7 +214,7 @@ def check_fill_value(fill_value: float | Tensor | str | None) -> float | Tensor 
     known = ("add", "max", "mean", "min", "mul", "sum")
     if fill_value is None:
         return 1.0
-    if not isinstance(fill_value, float | int | Tensor) and fill_value not in known:
+    if not isinstance(fill_value, (float, int, Tensor)) and fill_value not in known:
         raise ValueError(
             f"fill_value is {fill_value!r}; expected a number, a tensor, or one of "
             f"{', '.join(map(repr, known))}"
@@ -237,7 +237,7 @@ def _check_arguments(
     in_channels: int | tuple[int, int], out_channels: int, heads: int, dropout: float
 ) -> None:
     """Raise unless a layer can be built with these."""
-    pair = isinstance(in_channels, tuple | list) and len(in_channels) == 2
+    pair = isinstance(in_channels, (tuple, list)) and len(in_channels) == 2
     if not (isinstance(in_channels, int) or pair):
         raise ValueError(
             f"in_channels is {in_channels}; expected the features per node, or a pair of them "

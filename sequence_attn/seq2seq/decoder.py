@@ -131,7 +131,7 @@ class AttentionDecoder(nn.Module):
                 raise ValueError(f"{name} is {choice!r}; expected one of {known}")
         if attention is None:
             attention = []
-        elif isinstance(attention, nn.Module | Score):
+        elif isinstance(attention, (nn.Module, Score)):
             attention = [attention]
         reads = [Attention(read) if isinstance(read, Score) else read for read in attention]
         for read in reads:

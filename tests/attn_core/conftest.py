@@ -13,7 +13,7 @@ from attn_core import gpu
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where the kernels run: all that is attended to in the test goes through them."""
-    pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+    pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
     if request.param == "cuda":
         yield "cuda"
     elif os.environ.get("TRITON_INTERPRET") != "1":

@@ -15,7 +15,7 @@ import gat
 from attn_core import Edges, Entmax, ScaledDot, Sparsemax, scatter_softmax
 from attn_core.ops import edge_scores, segments
 
-pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
 
 from attn_core.backends import problem
 from attn_core.backends.triton import plan, run, scores

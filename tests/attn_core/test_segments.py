@@ -35,7 +35,7 @@ from attn_core.graph import grouping
 from attn_core.ops import edge_scores, segments
 from attn_core.rows import EdgeRows
 
-pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
 
 from attn_core.backends.triton import plan
 from attn_core.backends.triton import segments as run

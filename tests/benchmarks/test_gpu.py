@@ -14,7 +14,7 @@ from benchmarks import __main__ as program
 from benchmarks import _gpu_pieces, gpu
 from benchmarks._graphs import GRAPHS
 
-pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
@@ -64,7 +64,7 @@ def test_without_triton_it_says_so(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert program.main(["gpu", "--tiny", "--out", str(tmp_path)]) == 2
-    assert "pip install 'gat[gpu]'" in capsys.readouterr().err
+    assert "pip install 'gat-attention[gpu]'" in capsys.readouterr().err
 
 
 def test_a_wrong_result_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,7 +329,7 @@ def test_networkx_tells_the_sides_of_a_bipartite_graph_apart() -> None:
 
 def test_without_networkx_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "networkx", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install gat\[plot\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gat-attention\[plot\]'"):
         EdgeAttention(PAIRS, WEIGHTS).to_networkx()
 
 

@@ -358,5 +358,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, draw, missing):
     for name in [name for name in sys.modules if name.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ModuleNotFoundError, match=rf"{missing}.*pip install gat\[plot\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"{missing}.*pip install 'gat-attention\[plot\]'"
+    ):
         draw()

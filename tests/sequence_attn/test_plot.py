@@ -587,5 +587,7 @@ def test_without_matplotlib_the_module_loads_and_names_the_extra(monkeypatch, na
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setattr(builtins, "__import__", without)
     draw = runpy.run_path(sequence_attn.plot.__file__)[name]
-    with pytest.raises(ModuleNotFoundError, match=r"matplotlib.*pip install gat\[plot\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"matplotlib.*pip install 'gat-attention\[plot\]'"
+    ):
         draw(WEIGHTS)

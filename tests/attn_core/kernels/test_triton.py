@@ -33,7 +33,7 @@ from attn_core.backends import triton as kernels
 from attn_core.backends.problem import Problem
 from attn_core.ops.edge_attention import backend_of
 
-triton = pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+triton = pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
 
 import triton.language as tl  # noqa: E402
 

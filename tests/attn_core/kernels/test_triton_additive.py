@@ -12,7 +12,7 @@ from attn_core import Additive, Concat, Dense, Entmax, Softmax, attend, backend
 from attn_core.backends import additive
 from attn_core.ops.additive import additive_scores
 
-pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
 
 from attn_core.backends.triton import additive as run
 

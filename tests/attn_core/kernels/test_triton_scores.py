@@ -12,7 +12,7 @@ from attn_core import Additive, Dot, Edges, Softmax, Sparsemax, attend, backend
 from attn_core.backends import csr
 from attn_core.ops import edge_scores
 
-pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
 
 from attn_core.backends.triton import plan, run
 
