@@ -465,7 +465,9 @@ class Location(Score, name="location"):
         return _per_head("weight of Location", weight, _needs_query(self, query), 2).movedim(-2, -3)
 
 
-_dot = functools.lru_cache(maxsize=64)(Dot)
+@functools.lru_cache(maxsize=64)
+def _dot(scale: float) -> Dot:
+    return Dot(scale)
 
 
 @functools.lru_cache(maxsize=64)

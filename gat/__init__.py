@@ -1,7 +1,7 @@
 """Graph attention layers and models that drop into torch_geometric code."""
 
 from attn_core import __version__
-from gat.attention import LayerAttention, attention_weights
+from gat.collect import LayerAttention, attention_weights
 from gat.conv import (
     AGNNConv,
     EdgeAttention,

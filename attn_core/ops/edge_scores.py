@@ -28,7 +28,8 @@ def scores(
     formula, edge_index = score.formula(), graph[0]
     if formula is None or formula.kind == "dot":
         return None
-    if edge_index.shape[1] * key.shape[1:].numel() <= SMALL:
+    traced = torch.compiler.is_compiling()  # which may not know how many edges there are
+    if not traced and edge_index.shape[1] * key.shape[1:].numel() <= SMALL:
         return None
     kind, constant, vector = formula
     rest: Any = *graph, False, kind, constant, 0.0, None, None

@@ -16,6 +16,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 from attn_core import Edges, PendingEdges
 from attn_core.graph.read import is_sparse
 from attn_core.supports.edges import edges_of
+from attn_core.supports.pairs import TracedPairs
 from attn_core.transforms import is_autocast as of_device
 from gat.edge_attention import EdgeAttention
 
@@ -114,19 +115,15 @@ def pairs_of(support: Edges | PendingEdges) -> tuple[Tensor, Tensor]:
 
     The second is the number of the caller's edge, or E + node for a self-loop that was added.
     """
-    if isinstance(support, PendingEdges) and torch.compiler.is_compiling():
-        # Traced code cannot look into the cache: list the pairs anew
-        pairs = support.edge_index.long()
-        source_id = torch.arange(pairs.shape[1], device=pairs.device)
-        if support.self_loops:
-            kept = torch.nonzero(pairs[0] != pairs[1]).squeeze(1)
-            loops = min(support.num_keys, support.num_queries)
-            loop = torch.arange(loops, device=pairs.device)
-            source_id = torch.cat([kept, loop + pairs.shape[1]])
-            pairs = torch.cat([pairs.index_select(1, kept), loop.expand(2, -1)], dim=1)
-        return pairs, source_id
-    edges = support.resolve() if isinstance(support, PendingEdges) else support
-    return edges.edge_index, edges.source_id
+    listed = _listed(support)
+    return listed.pairs.clone(), listed.source_id
+
+
+def _listed(support: Edges | PendingEdges) -> Edges | TracedPairs:
+    """The pairs, as code that is being traced knows them where it is."""
+    if isinstance(support, Edges):
+        return support
+    return support.traced(exact=True) if torch.compiler.is_compiling() else support.resolve()
 
 
 def of_targets(
@@ -141,8 +138,7 @@ def pairs_of_chosen(support: Edges | PendingEdges, chosen: bool | Tensor) -> Ten
     """The pairs `[2, E']` whose weights `attend` returns for `need_weights=chosen`."""
     if not isinstance(chosen, Tensor):
         return pairs_of(support)[0] if chosen else None
-    edges = support.resolve() if isinstance(support, PendingEdges) else support
-    return edges.of_queries(chosen)[0].edge_index
+    return _listed(support).of_queries(chosen)[0].pairs
 
 
 def pairs_with(support: Edges | PendingEdges, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -138,8 +138,7 @@ class GATv2Conv(ProjectingConv):
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
         need_weights = self.weights_for(return_attention_weights)
-        # How many weights there are depends on the data: torch.compile must then see the pairs
-        fused = self._is_fused() and (need_weights is False or not torch.compiler.is_compiling())
+        fused = self._is_fused()
         if fused:
             out, weights, _ = attend(
                 h_r,

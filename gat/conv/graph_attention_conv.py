@@ -15,19 +15,14 @@ from torch_geometric.nn.inits import zeros
 from attn_core import (
     Additive,
     Concat,
-    Cosine,
-    Dot,
     Edges,
-    General,
     Hard,
     HardLogProb,
     Location,
     Normalizer,
     PendingEdges,
-    ScaledDot,
     Score,
     Separable,
-    Softmax,
     attend,
     hard_log_prob,
 )
@@ -218,11 +213,7 @@ class GraphAttentionConv(ProjectingConv):
         parts = self._parts(x, edge_index, edge_attr)
         support, dtype = parts.support, parts.key.dtype
         need_weights = self.weights_for(return_attention_weights)
-        # Where torch.compile would have to look into Edges, it sees the pairs as messages instead
-        if self._is_fused() and not (
-            torch.compiler.is_compiling()
-            and (need_weights is not False or not self._is_one_op(parts))
-        ):
+        if self._is_fused():
             out, weights, _ = attend(
                 parts.query,
                 parts.key,
@@ -309,23 +300,6 @@ class GraphAttentionConv(ProjectingConv):
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
             pair_key = self._project_edges(edge_attr)
         return _Parts(query, key, self._drop_values(value), support, pair_key, residual)
-
-    def _is_one_op(self, parts: _Parts) -> bool:
-        """Whether the core computes this in one op, which torch.compile need not look into."""
-        score, normalizer = self._score, self._normalizer
-        return (
-            isinstance(normalizer, Softmax)
-            and not isinstance(normalizer.temperature, Tensor)
-            and normalizer.temperature == 1
-            and (
-                isinstance(score, (Dot, ScaledDot, General))
-                or (isinstance(score, Cosine) and parts.pair_key is None)
-                or (
-                    isinstance(score, (Additive, Concat, Separable))
-                    and isinstance(score.activation, str)
-                )
-            )
-        )
 
     def edge_update(
         self,

@@ -147,7 +147,7 @@ class TransformerConv(ProjectingConv):
             )
 
         need_weights = self.weights_for(return_attention_weights)
-        if self._is_fused() and (need_weights is False or not torch.compiler.is_compiling()):
+        if self._is_fused():
             of_edges = None if edge_attr is None else self._project_edges(edge_attr)
             out, weights, _ = attend(
                 query,
