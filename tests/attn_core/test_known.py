@@ -206,9 +206,9 @@ def test_what_has_no_numbers_is_named() -> None:
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_eight_bits_are_too_few(dtype: torch.dtype) -> None:
     x = torch.randn(5, 1, 2).to(dtype)
-    with pytest.raises(TypeError, match="query has dtype torch.float8"):
+    with pytest.raises(TypeError, match="query has dtype"):
         attend(x, x, x, score=Dot(), support=Edges(PAIRS))
-    with pytest.raises(TypeError, match="scores has dtype torch.float8"):
+    with pytest.raises(TypeError, match="scores has dtype"):
         scatter_softmax(x[:, 0, 0], PAIRS[1, :5], 5)
-    with pytest.raises(TypeError, match="edge_index has dtype torch.float8"):
+    with pytest.raises(TypeError, match="edge_index has dtype"):
         Edges(x[:2, 0])
