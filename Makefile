@@ -10,6 +10,8 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 OLDEST_PYTHON ?= 3.10
 NEWEST_PYTHON ?= 3.13
+FUZZ_MINUTES ?= 10
+FUZZ_SEED ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,13 +19,14 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitize/venv
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
-KERNEL_TESTS := $(addprefix tests/,$(addsuffix .py,attn_core/test_cpu_kernels attn_core/test_entmax \
-  attn_core/test_edge_sums gat/test_dropout gat/test_sparse))
+KERNEL_TESTS := $(addprefix tests/,$(addsuffix .py,attn_core/test_cpu_arguments \
+  attn_core/test_cpu_kernels attn_core/test_entmax attn_core/test_edge_sums gat/test_dropout \
+  gat/test_sparse))
 OTHER_SETS := from attn_core import compiled; print(*compiled.module.instruction_sets()[1:] if compiled.module else [])
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint wheel sanitize bench clean
+.PHONY: help demo test test-versions lint wheel sanitize fuzz bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -73,6 +76,9 @@ sanitize: $(INSTALLED) ## the tests of the compiled kernels under GCC's address 
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 	  HYPOTHESIS_PROFILE=ci OMP_NUM_THREADS=2 $(SANITIZED)/bin/python -P -m pytest -o pythonpath= \
 	  -p no:cacheprovider -k "not million and not compile" $(PYTEST_ARGS) $(KERNEL_TESTS)
+
+fuzz: $(INSTALLED) ## draw calls of attend for FUZZ_MINUTES and compare every backend with float64 (FUZZ_SEED draws one again)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m tests.fuzz --minutes $(FUZZ_MINUTES) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
 
 bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
 	$(PY) -m benchmarks graph $(BENCH_ARGS)

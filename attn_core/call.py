@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_core.dropout import draw_seed
+from attn_core.gpu import DTYPES
 from attn_core.normalizers import Normalizer
 from attn_core.scores import Formula, Score
 from attn_core.supports.base import Support, broadcasts_to
@@ -77,10 +78,10 @@ class Call:
             tensor = getattr(self, name)
             if tensor is None:
                 continue
-            if not tensor.is_floating_point():
+            if tensor.dtype not in DTYPES:
                 raise TypeError(
-                    f"{name} has dtype {tensor.dtype}; attention needs floating point: convert it "
-                    "with .float()"
+                    f"{name} has dtype {tensor.dtype}; attention needs floating point of 16 bits "
+                    "or more: convert it with .float()"
                 )
             if tensor.device != device:
                 raise ValueError(

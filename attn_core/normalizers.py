@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from attn_core.compat import ABCMeta
+from attn_core.gpu import DTYPES
 from attn_core.graph.grouping import limits
 from attn_core.registry import register
 from attn_core.rows import DenseRows, EdgeRows, Rows
@@ -79,6 +80,7 @@ class Normalizer(metaclass=ABCMeta):
         tensor([[0.5000, 0.5000],
                 [0.0000, 0.0000]])
         """
+        _check_dtype(scores)
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask has dtype {mask.dtype}; expected bool, True = may attend")
         rows = DenseRows(mask)
@@ -339,10 +341,14 @@ def _is_above(parameter: float | Tensor, bound: float) -> bool:
     return not values_are_visible() or bool((parameter > bound).all())
 
 
+def _check_dtype(scores: Tensor) -> None:
+    if scores.dtype not in DTYPES:
+        raise TypeError(f"scores has dtype {scores.dtype}; convert it with .float()")
+
+
 def _check_index(scores: Tensor, index: Tensor, num: int | None) -> int:
     """Raise unless every entry of scores belongs to one of `num` rows; returns num."""
-    if not scores.is_floating_point():
-        raise TypeError(f"scores has dtype {scores.dtype}; convert it with .float()")
+    _check_dtype(scores)
     if index.dtype != torch.int64:
         raise TypeError(f"index has dtype {index.dtype}; expected torch.int64: use .long()")
     if index.dim() != 1 or index.shape[0] != scores.shape[0]:

@@ -34,7 +34,13 @@ def nobody_watches(*arguments: object) -> bool:
         return False
     batched = torch._C._functorch.is_legacy_batchedtensor  # by grad(..., is_grads_batched=True)
     for x in arguments:
-        if isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or batched(x)):
+        if isinstance(x, Tensor) and (
+            type(x) not in _PLAIN
+            or x.is_meta
+            or batched(x)
+            or x.is_neg()  # yet to be negated: an op gets it as numbers
+            or x._is_zerotensor()  # without any memory
+        ):
             return False
     return True
 

@@ -20,6 +20,7 @@ from attn_core.dropout import dropout_scale
 from attn_core.normalizers import finite
 
 _CHUNK = 1024  # pairs that are summed one by one: the longer a sum, the more it rounds
+_MANY = 1024  # heads, which are then not summed one by one
 _BLOCK = 2**18  # numbers in a block of pairs × heads × channels: 1 MiB of float32
 
 
@@ -259,8 +260,16 @@ def weighted_sums(weights: Tensor, value: Tensor, index: Tensor, pointer: Tensor
     """`Σ_e weights[e] value[index[e]]` over each segment of pairs, `[len(pointer) - 1, H, D]`."""
     chunks, rows = _cut(pointer)
     output = value.new_zeros(len(chunks) - 1, *value.shape[1:])
-    if len(index) and output.numel():
-        for head in range(value.shape[1]):
+    heads, width = value.shape[1:]
+    if not len(index) or not output.numel():
+        pass
+    elif heads > _MANY:
+        step = max(1, _BLOCK // (len(index) * width))
+        for some in (slice(head, head + step) for head in range(0, heads, step)):
+            of_pair = value[:, some].index_select(0, index) * weights[:, some, None]
+            output[:, some] = _segments(of_pair, "sum", chunks)
+    else:
+        for head in range(heads):
             output[:, head] = F.embedding_bag(
                 index,
                 value[:, head].contiguous(),

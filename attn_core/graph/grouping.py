@@ -129,7 +129,18 @@ def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor |
             "sort", nodes.contiguous(), others.contiguous(), pointer, order, sorted_others
         ):
             return Order(pointer, order), sorted_others
+    _check(nodes, num)
     pointer = row_pointer(nodes, num)
     if bool((nodes[1:] >= nodes[:-1]).all()):  # sorted already
         return Order(pointer, torch.arange(len(nodes), device=nodes.device)), None
     return Order(pointer, torch.argsort(nodes, stable=True)), None
+
+
+def _check(nodes: Tensor, num: int) -> None:
+    """Raise if a node is out of range: to count to it might take all memory there is."""
+    low, high = limits(nodes)
+    if low < 0 or high >= num:
+        raise IndexError(
+            f"an index has the entry {low if low < 0 else high}, but there are only {num} groups "
+            f"(0 to {num - 1}); it was edited after it was checked"
+        )

@@ -60,6 +60,11 @@ class Listed(NamedTuple):
 
 def read_edge_index(edge_index: Any, size: int | tuple[int, int] | None) -> Listed:
     """Bring every kind of edge_index into one form, and check it."""
+    if isinstance(edge_index, Tensor) and edge_index.is_meta:
+        raise ValueError(
+            "edge_index is on the device meta, where there are no numbers to read: build Edges "
+            "from one on the device of the features"
+        )
     num_keys, num_queries = as_sizes(size)
     by_query = by_key = None
     if is_sparse(edge_index):

@@ -289,6 +289,9 @@ class Edges(Pairs):
             f"num_edges={self.num_edges}, device='{self.device}')"
         )
 
+    def __copy__(self) -> Edges:
+        return self  # immutable; another owner of the same tensors would take them over
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__
 

@@ -115,7 +115,7 @@ class Pattern:
             keys: Tk. The last query stands at the last key. Default: Tq.
             lengths: integers, of the shape of the batch dimensions: how many keys of each sequence
                 are real. Default: all.
-            device: where the mask shall be. Default: where the lengths are, else the CPU.
+            device: where the mask shall be. Default: where the lengths are, else torch's default.
 
         Raises:
             TypeError, ValueError: numbers that are not whole, or below 0.
@@ -161,7 +161,7 @@ class Pattern:
             padded_to: T, where the nodes are those of a padded batch, `tokens.flatten(0, 1)` of
                 `[B, T, H, D]`; padding then has no edges. Default: there is no padding, which is
                 `tokens[real]` with `real` bool `[B, T]`.
-            device: where the edges shall be. Default: where the lengths are, else the CPU.
+            device: where the edges shall be. Default: where the lengths are, else torch's default.
 
         Returns:
             Edges, sorted by query.

@@ -339,14 +339,6 @@ class TestCache:
             pairs[0, 0] = 4
             assert edges_of(pairs, 5, 5, False).edge_index[0, 0] == 4
 
-    def test_an_edit_behind_the_back_of_torch_needs_clear_cache(self) -> None:
-        array = PAIRS.numpy().copy()
-        pairs = torch.from_numpy(array)
-        edges_of(pairs, 5, 5, False)
-        array[0, 0] = 4
-        clear_cache()
-        assert edges_of(pairs, 5, 5, False).edge_index[0, 0] == 4
-
     def test_a_failure_is_not_kept(self) -> None:
         pairs = PAIRS.clone()
         for _ in range(2):

@@ -6,7 +6,6 @@ zeros, which change nothing). Whatever else there is, `csr` computes.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from attn_core.transforms import bare
 
 _KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
 _LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
+_MOST_HEADS, _WIDEST = 2**16, 2**20
 
 
 def available() -> bool:
@@ -40,8 +40,9 @@ def serves(problem: Problem) -> bool:
     return (
         available()
         and problem.key.device.type == "cpu"
-        and math.prod(problem.key.shape[1:]) > 0
-        and problem.value.shape[2] > 0
+        and 0 < problem.heads <= _MOST_HEADS
+        and 0 < problem.key.shape[2] <= _WIDEST
+        and 0 < problem.value.shape[2] <= _WIDEST
         and max(problem.edges.num_keys, problem.edges.num_queries) < _LARGEST
         and problem.dtype in (torch.float32, torch.float64)
     )
@@ -51,7 +52,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     arguments, dtype = _arguments(problem)
     heads, width = problem.value.shape[1:]
-    output = torch.empty(problem.edges.num_queries, heads, _up(width), dtype=dtype)
+    shape = problem.edges.num_queries, heads, _up(width)
+    output = torch.empty(shape, dtype=dtype, device="cpu")
     log_sum_exp = output.new_empty(output.shape[:2])
     compiled.call("forward", *arguments, output, log_sum_exp)
     return _cut(output, width), log_sum_exp
@@ -74,9 +76,9 @@ def backward(
         if not need or like is None:
             gradients.append(None)
         elif i < 4 or problem.num_rows == pairs:
-            gradients.append(torch.empty(like.shape, dtype=dtype))
+            gradients.append(torch.empty(like.shape, dtype=dtype, device="cpu"))
         else:  # rows of self-loops that were replaced
-            gradients.append(torch.zeros(like.shape, dtype=dtype))
+            gradients.append(torch.zeros(like.shape, dtype=dtype, device="cpu"))
     of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
     numbers = problem.kind != "dot" and problem.key.shape[-1] == 1  # these need the pairs by key
     by_key = edges.by_query

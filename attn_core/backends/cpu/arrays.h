@@ -5,8 +5,11 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "problem.h"
 
@@ -25,6 +28,42 @@ using Column = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device:
   throw nb::value_error((std::string(name) + " " + what).c_str());
 }
 
+// The bytes between the first and the last number of an array.
+struct Span {
+  const char* name;
+  const char *begin = nullptr, *end = nullptr;
+
+  template <class A>
+  Span(const char* name, const A& x) : name(name) {
+    if (x.size() == 0) return;
+    int64_t low = 0, high = 1;
+    for (size_t d = 0; d < x.ndim(); d++) {
+      const int64_t reach = (int64_t(x.shape(d)) - 1) * x.stride(d);
+      (reach < 0 ? low : high) += reach;
+    }
+    const auto* data = reinterpret_cast<const char*>(x.data());
+    begin = data + low * int64_t(x.itemsize());
+    end = data + high * int64_t(x.itemsize());
+  }
+  template <class A>
+  Span(const char* name, const std::optional<A>& x) : name(name) {
+    if (x) *this = Span(name, *x);
+  }
+};
+
+// What is written must not be read, nor be written twice.
+inline void apart(std::initializer_list<Span> written, std::initializer_list<Span> read) {
+  for (const Span* one = written.begin(); one != written.end(); one++) {
+    const auto check = [one](const Span& other) {
+      if (one->begin < other.end && other.begin < one->end) {
+        refuse(one->name, (std::string("shares memory with ") + other.name).c_str());
+      }
+    };
+    std::for_each(one + 1, written.end(), check);
+    std::for_each(read.begin(), read.end(), check);
+  }
+}
+
 // [num, heads, width] (without `width`: [num, heads]), each row packed.
 template <class T>
 attn::Rows<T> rows(const char* name, const Array<T>& x, int64_t num, int64_t heads, int64_t width,
@@ -37,12 +76,26 @@ attn::Rows<T> rows(const char* name, const Array<T>& x, int64_t num, int64_t hea
                                                 : (x.stride(2) == 1 || width == 1) &&
                                                       (x.stride(1) == width || heads == 1));
   if (!packed) refuse(name, "has rows that are not packed: call .contiguous()");
+  const int64_t size = heads * (numbers ? 1 : width);
+  if (!std::is_const_v<T> && x.size() && num > 1 && std::abs(int64_t(x.stride(0))) < size) {
+    refuse(name, "has rows that share memory, but is written to");
+  }
   return {x.data(), num == 1 ? 0 : x.stride(0)};
 }
 template <class T>
 attn::Rows<T> rows(const char* name, const Maybe<T>& x, int64_t num, int64_t heads, int64_t width,
                    bool numbers = false) {
   return x ? rows<T>(name, *x, num, heads, width, numbers) : attn::Rows<T>();
+}
+
+// [heads, width], packed.
+template <class T>
+T* packed(const char* name, const Array<T>& x, int64_t heads, int64_t width) {
+  if (x.ndim() != 2 || int64_t(x.shape(0)) != heads || int64_t(x.shape(1)) != width ||
+      (width > 1 && x.stride(1) != 1) || (heads > 1 && x.stride(0) != width)) {
+    refuse(name, "is not [H, D], packed");
+  }
+  return x.data();
 }
 
 // Whether rows of so many numbers in all are more than a core has at hand in its own cache.

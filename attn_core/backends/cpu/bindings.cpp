@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "arrays.h"
+#include "checksum.h"
 #include "dispatch.h"
 #include "memory.h"
 #include "pairs_bindings.h"
@@ -17,6 +18,11 @@ using namespace nb::literals;
 using namespace arrays;
 
 namespace {
+
+bool is_probability(double p) {
+  if (!(p >= 0 && p <= 1)) refuse("dropout", "is no probability");
+  return true;
+}
 
 attn::Dropout dropout_of(double p, int64_t seed) {
   const auto mix = [](uint32_t x) {
@@ -70,17 +76,12 @@ struct Call {
     p.value = rows<const T>("value", value, num_keys, heads, value_width);
     if (kind != attn::DOT) {
       if (!vector) refuse("vector", "is missing");
-      if (vector->ndim() != 2 || int64_t(vector->shape(0)) != heads ||
-          int64_t(vector->shape(1)) != width || vector->stride(1) != 1 ||
-          (heads > 1 && vector->stride(0) != width)) {
-        refuse("vector", "is not [H, D], packed");
-      }
-      p.vector = vector->data();
+      p.vector = packed<const T>("vector", *vector, heads, width);
     }
     p.bias = rows<const T>("bias", bias, num_rows, heads, 0, true);
     p.pair_key = rows<const T>("pair_key", pair_key, num_rows, heads, width);
     p.pair_value = rows<const T>("pair_value", pair_value, num_rows, heads, value_width);
-    p.drops = dropout > 0;
+    p.drops = is_probability(dropout) && dropout > 0;
     const bool reads_place = backward || p.drops || p.bias || p.pair_key || p.pair_value;
     p.by_query = graph("by_query", pointer, other, place, num_queries, num_keys, reads_place);
     if (source) {
@@ -113,6 +114,10 @@ void forward(const Array<const T>& query, const Array<const T>& key, const Array
   auto& p = call.problem;
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
   p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, call.num_queries, p.heads, 0, true);
+  apart({{"output", output}, {"log_sum_exp", log_sum_exp}},
+        {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
+         {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
+         {"place", place}, {"source", source}, {"pair_id", pair_id}});
   attn::use_large_pages(output.data(), int64_t(output.nbytes()));
   attn::run(p, attn::FORWARD, threads, static_cast<T*>(nullptr));
 }
@@ -150,12 +155,19 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
   }
   T* of_vector = nullptr;
   if (grad_vector) {
-    if (int64_t(grad_vector->size()) != int64_t(p.heads) * p.width || !p.vector) {
-      refuse("grad_vector", "is not [H, D]");
-    }
-    of_vector = grad_vector->data();
+    if (!p.vector) refuse("grad_vector", "is asked for, but there is no vector");
+    of_vector = packed<T>("grad_vector", *grad_vector, p.heads, p.width);
     p.need_vector = true;
   }
+  apart({{"grad_query", grad_query}, {"grad_key", grad_key}, {"grad_value", grad_value},
+         {"grad_vector", grad_vector}, {"grad_bias", grad_bias}, {"grad_pair_key", grad_pair_key},
+         {"grad_pair_value", grad_pair_value}},
+        {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
+         {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
+         {"place", place}, {"source", source}, {"pair_id", pair_id}, {"output", output},
+         {"log_sum_exp", log_sum_exp}, {"key_pointer", key_pointer}, {"key_other", key_other},
+         {"key_place", key_place}, {"grad_output", grad_output},
+         {"grad_log_sum_exp", grad_log_sum_exp}});
   for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
     if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
   }
@@ -191,6 +203,8 @@ void drop(const Array<const T>& from, double p, int64_t seed, int threads, const
       (size > 1 && (from.stride(0) != 1 || to.stride(0) != 1))) {
     refuse("from", "or to is not [N], packed");
   }
+  is_probability(p);
+  apart({{"to", to}}, {{"from", from}});
   const attn::Dropout dropout = dropout_of(p, seed);
   const auto& kernels = attn::chosen<T>();
   attn::share((size + task - 1) / task, threads, [&](int64_t i, int) {
@@ -215,6 +229,8 @@ void multiply(const Array<const T>& values, const Index& pointer, const Column& 
   p.values = values.data();
   p.dense = rows<const T>("dense", dense, dense.shape(0), p.width, 0, true);
   p.out = rows<T>("out", out, num, p.width, 0, true);
+  apart({{"out", out}}, {{"values", values}, {"pointer", pointer}, {"column", column},
+                         {"place", place}, {"dense", dense}});
   p.far = is_far<T>((num + int64_t(dense.shape(0))) * p.width);
   const int64_t most = std::max<int64_t>(1024, int64_t(place.size()) / 64);
   const auto begins = attn::cut_rows(p.entries.pointer, num, most);
@@ -262,8 +278,28 @@ bool sort(const Index& nodes, const Index& others, const Out& pointer, const Out
       pointer.size() < 1) {
     refuse("others", "has another length than nodes");
   }
+  apart({{"pointer", pointer}, {"place", place}, {"other", other}},
+        {{"nodes", nodes}, {"others", others}});
   return attn::sort_pairs(nodes.data(), others.data(), int64_t(count), int64_t(pointer.size()) - 1,
                           pointer.data(), place.data(), other.data());
+}
+
+template <class I>
+uint64_t checksum(const Array<const I>& x, int threads) {
+  constexpr int64_t TASK = 1 << 16;
+  nb::gil_scoped_release released;
+  if (x.ndim() != 1 && x.ndim() != 2) refuse("x", "is not [E] or [N, E]");
+  const int64_t rows = x.ndim() == 1 ? 1 : int64_t(x.shape(0));
+  const int64_t count = int64_t(x.shape(x.ndim() - 1)), step = x.stride(x.ndim() - 1);
+  const int64_t cuts = (count + TASK - 1) / TASK;
+  std::vector<uint64_t> sums(size_t(rows * cuts));
+  attn::share(rows * cuts, threads, [&](int64_t i, int) {
+    const int64_t first = i % cuts * TASK;
+    const I* begin = x.data() + i / cuts * x.stride(0) + first * step;
+    sums[size_t(i)] = attn::checksum(begin, std::min(TASK, count - first), step, 0);
+  });
+  const auto* all = reinterpret_cast<const int64_t*>(sums.data());
+  return attn::checksum(all, int64_t(sums.size()), 1, uint64_t(count));
 }
 
 }  // namespace
@@ -274,6 +310,8 @@ NB_MODULE(_cpu, m) {
   attn::define_pairs(m);
   m.def("sort", &sort, "nodes"_a.noconvert(), "others"_a.noconvert(), "pointer"_a.noconvert(),
         "place"_a.noconvert(), "other"_a.noconvert());
+  m.def("checksum", &checksum<int32_t>, "x"_a.noconvert(), "threads"_a);
+  m.def("checksum", &checksum<int64_t>, "x"_a.noconvert(), "threads"_a);
   m.def("instruction_set", &attn::instruction_set);
   m.def("instruction_sets", &attn::instruction_sets);
   m.def("choose_instruction_set", [](const std::string& name) {

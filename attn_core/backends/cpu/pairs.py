@@ -180,7 +180,7 @@ def entmax(given: Tensor, order: Order, alpha: float) -> Tensor:
 def gradient(grad: Tensor, found: Tensor, order: Order, alpha: float) -> Tensor:
     """The gradient of the scores from that of the weights that were found."""
     dtype = found.dtype
-    out = torch.empty(found.shape, dtype=dtype)
+    out = torch.empty(found.shape, dtype=dtype, device="cpu")
     compiled.call(
         "segment_gradient", _plain(grad, dtype), _plain(found, dtype), *_order(order),
         _POWERS[alpha], torch.get_num_threads(), out,

@@ -39,12 +39,8 @@ attn::Problem<T> pairs(const Maybe<const T>& row, const Array<const T>& other,
   p.key = rows<const T>("other", other, other.shape(0), heads, width);
   p.pair_key = rows<const T>("pair", pair, count, heads, width);
   if (kind != attn::DOT) {
-    if (!vector || vector->ndim() != 2 || int64_t(vector->shape(0)) != heads ||
-        int64_t(vector->shape(1)) != width || (width > 1 && vector->stride(1) != 1) ||
-        (heads > 1 && vector->stride(0) != width)) {
-      refuse("vector", "is not [H, D], packed");
-    }
-    p.vector = vector->data();
+    if (!vector) refuse("vector", "is missing");
+    p.vector = packed<const T>("vector", *vector, heads, width);
   }
   p.by_query = graph("pairs", pointer, column, place, num, int64_t(other.shape(0)));
   return p;
@@ -58,6 +54,8 @@ void pair_scores(const Array<const T>& row, const Array<const T>& other,
   nb::gil_scoped_release released;
   auto p = pairs<T>(row, other, vector, pair, pointer, column, place, kind, constant);
   p.made = rows<T>("scores", scores, column.size(), p.heads, 0, true);
+  apart({{"scores", scores}}, {{"row", row}, {"other", other}, {"vector", vector}, {"pair", pair},
+                               {"pointer", pointer}, {"column", column}, {"place", place}});
   attn::run(p, attn::SCORES, threads, static_cast<T*>(nullptr));
 }
 
@@ -71,13 +69,17 @@ void pair_sums(const Array<const T>& given, const Maybe<const T>& row, const Arr
   p.given = rows<const T>("given", given, column.size(), p.heads, 0, true);
   p.grad_query = rows<T>("sums", sums, p.by_query.num, p.heads, p.width);
   p.grad_pair_key = rows<T>("of_pair", of_pair, column.size(), p.heads, p.width);
-  p.need_vector = bool(of_vector);
   if (!row && (kind != attn::DOT || of_pair)) refuse("row", "is missing");
-  if (of_vector && (kind == attn::DOT ||
-                    int64_t(of_vector->size()) != int64_t(p.heads) * p.width)) {
-    refuse("of_vector", "is not [H, D] of an additive score");
+  T* into_vector = nullptr;
+  if (of_vector) {
+    if (kind == attn::DOT) refuse("of_vector", "is asked for, but a dot product has no vector");
+    into_vector = packed<T>("of_vector", *of_vector, p.heads, p.width);
+    p.need_vector = true;
   }
-  attn::run(p, attn::SUMS, threads, of_vector ? of_vector->data() : static_cast<T*>(nullptr));
+  apart({{"sums", sums}, {"of_vector", of_vector}, {"of_pair", of_pair}},
+        {{"given", given}, {"row", row}, {"other", other}, {"vector", vector}, {"pair", pair},
+         {"pointer", pointer}, {"column", column}, {"place", place}});
+  attn::run(p, attn::SUMS, threads, into_vector);
 }
 
 template <class T>
@@ -116,6 +118,8 @@ void segment_softmax(const Array<const T>& scores, const Index& pointer, const I
   auto p = segments<T>(scores, pointer, place);
   p.made = rows<T>("weights", weights, place.size(), p.heads, 0, true);
   p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, p.by_query.num, p.heads, 0, true);
+  apart({{"weights", weights}, {"log_sum_exp", log_sum_exp}},
+        {{"scores", scores}, {"pointer", pointer}, {"place", place}});
   const auto memory = long_rows(p);
   attn::run(p, attn::SOFTMAX, threads, static_cast<T*>(nullptr));
   if (memory && p.made) attn::run(p, attn::SOFTMAX_PARTS, threads, static_cast<T*>(nullptr));
@@ -133,6 +137,7 @@ void segment_sparse(const Array<const T>& scores, const Index& pointer, const In
   auto p = segments<T>(scores, pointer, place);
   p.made = rows<T>("weights", weights, place.size(), p.heads, 0, true);
   p.power = power_of(power);
+  apart({{"weights", weights}}, {{"scores", scores}, {"pointer", pointer}, {"place", place}});
   attn::sparse_weights(p, threads);
 }
 
@@ -145,6 +150,8 @@ void segment_gradient(const Array<const T>& grad, const Array<const T>& weights,
   p.weights = rows<const T>("weights", weights, place.size(), p.heads, 0, true);
   p.made = rows<T>("of_scores", of_scores, place.size(), p.heads, 0, true);
   p.power = power_of(power);
+  apart({{"of_scores", of_scores}},
+        {{"grad", grad}, {"weights", weights}, {"pointer", pointer}, {"place", place}});
   const auto memory = long_rows(p);
   attn::run(p, attn::GRADIENT, threads, static_cast<T*>(nullptr));
   if (memory) attn::run(p, attn::GRADIENT_PARTS, threads, static_cast<T*>(nullptr));

@@ -1,0 +1,289 @@
+"""The compiled module, called directly with whatever there is: it answers or raises, no more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attn_core import Dot, Edges, Separable, attend, backend, compiled
+from attn_core.backends import cpu
+
+pytestmark = pytest.mark.skipif(compiled.module is None, reason="no compiled kernels")
+
+HEADS, WIDTH, NODES = 2, 4, 3
+POINTER, PLACE = torch.tensor([0, 2, 3, 4]), torch.tensor([0, 2, 1, 3])
+OTHER = torch.tensor([0, 1, 2, 0], dtype=torch.int32)
+WRITTEN = {
+    "forward": ("output", "log_sum_exp"),
+    "backward": (
+        "grad_query", "grad_key", "grad_value", "grad_vector", "grad_bias", "grad_pair_key",
+        "grad_pair_value",
+    ),
+    "pair_scores": ("scores",),
+    "pair_sums": ("sums", "of_vector", "of_pair"),
+    "segment_softmax": ("weights", "log_sum_exp"),
+    "segment_sparse": ("weights",),
+    "segment_gradient": ("of_scores",),
+    "multiply": ("out",),
+    "drop": ("to",),
+    "sort": ("pointer", "place", "other"),
+}  # fmt: skip
+
+
+def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
+    """Good arguments of a function of the module; `numbers`: of scores of single numbers."""
+    width, pairs = 1 if numbers else WIDTH, len(PLACE)
+
+    def nodes(width: int = width) -> Tensor:
+        return torch.randn(NODES, HEADS, width)
+
+    def of_pairs(*shape: int) -> Tensor:
+        return torch.randn(pairs, HEADS, *shape)
+
+    graph = {"pointer": POINTER.clone(), "place": PLACE.clone()}
+    vector = torch.randn(HEADS, width)
+    score = {"kind": 1, "constant": 0.2, "threads": 2}
+    attention = {
+        "query": nodes(), "key": nodes(), "value": nodes(WIDTH), "vector": vector,
+        "bias": of_pairs(), "pair_key": of_pairs(width), "pair_value": of_pairs(WIDTH),
+        **graph, "other": OTHER.clone(), "source": torch.arange(pairs),
+        "pair_id": torch.arange(pairs), **score, "dropout": 0.5, "seed": 7, "num_rows": pairs,
+        "output": nodes(WIDTH), "log_sum_exp": torch.randn(NODES, HEADS),
+    }  # fmt: skip
+    pairwise = {
+        "row": nodes(), "other": nodes(), "vector": vector, "pair": of_pairs(width), **graph,
+        "column": OTHER.clone(), **score,
+    }  # fmt: skip
+    given: dict[str, dict[str, Any]] = {
+        "forward": attention,
+        "backward": {
+            **attention, "key_pointer": torch.tensor([0, 2, 3, 4]), "key_other": OTHER.clone(),
+            "key_place": PLACE.clone(), "grad_output": nodes(WIDTH),
+            "grad_log_sum_exp": torch.randn(NODES, HEADS), "grad_query": nodes(),
+            "grad_key": nodes(), "grad_value": nodes(WIDTH), "grad_vector": vector.clone(),
+            "grad_bias": of_pairs(), "grad_pair_key": of_pairs(width),
+            "grad_pair_value": of_pairs(WIDTH),
+        },
+        "pair_scores": {**pairwise, "scores": of_pairs()},
+        "pair_sums": {
+            "given": of_pairs(), **pairwise, "sums": nodes(), "of_vector": vector.clone(),
+            "of_pair": of_pairs(width),
+        },
+        "segment_softmax": {
+            "scores": of_pairs(), **graph, "threads": 2, "weights": of_pairs(),
+            "log_sum_exp": torch.randn(NODES, HEADS),
+        },
+        "segment_sparse": {
+            "scores": of_pairs(), **graph, "power": 1, "threads": 2, "weights": of_pairs(),
+        },
+        "segment_gradient": {
+            "grad": of_pairs(), "weights": of_pairs(), **graph, "power": 1, "threads": 2,
+            "of_scores": of_pairs(),
+        },
+        "multiply": {
+            "values": torch.randn(pairs), **graph, "column": OTHER.clone(),
+            "dense": torch.randn(NODES, WIDTH), "threads": 2, "out": torch.randn(NODES, WIDTH),
+        },
+        "drop": {
+            "from": torch.randn(9), "p": 0.5, "seed": 7, "threads": 2, "to": torch.randn(9),
+        },
+        "sort": {
+            "nodes": torch.tensor([0, 2, 1, 2]), "others": torch.arange(pairs), **graph,
+            "other": OTHER.clone(),
+        },
+    }  # fmt: skip
+    return given[name]
+
+
+def call(name: str, given: dict[str, Any]) -> Any:
+    return getattr(compiled.module, name)(**given)
+
+
+def expanded(x: Tensor) -> Tensor:
+    return x.new_zeros(()).expand(x.shape)
+
+
+def repeated_rows(x: Tensor) -> Tensor:
+    return x[:1].clone().expand(x.shape)
+
+
+def spread_out(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, -1)[..., ::2]
+
+
+def turned(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize(("name", "written"), [(n, w) for n in WRITTEN for w in WRITTEN[n]])
+class TestWhatIsWritten:
+    def test_must_be_packed(self, name: str, written: str, numbers: bool) -> None:
+        call(name, arguments(name, numbers))
+        for change in (expanded, repeated_rows, spread_out, turned):
+            given = arguments(name, numbers)
+            x = given[written]
+            changed = change(x)
+            sizes = zip(changed.stride(), x.stride(), x.shape, strict=True)
+            if all(a == b or size == 1 for a, b, size in sizes):
+                continue  # as it was
+            given[written] = changed
+            with pytest.raises((ValueError, TypeError)):
+                call(name, given)
+
+    def test_shares_no_memory(self, name: str, written: str, numbers: bool) -> None:
+        for other, x in arguments(name, numbers).items():
+            given = arguments(name, numbers)
+            mine = given[written]
+            if other == written or not isinstance(x, Tensor) or x.dtype != mine.dtype:
+                continue
+            both = torch.zeros(x.numel() + mine.numel() - 1, dtype=x.dtype)
+            given[written] = both[: mine.numel()].view(mine.shape)
+            given[other] = both[mine.numel() - 1 :].view(x.shape)
+            with pytest.raises((ValueError, IndexError)):
+                call(name, given)
+
+
+def test_probabilities_and_settings() -> None:
+    for name, argument in (("forward", "dropout"), ("backward", "dropout"), ("drop", "p")):
+        for p in (-0.1, 1.1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="is no probability"):
+                call(name, {**arguments(name), argument: p})
+    for threads in (-(2**31), 0, 2**31 - 1):
+        call("forward", {**arguments("forward"), "threads": threads})
+        call("drop", {**arguments("drop"), "threads": threads})
+
+
+# --- Whatever else, in a process of its own, which must come to its end ---
+
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "expanded": expanded,
+    "repeated rows": repeated_rows,
+    "spread out": spread_out,
+    "transposed": turned,
+    "of other dimensions": lambda x: x.transpose(0, -1),
+    "backwards": lambda x: x.numpy()[::-1],
+    "double": lambda x: x.double(),
+    "half": lambda x: x.half(),
+    "long": lambda x: x.long(),
+    "int": lambda x: x.int(),
+    "complex": lambda x: x.to(torch.complex64),
+    "longer": lambda x: torch.cat([x, x]),
+    "shorter": lambda x: x[:-1],
+    "wider": lambda x: torch.cat([x, x], -1),
+    "empty": lambda x: x[:0],
+    "flat": lambda x: x.flatten(),
+    "deeper": lambda x: x[None],
+    "scalar": lambda x: x.flatten()[0],
+    "none": lambda x: None,
+    "large": lambda x: torch.full_like(x, 2**30),
+    "negative": lambda x: torch.full_like(x, -1),
+    "not a number": lambda x: torch.full_like(x, float("nan")) if x.is_floating_point() else x,
+    "meta": lambda x: x.to("meta"),
+    "sparse": lambda x: x.to_sparse(),
+    "a list": lambda x: x.tolist(),
+}
+SCALARS = 0, -1, 2, 3, 2**31 - 1, -(2**31), 2**62, 0.5, -0.5, float("nan"), float("inf"), None, "x"
+
+
+def fuzz() -> None:
+    """Every argument of every function changed in every way, alone and with a second one."""
+    torch.manual_seed(0)
+    cases = raised = 0
+    for name in WRITTEN:
+        for numbers in (False, True):
+            for argument, x in arguments(name, numbers).items():
+                changes: list[Any] = list(SCALARS)
+                if isinstance(x, Tensor):
+                    changes = list(CHANGES.values())
+                for change in changes:
+                    for seconds in range(4):
+                        given = arguments(name, numbers)
+                        named = list(given)
+                        for which in [argument, *(
+                            named[int(torch.randint(len(named), ()))] for _ in range(seconds)
+                        )]:  # fmt: skip
+                            old = given[which]
+                            try:
+                                if isinstance(old, Tensor):
+                                    other = changes[int(torch.randint(len(changes), ()))]
+                                    by = change if which == argument else other
+                                    given[which] = by(old) if callable(by) else old
+                                else:
+                                    given[which] = change if not callable(change) else 0
+                            except (RuntimeError, IndexError, TypeError):
+                                continue
+                        cases += 1
+                        try:
+                            call(name, given)
+                        except Exception:
+                            raised += 1
+    print(cases, raised)
+
+
+def test_no_arguments_crash_it() -> None:
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import test_cpu_arguments
+        test_cpu_arguments.fuzz()
+    """
+    here = os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-P", "-X", "faulthandler", "-c", textwrap.dedent(code), here],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases, raised = map(int, done.stdout.split())
+    assert 0 < raised < cases
+
+
+# --- What the kernels do not serve, plain torch does ---
+
+
+@pytest.mark.parametrize("score", ["dot", "separable"])
+@pytest.mark.parametrize(
+    ("heads", "width", "value_width"), [(70_000, 1, 1), (1, 2**20 + 1, 1), (1, 1, 2**20 + 1)]
+)
+def test_more_than_the_kernels_have_room_for(
+    heads: int, width: int, value_width: int, score: str
+) -> None:
+    pairs = torch.tensor([[0, 1, 1], [1, 0, 1]])
+    query, key = torch.randn(2, 2, heads, width, requires_grad=True).unbind(0)
+    value = torch.randn(2, heads, value_width, requires_grad=True)
+    vector = torch.ones(heads, width) / width**0.5
+    axes: Any = {
+        "score": Dot(width**-0.5) if score == "dot" else Separable(vector, vector),
+        "support": Edges(pairs),
+    }
+    found = []
+    for name in ("auto", "reference"):
+        with backend(name):
+            output = attend(query, key, value, **axes).output
+            found.append((output, *torch.autograd.grad(output.square().sum(), (query, value))))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_largest_that_the_kernels_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not cpu.available():
+        pytest.skip("switched off")
+    pairs, called = torch.tensor([[0, 1], [1, 0]]), []
+    forward = cpu.forward
+    monkeypatch.setattr(cpu, "forward", lambda p: called.append(p) or forward(p))  # type: ignore[func-returns-value]
+    for heads, width in ((2**16, 1), (1, 2**20)):
+        x = torch.randn(2, heads, width)
+        output = attend(x, x, x, score=Dot(0.0), support=Edges(pairs)).output
+        assert torch.equal(output, x.flip(0))
+    assert len(called) == 2
