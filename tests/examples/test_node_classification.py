@@ -234,7 +234,7 @@ class TestModels:
         config = load_model(out)[0].config
         scores = {"gat": "separable", "gatv2": "additive", "transformer": "scaled_dot"}
         expected = (part[1], "softmax") if part[0] == "--score" else (scores[kind], part[1])
-        assert (config["score"], config["normalizer"]) == expected
+        assert (config["score"], config.get("normalizer", "softmax")) == expected
 
     @pytest.mark.parametrize("kind", ["gat", "gatv2"])
     def test_a_model_as_an_attention_of_parts_is_that_model(self, kind):

@@ -532,7 +532,6 @@ def test_bad_settings(options, message):
         ({"heads": 0}, "heads is 0; expected at least 1"),
         ({"heads": 0, "positions": "rotary"}, "heads is 0; expected at least 1"),
         ({"heads": 3}, "heads is 3, which does not divide size, 8"),
-        ({"size": 7}, "size is 7; .* even"),
         ({"layers": 0}, "layers is 0; expected at least 1"),
         ({"layers": (1, 2, 3)}, r"layers is \(1, 2, 3\); expected one number, or two"),
         ({"dropout": 2}, "dropout.* between 0 and 1"),
