@@ -7,6 +7,8 @@ import pytest
 import torch
 
 os.environ["MPLBACKEND"] = "Agg"  # no window, also in the programs that tests start
+# torch keeps the backward passes it compiled, by what calls an op and not by what the op takes
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 

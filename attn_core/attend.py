@@ -94,7 +94,7 @@ def attend(
             call, positions = call.of_queries(chosen)
             weights = None if weights is None else weights.index_select(0, positions)
         if needed and weights is None:
-            weights = ops.weights(call, log_sum_exp)
+            weights = ops.weights(call)  # of whole rows, which have their own maximum and sum
         weights = weights.to(dtype) if needed and weights is not None else None
     return Attended(*apart(output, weights, log_sum_exp))
 
@@ -120,6 +120,9 @@ def weights(
             all.
         log_sum_exp: what `attend` returned for the whole support. `support` may then hold any of
             its pairs, and their weights come out as they were among all the others. Softmax only.
+            The weights are right to about `ε |log_sum_exp|`, with the ε of its dtype (1e-7 in
+            float32), and at most 1: where scores are in the thousands, ask for whole rows instead,
+            by `queries`, whose weights are right whatever the scale.
 
     Returns:
         `[..., H, Tq, Tk]`, or `[E, H]` over edges, with gradients.

@@ -166,9 +166,14 @@ class Softmax(Normalizer, name="softmax"):
         return self.with_log_sum_exp(scores, rows)[1]
 
     def from_log_sum_exp(self, scores: Tensor, log_sum_exp: Tensor, rows: Rows) -> Tensor:
-        """Weights of any of the pairs of rows whose `log_sum_exp` is known."""
+        """Weights of any of the pairs of rows whose `log_sum_exp` is known.
+
+        Right to about `ε |log_sum_exp|`: one number cannot tell the maximum from the sum.
+        """
         per_pair = rows.spread(rows.from_query(log_sum_exp))
-        return (self.cooled(scores, rows) - finite(per_pair)).exp()
+        log_weights = self.cooled(scores, rows) - finite(per_pair)
+        # None is above 0 but by rounding, which is taken off as a constant: gradients stay
+        return (log_weights - log_weights.detach().clamp(min=0)).exp()
 
 
 @dataclass(frozen=True, eq=False)

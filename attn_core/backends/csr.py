@@ -2,7 +2,7 @@
 
 What serves where no compiled kernel does. It goes through the pairs in blocks that fit the cache,
 so that no tensor of E × H × D is ever made, sums the pairs of a node with torch's embedding_bag and
-segment_reduce, and recomputes weights from the log-sum-exp in the backward pass.
+segment_reduce, and recomputes weights in the backward pass.
 """
 
 from __future__ import annotations
@@ -92,16 +92,15 @@ class Sorted(Problem):
         return logits
 
 
-def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
+def forward(problem: Problem) -> tuple[Tensor, ...]:
+    """The output `[Nq, H, Dv]`; log-sum-exp, maximum and total `[Nq, H]`."""
     p = Sorted.of(problem)
     pointer = p.edges.by_query.pointer
     logits = p.logits()
-    largest = finite(_segments(logits, "max", pointer))
-    weights = logits.sub_(largest.index_select(0, p.to_query)).exp_()
+    maximum = finite(_segments(logits, "max", pointer))
+    weights = logits.sub_(maximum.index_select(0, p.to_query)).exp_()
     total = _sums(weights, pointer)
-    log_sum_exp = largest + total.log()
-    weights /= total.clamp(min=torch.finfo(total.dtype).tiny).index_select(0, p.to_query)
+    weights /= _divisor(total).index_select(0, p.to_query)
     if p.keep is not None:
         weights *= p.keep
     output = weighted_sums(weights, p.value, p.to_key, pointer)
@@ -110,7 +109,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
             of_pair = p.pair_value.index_select(0, p.pair[block])
             of_pair *= weights[block].unsqueeze(-1)
             output.index_add_(0, p.to_query[block], of_pair)
-    return output, log_sum_exp
+    return output, maximum + total.log(), maximum, total
 
 
 def backward(
@@ -118,7 +117,8 @@ def backward(
     grad_output: Tensor,
     grad_log_sum_exp: Tensor,
     output: Tensor,
-    log_sum_exp: Tensor,
+    maximum: Tensor,
+    total: Tensor,
     needed: list[bool],
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
@@ -127,9 +127,10 @@ def backward(
     grad_output, output = grad_output.to(dtype), output.to(dtype)
     need_query, need_key, need_value, need_vector, need_bias, *need_pairs = needed
     need_pair_key, need_pair_value = need_pairs
-    weights = p.logits()
-    weights -= finite(log_sum_exp).index_select(0, p.to_query)
+    weights = p.logits()  # with the bits of the forward pass: none exceeds its row's maximum
+    weights -= maximum.index_select(0, p.to_query)
     weights.exp_()
+    weights /= _divisor(total).index_select(0, p.to_query)
     dropped = weights if p.keep is None else weights * p.keep
 
     # d loss / d weight = keep · (grad_output · value); the softmax takes off each row's mean
@@ -279,6 +280,11 @@ def weighted_sums(weights: Tensor, value: Tensor, index: Tensor, pointer: Tensor
                 include_last_offset=True,
             )
     return output if rows is None else _segments(output, "sum", rows)
+
+
+def _divisor(total: Tensor) -> Tensor:
+    """The sum of each row's exponentials, but not 0: those of a row without pairs are 0 too."""
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _sums(x: Tensor, pointer: Tensor) -> Tensor:

@@ -58,6 +58,6 @@ def attend(call: Call) -> Attended:
     return run(call.ungrouped())
 
 
-def weights(call: Call, log_sum_exp: Tensor | None) -> Tensor:
+def weights(call: Call, log_sum_exp: Tensor | None = None) -> Tensor:
     """The weights of a prepared call alone."""
     return steps().weights(call.ungrouped(), log_sum_exp)

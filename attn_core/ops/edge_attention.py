@@ -3,7 +3,10 @@
 The op takes plain tensors (`attn_core.backends.problem.Problem` lists them). In its body, out of
 sight of torch.compile, it finds the `Edges` of the `edge_index` that it was given; forward and
 backward do so alike, and no sort is done twice. What it saves for the backward pass are its inputs,
-the output and the log-sum-exp: weights are recomputed. Backends differ in the body only.
+the output, and the maximum and the sum of each row's exponentials. Weights are recomputed of these
+two: made of their log-sum-exp, one number, they would be off by as much as the scores are large.
+Every backend computes a score by the same arithmetic in each pass, so that no score exceeds the
+maximum. Backends differ in the body only.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ def run(call: Call) -> Attended:
     if nobody_watches(*tensors, problem.edge_index):
         edges = support.resolve() if isinstance(support, PendingEdges) else support
         problem.edges = edges  # type: ignore[assignment]  # which are checked with the call
-        output, log_sum_exp = _Straight.apply(problem, *tensors)
+        output, log_sum_exp, *_ = _Straight.apply(problem, *tensors)
     else:
         if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
             support.look_at_order()
-        output, log_sum_exp = torch.ops.attn_core.edge_attention(*problem.arguments)
+        output, log_sum_exp, *_ = torch.ops.attn_core.edge_attention(*problem.arguments)
     return Attended(output, None, log_sum_exp)
 
 
@@ -124,9 +127,9 @@ def backend_of(p: Problem) -> Any:
     return cpu if cpu.serves(p) else csr
 
 
-def _forward(p: Problem) -> tuple[Tensor, Tensor]:
-    output, log_sum_exp = backend_of(p).forward(p)
-    return output.to(p.value.dtype), log_sum_exp
+def _forward(p: Problem) -> tuple[Tensor, ...]:
+    output, *statistics = backend_of(p).forward(p)
+    return output.to(p.value.dtype), *statistics
 
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
@@ -139,34 +142,39 @@ def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> t
 
 
 @torch.library.custom_op(
-    "attn_core::edge_attention", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
+    "attn_core::edge_attention",
+    mutates_args=(),
+    schema=f"({SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def edge_attention(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Output `[Nq, H, Dv]` and log-sum-exp `[Nq, H]` of a `Problem`."""
+def edge_attention(*arguments: Any) -> tuple[Tensor, ...]:
+    """Output `[Nq, H, Dv]` and log-sum-exp `[Nq, H]` of a `Problem`.
+
+    And, without gradients, the maximum of each row's scores and the sum of `exp(score - maximum)`.
+    """
     return _forward(Problem(*arguments))
 
 
 @edge_attention.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, ...]:
     p = Problem(*arguments)
     output = p.value.new_empty(p.num_queries, *p.value.shape[1:])
-    return output, output.new_empty(output.shape[:2], dtype=p.dtype)
+    return output, *(output.new_empty(output.shape[:2], dtype=p.dtype) for _ in range(3))
 
 
 @torch.library.custom_op(
     "attn_core::edge_attention_backward",
     mutates_args=(),
-    schema="(Tensor grad_output, Tensor grad_log_sum_exp, Tensor output, Tensor log_sum_exp, "
-    f"bool[] needed, {SCHEMA}) -> ({_GRADIENTS})",
+    schema="(Tensor grad_output, Tensor grad_log_sum_exp, Tensor output, Tensor maximum, "
+    f"Tensor total, bool[] needed, {SCHEMA}) -> ({_GRADIENTS})",
 )
 def edge_attention_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value."""
-    return _gradients(Problem(*arguments[5:]), arguments[:4], arguments[4])
+    return _gradients(Problem(*arguments[6:]), arguments[:5], arguments[5])
 
 
 @edge_attention_backward.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    return empty_gradients(arguments[0], arguments[4], arguments[5:])
+    return empty_gradients(arguments[0], arguments[5], arguments[6:])
 
 
 def empty_gradients(
@@ -190,38 +198,47 @@ def twice(formula: Any, p: Problem, grads: tuple[Tensor, ...], needed: list[bool
     return differentiated(of_tensors, p.tensors, grads, needed)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _save(ctx, Problem(*inputs), output)
 
 
-def _save(ctx: Any, p: Problem, output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*p.tensors, p.edge_index, p.seed, p.pair_id, *output)
+def _save(ctx: Any, p: Problem, results: tuple[Tensor, ...]) -> None:
+    output, _, maximum, total = results
+    ctx.save_for_backward(*p.tensors, p.edge_index, p.seed, p.pair_id, output, maximum, total)
     ctx.settings = p.num_keys, p.num_queries, p.self_loops, p.kind, p.constant, p.dropout
-    ctx.set_materialize_grads(True)
+    ctx.mark_non_differentiable(maximum, total)
+    ctx.set_materialize_grads(False)  # of those two: the others are made by _restore
 
 
-def _restore(ctx: Any) -> tuple[Problem, tuple[Tensor, Tensor]]:
+def _restore(
+    ctx: Any, grads: tuple[Tensor | None, ...]
+) -> tuple[Problem, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The problem, the gradients of output and log-sum-exp, and what else was saved."""
     given: Any
-    *given, seed, pair_id, output, log_sum_exp = ctx.saved_tensors
+    *given, seed, pair_id, output, maximum, total = ctx.saved_tensors
     settings: Any = *ctx.settings, seed, pair_id
-    return Problem(*given, *settings), (output, log_sum_exp)
+    made = tuple(
+        torch.zeros_like(x) if grad is None else grad
+        for grad, x in zip(grads, (output, total), strict=False)
+    )
+    return Problem(*given, *settings), made, (output, maximum, total)
 
 
-def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    p, output = _restore(ctx)
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    p, given, results = _restore(ctx, grads)
     needed = [x is not None and n for x, n in zip(p.tensors, ctx.needs_input_grad, strict=False)]
-    return *_differentiate(p, grads, output, needed), *_REST
+    return *_differentiate(p, given, results, needed), *_REST
 
 
 def _differentiate(
-    p: Problem, grads: tuple[Tensor, ...], output: tuple[Tensor, Tensor], needed: list[bool]
+    p: Problem, grads: tuple[Tensor, ...], results: tuple[Tensor, ...], needed: list[bool]
 ) -> list[Tensor | None]:
     if torch.is_grad_enabled():  # of a gradient of a gradient
         return twice(plainly, p, grads, needed)
     if nobody_watches(*grads, *p.tensors, p.edge_index):
-        found = _gradients(p, (*grads, *output), needed)
+        found = _gradients(p, (*grads, *results), needed)
     else:
-        found = torch.ops.attn_core.edge_attention_backward(*grads, *output, needed, *p.arguments)
+        found = torch.ops.attn_core.edge_attention_backward(*grads, *results, needed, *p.arguments)
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 
 
@@ -232,17 +249,17 @@ class _Straight(torch.autograd.Function):
     """The op without torch's way around ops, which takes longer than attention on a small graph."""
 
     @staticmethod
-    def forward(ctx: Any, p: Problem, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        output = _forward(p)
-        _save(ctx, p, output)
+    def forward(ctx: Any, p: Problem, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        results = _forward(p)
+        _save(ctx, p, results)
         ctx.edges = p.edges
-        return output
+        return results
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        p, output = _restore(ctx)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        p, given, results = _restore(ctx, grads)
         p.edges = ctx.edges
         needed = [
             x is not None and n for x, n in zip(p.tensors, ctx.needs_input_grad[1:], strict=True)
         ]
-        return None, *_differentiate(p, grads, output, needed)
+        return None, *_differentiate(p, given, results, needed)

@@ -22,7 +22,7 @@ HEADS, WIDTH, NODES = 2, 4, 3
 POINTER, PLACE = torch.tensor([0, 2, 3, 4]), torch.tensor([0, 2, 1, 3])
 OTHER = torch.tensor([0, 1, 2, 0], dtype=torch.int32)
 WRITTEN = {
-    "forward": ("output", "log_sum_exp"),
+    "forward": ("output", "log_sum_exp", "maximum", "total"),
     "backward": (
         "grad_query", "grad_key", "grad_value", "grad_vector", "grad_bias", "grad_pair_key",
         "grad_pair_value",
@@ -56,14 +56,15 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "bias": of_pairs(), "pair_key": of_pairs(width), "pair_value": of_pairs(WIDTH),
         **graph, "other": OTHER.clone(), "source": torch.arange(pairs),
         "pair_id": torch.arange(pairs), **score, "dropout": 0.5, "seed": 7, "num_rows": pairs,
-        "output": nodes(WIDTH), "log_sum_exp": torch.randn(NODES, HEADS),
+        "output": nodes(WIDTH), "maximum": torch.randn(NODES, HEADS),
+        "total": torch.rand(NODES, HEADS),
     }  # fmt: skip
     pairwise = {
         "row": nodes(), "other": nodes(), "vector": vector, "pair": of_pairs(width), **graph,
         "column": OTHER.clone(), **score,
     }  # fmt: skip
     given: dict[str, dict[str, Any]] = {
-        "forward": attention,
+        "forward": {**attention, "log_sum_exp": torch.randn(NODES, HEADS)},
         "backward": {
             **attention, "key_pointer": torch.tensor([0, 2, 3, 4]), "key_other": OTHER.clone(),
             "key_place": PLACE.clone(), "grad_output": nodes(WIDTH),

@@ -133,10 +133,10 @@ def test_the_backward_op_keeps_its_contract_with_torch(
     option: str, layout: Callable[[tuple[Any, ...]], tuple[Any, ...]]
 ) -> None:
     inputs = layout(op_inputs(**OPTIONS[option], need=False))
-    output, log_sum_exp = OP(*inputs)
+    output, log_sum_exp, *statistics = OP(*inputs)
     given = [x is not None for x in inputs[:7]]
     for needed in (given, [have and i % 2 == 0 for i, have in enumerate(given)]):
-        arguments = (torch.randn_like(output), torch.randn_like(log_sum_exp), output, log_sum_exp)
+        arguments = torch.randn_like(output), torch.randn_like(log_sum_exp), output, *statistics
         torch.library.opcheck(
             BACKWARD, (*arguments, needed, *inputs),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),

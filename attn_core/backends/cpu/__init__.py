@@ -48,15 +48,15 @@ def serves(problem: Problem) -> bool:
     )
 
 
-def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
+def forward(problem: Problem) -> tuple[Tensor, ...]:
+    """The output `[Nq, H, Dv]`; log-sum-exp, maximum and total `[Nq, H]`."""
     arguments, dtype = _arguments(problem)
     heads, width = problem.value.shape[1:]
     shape = problem.edges.num_queries, heads, _up(width)
     output = torch.empty(shape, dtype=dtype, device="cpu")
-    log_sum_exp = output.new_empty(output.shape[:2])
-    compiled.call("forward", *arguments, output, log_sum_exp)
-    return _cut(output, width), log_sum_exp
+    statistics = [output.new_empty(output.shape[:2]) for _ in range(3)]
+    compiled.call("forward", *arguments, output, *statistics)
+    return _cut(output, width), *statistics
 
 
 def backward(
@@ -64,7 +64,8 @@ def backward(
     grad_output: Tensor,
     grad_log_sum_exp: Tensor,
     output: Tensor,
-    log_sum_exp: Tensor,
+    maximum: Tensor,
+    total: Tensor,
     needed: list[bool],
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
@@ -88,7 +89,8 @@ def backward(
         "backward",
         *arguments,
         _plain(_wide(output, 4), dtype),
-        _plain(log_sum_exp, dtype),
+        _plain(maximum, dtype),
+        _plain(total, dtype),
         bare(by_key.pointer),
         bare(by_key.columns),
         bare(by_key.permutation),

@@ -1,27 +1,27 @@
 // The backward pass: by query for the gradients of queries and pairs, by key for those of keys and
-// values, both with weights made anew from the log-sum-exp. Where a logit depends on single numbers
-// of query and key, the pass by key does everything but the sums by query, for which each pair
-// leaves one number per head.
+// values. Both make weights anew, of logits that have the bits of the forward pass (the same code,
+// in which row and shared end are equals, adds up the same numbers in the same order), so that none
+// exceeds its row's maximum. Where a logit depends on single numbers of query and key, the pass by
+// key does everything but the sums by query, for which each pair leaves one number per head.
 #pragma once
 #include "forward.h"
 
 namespace attn::VARIANT {
 
-// Weights, dropped ones, from logits and log-sum-exp; gradients of logits from those of weights.
-// The log-sum-exp and the mean gradient are those of one query, repeated, or of EACH pair.
+// Weights, dropped ones, from logits; gradients of logits from those of weights. The statistics are
+// those of one query, repeated, or of EACH pair.
 template <bool EACH, class T>
-INLINE void differentiate(const Problem<T>& p, int n, const T* log_sum_exp, const T* mean,
-                          Scratch<T>& s) {
+INLINE void differentiate(const Problem<T>& p, int n, const T* largest, const T* scale,
+                          const T* mean, Scratch<T>& s) {
   constexpr int W = WIDEST<T>;
   using V = Vec<T, W>;
-  const V lowest = all<T, W>(-infinity(T()));
   const int end = fill_rest(p, n, -infinity(T()), s.weights), step = period(p);
   fill_rest(p, n, T(0), s.grads);
   for (int at = 0; at < step; at += W) {
     for (int i = at; i < end; i += step) {
       const int row = EACH ? i : at;
-      const V total = load<T, W>(log_sum_exp + row);
-      const V weight = exp<T, W>(load<T, W>(s.weights + i) - (total == lowest ? V{} : total));
+      const V power = exp<T, W>(load<T, W>(s.weights + i) - load<T, W>(largest + row));
+      const V weight = power * load<T, W>(scale + row);
       V of_weight = load<T, W>(s.grads + i), dropped = weight;
       if (p.drops) {
         const V kept = load<T, W>(s.keep + i);
@@ -91,9 +91,10 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
   const T *keys[ROWS], *values[ROWS], *next[ROWS];
   const T *query = p.query[row], *grad = p.grad_output[row];
   T* sums = grad_query ? grad_query : s.row_key;
-  const T* statistics = p.statistics + 2 * p.heads * row;
-  repeat(p, statistics, s.total);
-  repeat(p, statistics + p.heads, s.mean);
+  const T* statistics = p.statistics + NUMBERS * p.heads * row;
+  repeat(p, statistics, s.largest);
+  repeat(p, statistics + p.heads, s.scale);
+  repeat(p, statistics + 2 * p.heads, s.mean);
   if (p.kind != DOT) {
     for (int64_t c = 0; c < size; c++) sums[c] = 0;
   }
@@ -108,7 +109,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     }
     f.dot(p, with, later, n, grad, p.value_width, s.grads);
     if (p.drops) draw(p, p.by_query, at, n, s.keep);
-    differentiate<false>(p, n, s.total, s.mean, s);
+    differentiate<false>(p, n, s.largest, s.scale, s.mean, s);
     if (p.grad_bias) {
       hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
     }
@@ -182,21 +183,24 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
   const T *queries[ROWS], *grads[ROWS], *next[ROWS];
   const T *key = p.key[row], *value = p.value[row];
-  const Rows<const T> statistics{p.statistics, 2 * p.heads}, none;
+  const Rows<const T> statistics{p.statistics, NUMBERS * p.heads}, none;
   const bool product = p.kind == DOT;
-  if (f.score_numbers) repeat(p, key, s.fixed);
+  // What sums of three vectors are joined with: (key + pair) + query, as in the forward pass
+  const T* fixed = !product && p.pair_key ? s.zeros : key;
+  if (f.score_numbers) repeat(p, fixed, s.fixed);
   for (int64_t c = 0; grad_key && !product && c < size; c++) grad_key[c] = 0;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     const T* ones = at == begin ? nullptr : s.ones;
-    prefetch_next(p, statistics, p.by_key, at, n, 2 * p.heads);
-    find_rows(p.query, product ? none : p.pair_key, p, p.by_key, at, n, size, s.made_key, queries);
+    prefetch_next(p, statistics, p.by_key, at, n, NUMBERS * p.heads);
+    find_rows(p.query, product ? none : p.pair_key, p, p.by_key, at, n, size, s.made_key, queries,
+              key);
     if (f.score_numbers) {
       prefetch_next(p, p.query, p.by_key, at, n, size);
       f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
     } else {
       const T* const* later = find_next(p, p.query, p.by_key, at, n, next);
-      multiply(p, f.score, queries, later, at, n, key, p.width, product ? p.pair_key : none,
+      multiply(p, f.score, queries, later, at, n, fixed, p.width, product ? p.pair_key : none,
                s.made_key, s.weights);
     }
     add_bias(p, p.by_key, at, n, s.weights);
@@ -207,12 +211,14 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
     for (int e = 0; e < n; e++) {
       const T* of_query = statistics[p.by_key.other[at + e]];
       copy_heads(of_query, p.heads, s.logits + e * p.lanes);
-      copy_heads(of_query + p.heads, p.heads, s.means + e * p.lanes);
+      copy_heads(of_query + p.heads, p.heads, s.scales + e * p.lanes);
+      copy_heads(of_query + 2 * p.heads, p.heads, s.means + e * p.lanes);
     }
     fill_rest(p, n, T(0), s.logits);
+    fill_rest(p, n, T(0), s.scales);
     fill_rest(p, n, T(0), s.means);
     if (p.drops) draw(p, p.by_key, at, n, s.keep);
-    differentiate<true>(p, n, s.logits, s.means, s);
+    differentiate<true>(p, n, s.logits, s.scales, s.means, s);
     if (grad_value) {
       f.gather_value(p, grads, nullptr, n, s.weights, ones, p.value_width, grad_value);
     }
@@ -222,7 +228,7 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
       f.gather_key(p, queries, nullptr, n, s.grads, ones, p.width, grad_key);
     } else if (grad_key) {
-      f.score_gradient(p, queries, nullptr, n, key, s.grads, grad_key, nullptr);
+      f.score_gradient(p, queries, nullptr, n, fixed, s.grads, grad_key, nullptr);
     }
   }
 }
@@ -241,11 +247,17 @@ void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch
   for (int64_t c = 0; grad_value && c < int64_t(p.heads) * p.value_width; c++) grad_value[c] = 0;
 }
 
+// What is subtracted from the logits of a row, what their exponentials are multiplied with, and the
+// mean gradient.
 template <class T>
 void statistics_row(const Problem<T>& p, const Functions<T>& f, int64_t row) {
-  T* out = p.statistics + 2 * p.heads * row;
-  copy_heads(static_cast<const T*>(p.log_sum_exp[row]), p.heads, out);
-  mean_gradient(p, f, row, out + p.heads);
+  T* out = p.statistics + NUMBERS * p.heads * row;
+  for (int h = 0; h < p.heads; h++) {
+    const T most = p.maximum[row][h], total = p.total[row][h];
+    out[h] = most == -infinity(T()) ? T(0) : most;
+    out[p.heads + h] = total == T(0) ? T(0) : T(1) / total;
+  }
+  mean_gradient(p, f, row, out + 2 * p.heads);
 }
 
 // The gradient of a query of single numbers, from what the pass by key left of each pair.

@@ -107,14 +107,16 @@ void forward(const Array<const T>& query, const Array<const T>& key, const Array
              const Column& other, const Index& place, const std::optional<Index>& source,
              const std::optional<Index>& pair_id, int kind, double constant, double dropout,
              int64_t seed, int64_t num_rows, int threads, const Array<T>& output,
-             const Array<T>& log_sum_exp) {
+             const Array<T>& log_sum_exp, const Array<T>& maximum, const Array<T>& total) {
   nb::gil_scoped_release released;
   Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
                pair_id, kind, constant, dropout, seed, num_rows, false);
   auto& p = call.problem;
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
   p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, call.num_queries, p.heads, 0, true);
-  apart({{"output", output}, {"log_sum_exp", log_sum_exp}},
+  p.maximum = rows<T>("maximum", maximum, call.num_queries, p.heads, 0, true);
+  p.total = rows<T>("total", total, call.num_queries, p.heads, 0, true);
+  apart({{"output", output}, {"log_sum_exp", log_sum_exp}, {"maximum", maximum}, {"total", total}},
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
          {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
          {"place", place}, {"source", source}, {"pair_id", pair_id}});
@@ -129,7 +131,8 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
               const Index& pointer, const Column& other, const Index& place,
               const std::optional<Index>& source, const std::optional<Index>& pair_id, int kind,
               double constant, double dropout, int64_t seed, int64_t num_rows, int threads,
-              const Array<T>& output, const Array<T>& log_sum_exp, const Index& key_pointer,
+              const Array<T>& output, const Array<T>& maximum, const Array<T>& total,
+              const Index& key_pointer,
               const Column& key_other, const Index& key_place, const Array<const T>& grad_output,
               const Array<const T>& grad_log_sum_exp, const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
               const Maybe<T>& grad_vector, const Maybe<T>& grad_bias,
@@ -140,7 +143,8 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
   auto& p = call.problem;
   const int64_t nq = call.num_queries, nk = call.num_keys;
   p.output = rows<T>("output", output, nq, p.heads, p.value_width);
-  p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, nq, p.heads, 0, true);
+  p.maximum = rows<T>("maximum", maximum, nq, p.heads, 0, true);
+  p.total = rows<T>("total", total, nq, p.heads, 0, true);
   p.grad_output = rows<const T>("grad_output", grad_output, nq, p.heads, p.value_width);
   p.grad_log_sum_exp = rows<const T>("grad_log_sum_exp", grad_log_sum_exp, nq, p.heads, 0, true);
   p.grad_query = rows<T>("grad_query", grad_query, nq, p.heads, p.width);
@@ -165,7 +169,7 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
          {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
          {"place", place}, {"source", source}, {"pair_id", pair_id}, {"output", output},
-         {"log_sum_exp", log_sum_exp}, {"key_pointer", key_pointer}, {"key_other", key_other},
+         {"maximum", maximum}, {"total", total}, {"key_pointer", key_pointer}, {"key_other", key_other},
          {"key_place", key_place}, {"grad_output", grad_output},
          {"grad_log_sum_exp", grad_log_sum_exp}});
   for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
@@ -178,7 +182,7 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
     p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq);
     if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
   }
-  std::unique_ptr<T[]> statistics(new T[nq * 2 * p.heads]), of_queries;
+  std::unique_ptr<T[]> statistics(new T[nq * attn::NUMBERS * p.heads]), of_queries;
   std::unique_ptr<uint32_t[]> position;
   p.statistics = statistics.get();
   attn::run(p, attn::STATISTICS, threads, of_vector);
@@ -252,15 +256,15 @@ void define(nb::module_& m) {
         "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
         "source"_a.noconvert().none(), "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
         "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
-        "log_sum_exp"_a.noconvert());
+        "log_sum_exp"_a.noconvert(), "maximum"_a.noconvert(), "total"_a.noconvert());
   m.def("backward", &backward<T>, "query"_a.noconvert(), "key"_a.noconvert(),
         "value"_a.noconvert(), "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
         "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
         "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
         "source"_a.noconvert().none(), "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
         "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
-        "log_sum_exp"_a.noconvert(), "key_pointer"_a.noconvert(), "key_other"_a.noconvert(),
-        "key_place"_a.noconvert(), "grad_output"_a.noconvert(), "grad_log_sum_exp"_a.noconvert(),
+        "maximum"_a.noconvert(), "total"_a.noconvert(), "key_pointer"_a.noconvert(),
+        "key_other"_a.noconvert(), "key_place"_a.noconvert(), "grad_output"_a.noconvert(), "grad_log_sum_exp"_a.noconvert(),
         "grad_query"_a.noconvert().none(),
         "grad_key"_a.noconvert().none(), "grad_value"_a.noconvert().none(),
         "grad_vector"_a.noconvert().none(), "grad_bias"_a.noconvert().none(),

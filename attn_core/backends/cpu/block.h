@@ -93,9 +93,9 @@ Functions<T> choose(const Problem<T>& p) {
 // A thread's own memory. Numbers of a block are [pair, lane]; those of a row are repeated.
 template <class T>
 struct Scratch {
-  T *logits, *weights, *grads, *keep, *x, *means;              // of a block
+  T *logits, *weights, *grads, *keep, *x, *means, *scales;     // of a block
   T *largest, *total, *scale, *mean, *fixed, *vector, *ones;  // of a row
-  T *row_key, *made_key, *made_value;
+  T *row_key, *zeros, *made_key, *made_value;
 
   Scratch(const Problem<T>& p, T* at) {
     const int64_t repeated = period(p), block = int64_t(BLOCK) * repeated;
@@ -104,13 +104,14 @@ struct Scratch {
       for (; at < start + size; at++) *at = 0;
       return start;
     };
-    for (T** one : {&logits, &weights, &grads, &keep, &x, &means}) *one = take(block);
+    for (T** one : {&logits, &weights, &grads, &keep, &x, &means, &scales}) *one = take(block);
     for (T** one : {&largest, &total, &scale, &mean, &fixed, &vector, &ones}) {
       *one = take(repeated);
     }
     for (int64_t i = 0; i < repeated; i++) ones[i] = 1;
     const int64_t size = int64_t(p.heads) * p.width;
     row_key = take(size);
+    zeros = take(size);
     made_key = at;
     made_value = at + BLOCK * size;
     if (p.vector && p.width == 1) repeat(p, p.vector, vector);
@@ -118,17 +119,21 @@ struct Scratch {
 };
 
 // The rows of a block's other ends, and 4 more that may be read, for those who take 4 at a time;
-// with `pair`, plus those of pairs.
+// with `pair`, plus those of pairs, which are added to `first`, if there is one, before the rest.
 template <class T>
 INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, const Problem<T>& p,
                       const Graph& graph, int64_t begin, int n, int64_t size, T* made,
-                      const T** rows) {
+                      const T** rows, const T* first = nullptr) {
   for (int e = 0; e < n; e++) rows[e] = tokens[graph.other[begin + e]];
   if (pair) {
     for (int e = 0; e < n; e++) {
       const T* added = pair[p.row(graph.place[begin + e])];
       T* at = made + e * size;
-      for (int64_t c = 0; c < size; c++) at[c] = rows[e][c] + added[c];
+      if (first) {
+        for (int64_t c = 0; c < size; c++) at[c] = (first[c] + added[c]) + rows[e][c];
+      } else {
+        for (int64_t c = 0; c < size; c++) at[c] = rows[e][c] + added[c];
+      }
       rows[e] = at;
     }
   }

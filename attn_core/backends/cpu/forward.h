@@ -100,9 +100,12 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
   }
 }
 
-// Divide by the sum of the weights.
+// Divide by the sum of the weights. The backward pass makes weights of the maximum and the sum: the
+// log-sum-exp, one number, rounds by as much as the scores are large.
 template <class T>
 INLINE void finish(const Problem<T>& p, int64_t row, Scratch<T>& s, T* output) {
+  copy_heads(s.largest, p.heads, p.maximum[row]);
+  copy_heads(s.total, p.heads, p.total[row]);
   for (int h = 0; h < p.heads; h += 4) {
     const Vec<T, 4> total = load<T, 4>(s.total + h);
     store<T, 4>(s.largest + h, load<T, 4>(s.largest + h) + log<T>(total));
@@ -124,7 +127,10 @@ void forward_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratc
   T* output = p.output[row];
   if (begin == end) {
     for (int64_t c = 0; c < int64_t(p.heads) * p.value_width; c++) output[c] = 0;
-    for (int h = 0; h < p.heads; h++) p.log_sum_exp[row][h] = -infinity(T());
+    for (int h = 0; h < p.heads; h++) {
+      p.log_sum_exp[row][h] = p.maximum[row][h] = -infinity(T());
+      p.total[row][h] = 0;
+    }
     return;
   }
   forward_pairs(p, f, row, begin, end, s, output);

@@ -9,6 +9,7 @@
 namespace attn {
 
 constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed together
+constexpr int NUMBERS = 3;       // per query and head, of which the backward pass makes weights
 constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
@@ -76,10 +77,10 @@ struct Problem {
   bool drops = false;
   Dropout dropout;
   Graph by_query, by_key;
-  Rows<T> output, log_sum_exp;  // the results of the forward pass, later its inputs
+  Rows<T> output, log_sum_exp, maximum, total;  // results of the forward pass, later inputs
   // Backward
   Rows<const T> grad_output, grad_log_sum_exp;
-  T* statistics = nullptr;  // [Nq, 2, H]: log-sum-exp, weighted mean of the weights' gradients
+  T* statistics = nullptr;  // [Nq, NUMBERS, H], see statistics_row
   T* of_queries = nullptr;  // [E, H] by key: gradients of queries that are single numbers
   const uint32_t* position = nullptr;  // [E], where the pass by key has each pair of the list
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
@@ -106,8 +107,8 @@ struct Problem {
   }
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;
-    return BLOCK * (6 * h + int64_t(heads) * (width + value_width)) + 9 * h +
-           int64_t(heads) * (2 * width + value_width) + 64;
+    return BLOCK * (7 * h + int64_t(heads) * (width + value_width)) + 9 * h +
+           int64_t(heads) * (3 * width + value_width) + 64;
   }
 };
 

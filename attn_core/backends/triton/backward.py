@@ -1,4 +1,4 @@
-"""The backward kernels: one pass by query and one by key; weights from the log-sum-exp."""
+"""The backward kernels: one pass by query and one by key; weights are made anew."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def mean_rows(
 
 
 @triton.jit
-def weights_and_grads(logit, lse, mean, grad, x, scale, ok, head_ok):
+def weights_and_grads(logit, largest, total, mean, grad, x, scale, ok, head_ok):
     """The weights after dropout and the gradients of the logits, `[R, H]` each."""
-    shift = tl.where(lse == float("-inf"), 0.0, lse)
+    shift = tl.where(largest == float("-inf"), 0.0, largest)
     logit = tl.where(ok[:, None] & head_ok[None, :], logit - shift, float("-inf"))
-    weight = tl.exp(logit)
+    weight = tl.exp(logit) / tl.where(total == 0, 1.0, total)
     grad_logit = weight * (tl.sum(grad * x, 2) * scale - mean)
     return weight * scale, grad_logit
 
@@ -65,7 +65,7 @@ def by_query(
     bias, bias_row, bias_head,
     pair_key, pair_key_row, pair_key_head,
     pair_value, pair_value_row, pair_value_head,
-    grad_output, log_sum_exp, mean,
+    grad_output, maximum, total, mean,
     grad_query, part_query, part_vector, grad_bias, grad_pair_key, grad_pair_value,
     heads, width, value_width,
     KIND: tl.constexpr, CONSTANT: tl.constexpr, ACC: tl.constexpr,
@@ -92,7 +92,8 @@ def by_query(
         v = head_vectors(vector, head, head_ok, heads, channel, channel_ok, width, ACC)
     grad = vectors(grad_output, row, heads * value_width, value_width, item_ok, head, head_ok,
                    value_channel, value_channel_ok, ACC)  # fmt: skip
-    lse = numbers(log_sum_exp, row, heads, 1, item_ok, head, head_ok, ACC)
+    largest = numbers(maximum, row, heads, 1, item_ok, head, head_ok, ACC)
+    row_total = numbers(total, row, heads, 1, item_ok, head, head_ok, ACC)
     row_mean = numbers(mean, row, heads, 1, item_ok, head, head_ok, ACC)
 
     sum_query = tl.zeros([ROWS, HEADS, WIDTH], ACC)
@@ -118,7 +119,8 @@ def by_query(
             logit += numbers(bias, pair, bias_row, bias_head, ok, head, head_ok, ACC)
         if seed is not None:
             scale = kept(seed, edge_id, slot, ok, head, threshold, keep_scale, ACC)
-        weight, grad_logit = weights_and_grads(logit, lse, row_mean, grad, x, scale, ok, head_ok)
+        weight, grad_logit = weights_and_grads(logit, largest, row_total, row_mean, grad, x, scale,
+                                               ok, head_ok)  # fmt: skip
 
         if grad_bias is not None:
             put_numbers(grad_bias, pair, ok, head, head_ok, heads, grad_logit)
@@ -168,7 +170,7 @@ def by_key(
     bias, bias_row, bias_head,
     pair_key, pair_key_row, pair_key_head,
     pair_value, pair_value_row, pair_value_head,
-    grad_output, log_sum_exp, mean,
+    grad_output, maximum, total, mean,
     grad_key, part_key, grad_value, part_value,
     heads, width, value_width,
     KIND: tl.constexpr, CONSTANT: tl.constexpr, ACC: tl.constexpr,
@@ -206,7 +208,8 @@ def by_key(
                         ACC)  # fmt: skip
         grad = vectors(grad_output, node, heads * value_width, value_width, ok, head, head_ok,
                        value_channel, value_channel_ok, ACC)  # fmt: skip
-        lse = numbers(log_sum_exp, node, heads, 1, ok, head, head_ok, ACC)
+        largest = numbers(maximum, node, heads, 1, ok, head, head_ok, ACC)
+        node_total = numbers(total, node, heads, 1, ok, head, head_ok, ACC)
         node_mean = numbers(mean, node, heads, 1, ok, head, head_ok, ACC)
         k, x = row_key, row_value
         if place is not None:
@@ -222,7 +225,8 @@ def by_key(
             logit += numbers(bias, pair, bias_row, bias_head, ok, head, head_ok, ACC)
         if seed is not None:
             scale = kept(seed, edge_id, slot, ok, head, threshold, keep_scale, ACC)
-        weight, grad_logit = weights_and_grads(logit, lse, node_mean, grad, x, scale, ok, head_ok)
+        weight, grad_logit = weights_and_grads(logit, largest, node_total, node_mean, grad, x, scale,
+                                               ok, head_ok)  # fmt: skip
         if grad_value is not None:
             sum_value += weight[:, :, None] * grad
         if grad_key is not None:

@@ -27,12 +27,13 @@ def attend_rows(
     bias, bias_row, bias_head,
     pair_key, pair_key_row, pair_key_head,
     pair_value, pair_value_row, pair_value_head,
-    output, log_sum_exp, part_output, part_log_sum_exp,
+    output, log_sum_exp, maximum, total_of,
+    part_output, part_maximum, part_total,
     heads, width, value_width,
     KIND: tl.constexpr, CONSTANT: tl.constexpr, ACC: tl.constexpr,
     ROWS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Output and log-sum-exp of ROWS items, whole rows or parts."""
+    """Output, log-sum-exp, maximum and total of ROWS items, whole rows or parts."""
     item = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row = tl.load(item_row + item, mask=item < num_items, other=-1).to(tl.int64)
     item_ok = row >= 0
@@ -86,26 +87,35 @@ def attend_rows(
         mean = mean * shrink[:, :, None] + weight[:, :, None] * x
 
     mean /= tl.where(total == 0, 1.0, total)[:, :, None]
-    lse = tl.where(total == 0, float("-inf"), largest + tl.log(tl.where(total == 0, 1.0, total)))
     whole, split = item_ok & (part < 0), item_ok & (part >= 0)
     put_vectors(output, row, whole, head, head_ok, heads, value_channel, value_channel_ok,
                 value_width, mean)  # fmt: skip
-    put_numbers(log_sum_exp, row, whole, head, head_ok, heads, lse)
+    put_statistics(log_sum_exp, maximum, total_of, row, whole, head, head_ok, heads, largest, total)
     if part_output is not None:
         put_vectors(part_output, part, split, head, head_ok, heads, value_channel,
                     value_channel_ok, value_width, mean)  # fmt: skip
-        put_numbers(part_log_sum_exp, part, split, head, head_ok, heads, lse)
+        put_numbers(part_maximum, part, split, head, head_ok, heads, largest)
+        put_numbers(part_total, part, split, head, head_ok, heads, total)
+
+
+@triton.jit
+def put_statistics(log_sum_exp, maximum, total_of, row, ok, head, head_ok, heads, largest, total):
+    """Store what is known of the softmax of each row, `[R, H]`."""
+    lse = tl.where(total == 0, float("-inf"), largest + tl.log(tl.where(total == 0, 1.0, total)))
+    put_numbers(log_sum_exp, row, ok, head, head_ok, heads, lse)
+    put_numbers(maximum, row, ok, head, head_ok, heads, largest)
+    put_numbers(total_of, row, ok, head, head_ok, heads, total)
 
 
 @triton.jit
 def combine_rows(
     split_row, split_pointer,
-    part_x, part_log_sum_exp,
-    x, log_sum_exp,
+    part_x, part_maximum, part_total,
+    x, log_sum_exp, maximum, total_of,
     heads, width,
     ACC: tl.constexpr, PARTS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Merge the parts of one row, in their order: sums, or means under their log-sum-exp."""
+    """Merge the parts of one row, in their order: sums, or means under their totals."""
     first = tl.load(split_pointer + tl.program_id(0))
     number = (tl.load(split_pointer + tl.program_id(0) + 1) - first).to(tl.int32)
     row = tl.load(split_row + tl.program_id(0)) + tl.zeros([1], tl.int64)
@@ -122,22 +132,22 @@ def combine_rows(
         part = first + step
         tile = vectors(part_x, part, heads * width, width, ok, head, head_ok, channel, channel_ok,
                        ACC)  # fmt: skip
-        if part_log_sum_exp is None:
+        if part_maximum is None:
             merged += tl.sum(tile, 0)
         else:
-            lse = numbers(part_log_sum_exp, part, heads, 1, ok, head, head_ok, ACC)
-            lse = tl.where(ok[:, None], lse, float("-inf"))
-            larger = tl.maximum(largest, tl.max(lse, 0))
+            most = numbers(part_maximum, part, heads, 1, ok, head, head_ok, ACC)
+            most = tl.where(ok[:, None], most, float("-inf"))
+            larger = tl.maximum(largest, tl.max(most, 0))
             shift = tl.where(larger == float("-inf"), 0.0, larger)
             shrink = tl.exp(largest - shift)
-            weight = tl.exp(lse - shift[None, :])
+            weight = tl.exp(most - shift[None, :])
+            weight *= numbers(part_total, part, heads, 1, ok, head, head_ok, ACC)
             largest = larger
             total = total * shrink + tl.sum(weight, 0)
             merged = merged * shrink[:, None] + tl.sum(weight[:, :, None] * tile, 0)
-    if part_log_sum_exp is not None:
+    if part_maximum is not None:
         merged /= tl.where(total == 0, 1.0, total)[:, None]
-        lse = largest + tl.log(tl.where(total == 0, 1.0, total))
-        lse = tl.where(total == 0, float("-inf"), lse)
-        put_numbers(log_sum_exp, row, row >= 0, head, head_ok, heads, lse[None, :])
+        put_statistics(log_sum_exp, maximum, total_of, row, row >= 0, head, head_ok, heads,
+                       largest[None, :], total[None, :])  # fmt: skip
     put_vectors(x, row, row >= 0, head, head_ok, heads, channel, channel_ok, width,
                 merged[None, :, :])  # fmt: skip

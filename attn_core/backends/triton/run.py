@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,26 +60,26 @@ class Laid(Problem):
         }  # fmt: skip
 
 
-def forward(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The output `[Nq, H, Dv]` in the dtype of the values, and the log-sum-exp `[Nq, H]`."""
+def forward(problem: Problem) -> tuple[Tensor, ...]:
+    """The output `[Nq, H, Dv]` in the values' dtype; log-sum-exp, maximum and total `[Nq, H]`."""
     with torch.cuda.device_of(problem.value):  # Triton launches on the current device
         return _forward(Laid.of(problem))
 
 
-def _forward(p: Laid) -> tuple[Tensor, Tensor]:
+def _forward(p: Laid) -> tuple[Tensor, ...]:
     nodes, width = p.edges.num_queries, p.value.shape[2]
     output = p.value.new_empty(nodes, p.heads, width)
-    log_sum_exp = p.value.new_empty(nodes, p.heads, dtype=p.dtype)
-    if not log_sum_exp.numel():
-        return output, log_sum_exp
+    statistics = [p.value.new_empty(nodes, p.heads, dtype=p.dtype) for _ in range(3)]
+    if not statistics[0].numel():
+        return output, *statistics
     side = side_of(p.edges, "query")
-    part_output, part_log_sum_exp = parts_of(p, side, width), parts_of(p, side)
+    parts, of_parts = parts_of(p, side, width), (parts_of(p, side), parts_of(p, side))
     settings = p.settings()
     attend_rows[grid_of(side, settings)](
-        *p.of_pairs(side, "query"), output, log_sum_exp, part_output, part_log_sum_exp, **settings
+        *p.of_pairs(side, "query"), output, *statistics, parts, *of_parts, **settings
     )
-    combine(side, part_output, output, part_log_sum_exp, log_sum_exp)
-    return output, log_sum_exp
+    combine(side, parts, output, of_parts, statistics)
+    return output, *statistics
 
 
 def backward(
@@ -86,13 +87,14 @@ def backward(
     grad_output: Tensor,
     grad_log_sum_exp: Tensor,
     output: Tensor,
-    log_sum_exp: Tensor,
+    maximum: Tensor,
+    total: Tensor,
     needed: list[bool],
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     with torch.cuda.device_of(problem.value):
         p = Laid.of(problem)
-        return _backward(p, grad_output, grad_log_sum_exp, output, log_sum_exp, needed)
+        return _backward(p, grad_output, grad_log_sum_exp, output, maximum, total, needed)
 
 
 def _backward(
@@ -100,7 +102,8 @@ def _backward(
     grad_output: Tensor,
     grad_log_sum_exp: Tensor,
     output: Tensor,
-    log_sum_exp: Tensor,
+    maximum: Tensor,
+    total: Tensor,
     needed: list[bool],
 ) -> list[Tensor | None]:
     given = (p.query, p.key, p.value, p.vector, p.bias, p.pair_key, p.pair_value)
@@ -108,21 +111,21 @@ def _backward(
     for i, (x, need) in enumerate(zip(given, needed, strict=True)):
         if need and x is not None:
             # The rows of self-loops that were replaced are not written to, and without queries none
-            make = torch.zeros if i > 3 or not log_sum_exp.numel() else torch.empty
+            make = torch.zeros if i > 3 or not total.numel() else torch.empty
             grads[i] = make(x.shape, dtype=x.dtype, device=x.device)
-    if not log_sum_exp.numel():
+    if not total.numel():
         return grads
-    grad_output, grad_log_sum_exp, output, log_sum_exp = (
-        x.contiguous() for x in (grad_output, grad_log_sum_exp, output, log_sum_exp)
+    grad_output, grad_log_sum_exp, output, maximum, total = (
+        x.contiguous() for x in (grad_output, grad_log_sum_exp, output, maximum, total)
     )
     settings = p.settings()
-    mean = torch.empty_like(log_sum_exp)
+    mean = torch.empty_like(total)
     heads, rows = _tile(p.heads, p.value.shape[2], _MOST_ROWS)
     mean_rows[triton.cdiv(len(mean), rows), triton.cdiv(p.heads, heads)](
         grad_output, output, grad_log_sum_exp, mean, len(mean), p.heads, p.value.shape[2],
         ACC=settings["ACC"], ROWS=rows, HEADS=heads, WIDTH=padded(p.value.shape[2]),
     )  # fmt: skip
-    of_rows = grad_output, log_sum_exp, mean
+    of_rows = grad_output, maximum, total, mean
     grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
     if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
         side = side_of(p.edges, "query")
@@ -156,17 +159,17 @@ def combine(
     side: Side,
     parts: Tensor | None,
     x: Tensor | None,
-    part_log_sum_exp: Tensor | None = None,
-    log_sum_exp: Tensor | None = None,
+    of_parts: Sequence[Tensor | None] = (None, None),
+    statistics: Sequence[Tensor | None] = (None, None, None),
 ) -> None:
-    """Merge the partial results of rows that were cut."""
+    """Merge the partial results of rows that were cut: sums, or means and their statistics."""
     if parts is None or x is None:
         return
     _, heads, width = parts.shape
     block, together = _tile(heads, width, _MOST_PARTS)
     items = side.items
     combine_rows[len(items.split_row), triton.cdiv(heads, block)](
-        items.split_row, items.split_pointer, parts, part_log_sum_exp, x, log_sum_exp, heads, width,
+        items.split_row, items.split_pointer, parts, *of_parts, x, *statistics, heads, width,
         ACC=ACC[parts.dtype], PARTS=together, HEADS=block, WIDTH=padded(width),
     )  # fmt: skip
 
