@@ -10,8 +10,8 @@ from torch import Tensor
 
 from attn_core.dropout import draw_seed
 from attn_core.gpu import DTYPES
-from attn_core.normalizers import Normalizer
-from attn_core.scores import Formula, Score
+from attn_core.normalizers import Normalizer, Softmax, scaled
+from attn_core.scores import Additive, Formula, Score
 from attn_core.supports.base import Support, broadcasts_to
 from attn_core.supports.dense import Dense
 from attn_core.supports.edges import Edges, PendingEdges
@@ -121,6 +121,33 @@ class Call:
             return self
         key, value = (x.repeat_interleave(heads // x.shape[-2], dim=-2) for x in (key, value))
         return self._with(key=key, value=value)
+
+    def without_temperature(self) -> Call:
+        """The same softmax with its temperature in the query of a product, or in the vector."""
+        normalizer, formula = self.normalizer, self.formula
+        if not isinstance(normalizer, Softmax) or formula is None:
+            return self
+        temperature, key = normalizer.temperature, self.key
+        if not isinstance(temperature, Tensor):
+            if temperature == 1:
+                return self
+            temperature = key.new_tensor(temperature)
+        factor = 1 / temperature.expand(self.heads)  # [H]
+        changes: dict[str, Any] = {"normalizer": Softmax()}
+        if formula.kind == "dot" and self.query is not None:
+            changes["query"] = self.query * factor[:, None].to(self.query.dtype)
+        else:
+            vector = key.new_ones(self.heads, key.shape[-1])
+            vector = vector if formula.vector is None else formula.vector
+            score = Additive(
+                vector * factor[:, None].to(vector.dtype), formula.kind, formula.constant
+            )
+            changes |= {"score": score, "formula": score.formula()}
+        if self.bias is not None:
+            pairs = isinstance(self.support, (Pairs, PendingEdges))
+            per_head = factor if pairs else factor[:, None, None]
+            changes["bias"] = scaled(self.bias, per_head.to(self.bias.dtype))
+        return self._with(**changes)
 
     def with_score(self, score: Score) -> Call:
         """The same call with another way to compute the same scores."""

@@ -29,6 +29,8 @@ _KERNELS: dict[type, tuple[Any, ...]] = {
     PendingEdges: (edge_attention,),
 }
 
+_FOLDED = Dense, Window
+
 __all__ = ["attend", "edge_sums", "fastest", "steps", "weights"]
 
 
@@ -50,6 +52,9 @@ def fastest(call: Call) -> Callable[[Call], Attended]:
 
 def attend(call: Call) -> Attended:
     """A prepared call by the fastest implementation that serves it."""
+    temperature = getattr(call.normalizer, "temperature", None)
+    if isinstance(temperature, Tensor) and steps() is _OPS and isinstance(call.support, _FOLDED):
+        call = call.without_temperature()  # which would keep the scores of all pairs
     run = fastest(call)
     if run is sdpa.run:  # which alone takes keys that several heads share as they are
         return run(call)

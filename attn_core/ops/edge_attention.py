@@ -20,7 +20,7 @@ from attn_core.backends import cpu, csr, triton
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.call import Attended, Call
 from attn_core.dropout import dropout_scale
-from attn_core.normalizers import Softmax, scaled
+from attn_core.normalizers import Softmax
 from attn_core.ops.twice import differentiated
 from attn_core.scores import Additive, Dot, Score
 from attn_core.supports.edges import Edges, PendingEdges
@@ -56,6 +56,7 @@ def run(call: Call) -> Attended:
 
 def problem_of(call: Call) -> Problem:
     """A prepared call as the op knows it."""
+    call = call.without_temperature()
     support, formula = call.support, call.formula
     assert formula is not None
     if isinstance(support, PendingEdges):
@@ -66,23 +67,10 @@ def problem_of(call: Call) -> Problem:
         # The Edges may be gone when backward looks for them, and new ones would not know this
         pair_id = support.source_id if call.dropout > 0 and support.given is not support else None
     kind, constant, vector = formula
-    query, bias = call.query, call.bias
-    assert isinstance(call.normalizer, Softmax)
-    temperature = call.normalizer.temperature
-    if isinstance(temperature, Tensor) or temperature != 1:  # of the score's factor, or its vector
-        if not isinstance(temperature, Tensor):
-            temperature = call.key.new_tensor(temperature)
-        factor = 1 / temperature.expand(call.key.shape[1])
-        if kind == "dot" and query is not None:
-            query = query * factor[..., None].to(query.dtype)
-        else:
-            vector = call.key.new_ones(call.key.shape[1:]) if vector is None else vector
-            vector = vector * factor[..., None].to(vector.dtype)
-        bias = None if bias is None else scaled(bias, factor.to(bias.dtype))
     return Problem(
-        query, call.key, call.value, vector, bias, call.pair_key, call.pair_value, edge_index,
-        support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout, call.seed,
-        pair_id,
+        call.query, call.key, call.value, vector, call.bias, call.pair_key, call.pair_value,
+        edge_index, support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout,
+        call.seed, pair_id,
     )  # fmt: skip
 
 
