@@ -70,15 +70,17 @@ def problem_of(call: Call) -> Problem:
     assert isinstance(call.normalizer, Softmax)
     temperature = call.normalizer.temperature
     if isinstance(temperature, Tensor) or temperature != 1:  # of the score's factor, or its vector
+        # In float32 at least, as are the weights that are computed with it one by one
+        wide = torch.promote_types(call.key.dtype, torch.float32)
         if not isinstance(temperature, Tensor):
-            temperature = call.key.new_tensor(temperature)
-        factor = 1 / temperature.expand(call.key.shape[1])
+            temperature = call.key.new_tensor(temperature, dtype=wide)
+        factor = 1 / temperature.to(wide).expand(call.key.shape[1])
         if kind == "dot" and query is not None:
-            query = query * factor[..., None].to(query.dtype)
+            query = query * factor[..., None]
         else:
             vector = call.key.new_ones(call.key.shape[1:]) if vector is None else vector
-            vector = vector * factor[..., None].to(vector.dtype)
-        bias = None if bias is None else scaled(bias, factor.to(bias.dtype))
+            vector = vector * factor[..., None]
+        bias = None if bias is None else scaled(bias, factor)
     return Problem(
         query, call.key, call.value, vector, bias, call.pair_key, call.pair_value, edge_index,
         support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout, call.seed,
