@@ -128,25 +128,24 @@ class Call:
         if not isinstance(normalizer, Softmax) or formula is None:
             return self
         temperature, key = normalizer.temperature, self.key
+        # In float32 at least, as are the weights that are computed with it one by one
+        wide = torch.promote_types(key.dtype, torch.float32)
         if not isinstance(temperature, Tensor):
             if temperature == 1:
                 return self
-            temperature = key.new_tensor(temperature)
-        factor = 1 / temperature.expand(self.heads)  # [H]
+            temperature = key.new_tensor(temperature, dtype=wide)
+        factor = 1 / temperature.to(wide).expand(self.heads)  # [H]
         changes: dict[str, Any] = {"normalizer": Softmax()}
         if formula.kind == "dot" and self.query is not None:
-            changes["query"] = self.query * factor[:, None].to(self.query.dtype)
+            changes["query"] = self.query * factor[:, None]
         else:
-            vector = key.new_ones(self.heads, key.shape[-1])
-            vector = vector if formula.vector is None else formula.vector
-            score = Additive(
-                vector * factor[:, None].to(vector.dtype), formula.kind, formula.constant
-            )
+            vector = formula.vector
+            vector = key.new_ones(self.heads, key.shape[-1]) if vector is None else vector
+            score = Additive(vector * factor[:, None], formula.kind, formula.constant)
             changes |= {"score": score, "formula": score.formula()}
         if self.bias is not None:
             pairs = isinstance(self.support, (Pairs, PendingEdges))
-            per_head = factor if pairs else factor[:, None, None]
-            changes["bias"] = scaled(self.bias, per_head.to(self.bias.dtype))
+            changes["bias"] = scaled(self.bias, factor if pairs else factor[:, None, None])
         return self._with(**changes)
 
     def with_score(self, score: Score) -> Call:

@@ -145,7 +145,7 @@ class Softmax(Normalizer, name="softmax"):
 
     def cooled(self, scores: Tensor, rows: Rows) -> Tensor:
         if isinstance(self.temperature, Tensor):
-            return scaled(scores, 1 / rows.per_head(self.temperature))
+            return scaled(scores, 1 / rows.per_head(self.temperature).to(scores.dtype))
         return scores if self.temperature == 1 else scores / self.temperature
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:

@@ -206,7 +206,7 @@ def fuzz() -> None:
                 if isinstance(x, Tensor):
                     changes = list(CHANGES.values())
                 for change in changes:
-                    for seconds in range(4):
+                    for seconds in range(2):
                         given = arguments(name, numbers)
                         named = list(given)
                         for which in [argument, *(

@@ -373,3 +373,20 @@ def test_queries_without_pairs_and_wrong_ones() -> None:
         choose(torch.tensor([[1]]))
     with pytest.raises(TypeError, match="support is Dense"):
         weights(x, x, score=Dot(), support=Dense(), queries=torch.tensor([1]))
+
+
+@pytest.mark.parametrize("name", ["dot", "leaky"])
+@pytest.mark.parametrize("given", ["number", "tensor"])
+def test_a_temperature_of_half_types_is_divided_by_in_float32(name: str, given: str) -> None:
+    """The op's log-sum-exp and the weights recomputed from it know the same factor."""
+    torch.manual_seed(0)
+    query, key, value = (10 * torch.randn(3, NODES, HEADS, WIDTH)).bfloat16()
+    vector, temperature = torch.randn(HEADS, WIDTH).bfloat16(), torch.tensor([0.7, 1.3]).bfloat16()
+    normalizer = Softmax(0.7 if given == "number" else temperature)
+    axes: Any = {"score": SCORES[name](vector), "normalizer": normalizer, "support": Edges(PAIRS)}
+    found = attend(query, key, value, **axes, need_weights=True)
+    with backend("reference"):
+        expected = attend(query, key, value, **axes, need_weights=True)
+    assert found.weights is not None and expected.weights is not None
+    assert torch.allclose(found.weights, expected.weights, atol=1e-2, rtol=0)
+    assert torch.allclose(found.output, expected.output, atol=0.1, rtol=1e-2)
