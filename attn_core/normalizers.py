@@ -227,12 +227,12 @@ class Entmax(Normalizer, name="entmax"):
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         if isinstance(self.alpha, Tensor):
-            return _bisect(scores, rows, rows.per_head(self.alpha.to(scores.dtype)))
+            return _bisect(scores, rows, rows.per_head(self.alpha))
         if self.alpha == 1.5:
             return _entmax15(scores, rows)
         if self.alpha in (1, 2):
             return (Softmax() if self.alpha == 1 else Sparsemax()).normalize(scores, rows)
-        return _bisect(scores, rows, scores.new_tensor(self.alpha))
+        return _bisect(scores, rows, scores.new_tensor(self.alpha, dtype=torch.float64))
 
 
 class HardLogProb(NamedTuple):
@@ -426,9 +426,13 @@ def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
 
     With λ₀ the solution, a constant, `λ₀ - f(λ₀) / f'(λ₀)` equals λ₀ and has the derivatives that
     the implicit function theorem gives to λ; a second step makes the second derivatives right too.
+
+    All in float64: above α = 2 small weights are roots of 1 + u, where float32 has few digits.
     """
+    dtype, scores, alpha = scores.dtype, scores.double(), alpha.double()
     exists = scores != -math.inf
-    z = torch.where(exists, scores - rows.spread(_largest(scores, rows)), 0)
+    largest = rows.spread(_largest(scores, rows))
+    z = torch.where(exists, scores - largest, 0)
     less_one = alpha - 1
 
     def lift(lam: Tensor, ratio: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -448,7 +452,7 @@ def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
         v = less_one * log_n
         most = log_n * torch.where(v == 0, 1, -torch.expm1(-v) / torch.where(v == 0, 1, v))
         lam = torch.zeros_like(most)
-        for step in range(1, 60 if z.dtype == torch.float64 else 30):
+        for step in range(1, 60 if dtype == torch.float64 else 40):
             middle = lam + most * 0.5**step
             lam = torch.where(rows.sum(lift(middle, _log_ratio)[0]) >= 1, middle, lam)
     for _ in range(2):
@@ -456,7 +460,8 @@ def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
         slope = rows.sum(slopes)
         newton = (rows.sum(weights) - 1) / torch.where(slope == 0, 1, slope)
         lam = lam + torch.where(slope == 0, 0, newton)
-    return lift(lam, _smooth_log_ratio)[0]
+    weights = lift(lam, _smooth_log_ratio)[0] + 0 * largest  # NaN of a row, at all its pairs
+    return weights.to(dtype)
 
 
 def _log_ratio(u: Tensor) -> Tensor:

@@ -10,13 +10,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, graph, seq2seq, sequence
+from benchmarks import gpu, graph, scales, seq2seq, sequence
 from benchmarks._report import Report, write
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.options import number
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> Report`
-BENCHMARKS = {"sequence": sequence, "seq2seq": seq2seq, "graph": graph, "gpu": gpu}
+BENCHMARKS = {
+    "sequence": sequence,
+    "seq2seq": seq2seq,
+    "graph": graph,
+    "gpu": gpu,
+    "scales": scales,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

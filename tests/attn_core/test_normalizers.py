@@ -371,3 +371,72 @@ def test_bad_parameters() -> None:
             Entmax(alpha)
     with pytest.raises(TypeError, match=r"mask has dtype torch.float32; expected bool"):
         Softmax().dense(torch.zeros(2), torch.ones(2))
+
+
+ALPHAS = (1 + 1e-6, 1.00001, 1.001, 1.1, 1.3, 1.7, 2.5, 4.0)
+BELOW = (0.3, 0.5, 0.9, 0.999)
+
+
+def truth(scores: Tensor, alpha: float) -> Tensor:
+    """α-entmax in float64: 200 halvings of an interval for τ, of weights as they are defined."""
+    z, power = scores.double(), alpha - 1
+    z = z - z.amax(-1, keepdim=True)
+
+    def of(lam: Tensor) -> Tensor:
+        u = power * (z - lam)
+        return torch.where(u > -1, (torch.log1p(u.clamp(min=-1 + 1e-300)) / power).exp(), 0)
+
+    low = torch.zeros_like(z[..., :1])
+    high = low + z.shape[-1]
+    while (of(high).sum(-1, keepdim=True) > 1).any():
+        high = 2 * high
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = of(middle).sum(-1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return of(low)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS + BELOW)
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("size", [0.1, 3.0, 100.0])
+def test_bisection_is_right_in_float32(alpha: float, learned: bool, size: float) -> None:
+    torch.manual_seed(0)
+    scores = size * torch.randn(20, 30)
+    normalizer = Entmax(torch.tensor(alpha) if learned else alpha)
+    expected = truth(scores, float(torch.tensor(alpha)))
+    index = torch.arange(20).repeat_interleave(30)
+    for found in (normalizer.dense(scores), normalizer.segment(scores.view(-1), index, 20)):
+        found = found.view(20, 30).double()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.sum(-1), torch.ones(20).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [*ALPHAS, *BELOW, 1.0])
+def test_gradients_of_bisection_are_right_in_float32(alpha: float) -> None:
+    """Those of the scores and of α, which cancels near 1, against differences of the truth."""
+    torch.manual_seed(0)
+    scores, factor = 2 * torch.randn(5, 8), torch.randn(5, 8)
+    given = scores.clone().requires_grad_(), torch.tensor(alpha, requires_grad=True)
+    loss = (Entmax(given[1]).dense(given[0]) * factor).sum()
+    of_scores, of_alpha = torch.autograd.grad(loss, given)
+    exactly = float(given[1].detach())
+
+    def at(scores: Tensor, alpha: float) -> float:
+        weights = truth(scores, alpha) if alpha != 1 else scores.double().softmax(-1)
+        return float((weights * factor.double()).sum())
+
+    step = 1e-4
+    middle = (at(scores, exactly + step) - at(scores, exactly - step)) / (2 * step)
+    assert of_alpha.item() == pytest.approx(middle, rel=1e-3, abs=1e-4)
+    direction = torch.randn(5, 8).double()
+    step = 1e-6
+    ends = [at(scores.double() + sign * step * direction, exactly) for sign in (1, -1)]
+    slope = float((of_scores.double() * direction).sum())
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+
+
+def test_alpha_of_one_is_softmax() -> None:
+    scores = 3 * torch.randn(4, 9)
+    for alpha in (1, 1.0, torch.tensor(1.0)):
+        torch.testing.assert_close(Entmax(alpha).dense(scores), scores.softmax(-1))

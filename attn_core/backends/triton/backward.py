@@ -225,8 +225,8 @@ def by_key(
             logit += numbers(bias, pair, bias_row, bias_head, ok, head, head_ok, ACC)
         if seed is not None:
             scale = kept(seed, edge_id, slot, ok, head, threshold, keep_scale, ACC)
-        weight, grad_logit = weights_and_grads(logit, largest, node_total, node_mean, grad, x, scale,
-                                               ok, head_ok)  # fmt: skip
+        weight, grad_logit = weights_and_grads(logit, largest, node_total, node_mean, grad, x,
+                                               scale, ok, head_ok)  # fmt: skip
         if grad_value is not None:
             sum_value += weight[:, :, None] * grad
         if grad_key is not None:
