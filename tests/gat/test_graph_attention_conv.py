@@ -566,9 +566,11 @@ def test_its_repr_says_what_it_is() -> None:
          "score is location, which has a logit for each position, but nodes have no order: choose "
          "another score"),
         (lambda: build(4, 3, score=3), TypeError,
-         "score is 3; expected a name or an attn_core.Score"),
+         "score is 3; known ones are dot, scaled_dot, cosine, general, additive, concat, "
+         "separable, location, or pass an attn_core.Score"),
         (lambda: build(4, 3, normalizer=torch.softmax), TypeError,
-         f"normalizer is {torch.softmax!r}; expected a name or an attn_core.Normalizer"),
+         f"normalizer is {torch.softmax!r}; known ones are softmax, sparsemax, entmax, hard, "
+         "identity, or pass an attn_core.Normalizer"),
         (lambda: build(4, 3, normalizer="max"), ValueError,
          "normalizer is 'max'; known ones are softmax, sparsemax, entmax, hard, identity, or pass "
          "an attn_core.Normalizer"),
