@@ -17,6 +17,7 @@ from sacrebleu import corpus_bleu
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attn_core import Score
 from datasets import (
     Batch,
     Batches,
@@ -55,10 +56,7 @@ from sequence_attn.seq2seq import (
 from sequence_attn.seq2seq.models import POSITIONS
 
 KINDS = ("bahdanau", "luong", "context_only", "grammar", "rnn", "transformer")
-SCORES = (
-    *("additive", "concat", "general", "dot", "scaled_dot", "cosine", "separable", "location"),
-    *("local-m", "local-p", "hard"),
-)
+SCORES = (*Score.named, "local-m", "local-p", "hard")
 NORMALIZERS = ("softmax", "sparsemax", "entmax")
 SCHEDULES = ("constant", "inverse-sqrt", "cosine")
 Model = EncoderDecoder[Any]

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch_geometric.data import Batch, Data
 
+from attn_core import Normalizer, Score
 from examples._baselines import Baseline, baselines
 from examples._pictures import save_pictures
 from examples.shared.files import (
@@ -73,8 +74,8 @@ NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agn
 ATTENTION = ("heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping")
 PARTS = ("score", "normalizer")
 CHOICES = ("gat", "gatv2", "transformer", "agnn")
-SCORES = ("additive", "concat", "cosine", "dot", "general", "scaled_dot", "separable")
-NORMALIZERS = ("softmax", "sparsemax", "entmax", "hard", "identity")
+SCORES = [name for name in Score.named if name != "location"]  # nodes have no order
+NORMALIZERS = list(Normalizer.named)
 # A model as a GraphAttention, in which its score and its normaliser can be replaced.
 AS_ATTENTION: dict[str, dict[str, Any]] = {
     "gat": {"score": "separable", "share_weights": True, "value_projection": False},

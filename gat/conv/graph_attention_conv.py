@@ -126,18 +126,13 @@ class GraphAttentionConv(ProjectingConv):
         self.fill_value = check_fill_value(fill_value)
         self.share_weights = share_weights
         self.residual = residual
-        for name, part, kind in (("score", score, Score), ("normalizer", normalizer, Normalizer)):
-            if not isinstance(part, (str, kind)):
-                raise TypeError(
-                    f"{name} is {part!r}; expected a name or an attn_core.{kind.__name__}"
-                )
         self.score_name = score if isinstance(score, str) else None
         if score == "location" or isinstance(score, Location):
             raise ValueError(
                 "score is location, which has a logit for each position, but nodes have no order: "
                 "choose another score"
             )
-        self._score = named_score(score, heads, out_channels) if isinstance(score, str) else score
+        self._score = named_score(score, heads, out_channels)
         if activation is not None:
             self._score = _with_activation(self._score, self.score_name, activation)
         self._normalizer = named_normalizer(normalizer)

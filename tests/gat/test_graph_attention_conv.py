@@ -27,6 +27,8 @@ from attn_core import (
     Hard,
     Identity,
     Location,
+    Normalizer,
+    Score,
     Softmax,
     Sparsemax,
     attend,
@@ -557,8 +559,7 @@ def test_its_repr_says_what_it_is() -> None:
     ("call", "error", "message"),
     [
         (lambda: build(4, 3, score="best"), ValueError,
-         "score is 'best'; known ones are dot, scaled_dot, cosine, general, additive, concat, "
-         "separable, location, or pass an attn_core.Score"),
+         f"score is 'best'; known ones are {', '.join(Score.named)}, or pass an attn_core.Score"),
         (lambda: build(4, 3, score="location"), ValueError,
          "score is location, which has a logit for each position, but nodes have no order: choose "
          "another score"),
@@ -566,12 +567,13 @@ def test_its_repr_says_what_it_is() -> None:
          "score is location, which has a logit for each position, but nodes have no order: choose "
          "another score"),
         (lambda: build(4, 3, score=3), TypeError,
-         "score is 3; expected a name or an attn_core.Score"),
+         f"score is 3; known ones are {', '.join(Score.named)}, or pass an attn_core.Score"),
         (lambda: build(4, 3, normalizer=torch.softmax), TypeError,
-         f"normalizer is {torch.softmax!r}; expected a name or an attn_core.Normalizer"),
-        (lambda: build(4, 3, normalizer="max"), ValueError,
-         "normalizer is 'max'; known ones are softmax, sparsemax, entmax, hard, identity, or pass "
+         f"normalizer is {torch.softmax!r}; known ones are {', '.join(Normalizer.named)}, or pass "
          "an attn_core.Normalizer"),
+        (lambda: build(4, 3, normalizer="max"), ValueError,
+         f"normalizer is 'max'; known ones are {', '.join(Normalizer.named)}, or pass an "
+         "attn_core.Normalizer"),
         (lambda: build(4, 3, score="dot", activation="tanh"), ValueError,
          "activation is 'tanh', but belongs to the scores 'additive', 'concat' and 'separable' by "
          "name; score is dot"),
