@@ -4,7 +4,8 @@ A score is a small immutable object that is handed its parameters; the layer tha
 them. `pair` is the definition, written once for tensors that broadcast against each other.
 `prepare` does once per token what need not be done once per pair, and returns the simpler score
 that is left: every score but Location comes down to a dot product or to an additive one, so two
-kernels serve them all.
+kernels serve them all. All scores stand in this one file, each in one place, which therefore has
+more than 500 lines.
 
 Shapes: queries `[..., Tq, H, D]`, keys `[..., Tk, H, D]` (`[N, H, D]` on a graph), logits
 `[..., H, Tq, Tk]` over dense supports and `[E, H]` over edges; `H` heads, `D` channels per head.
