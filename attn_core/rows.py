@@ -135,9 +135,10 @@ class EdgeRows:
         return places.view(-1, *[1] * (x.dim() - 1))
 
     def descending(self, x: Tensor) -> tuple[Tensor, Tensor, Rows]:
-        # Sort by value, then stably by row: rows keep their places, which are the same in each head
+        # Sort by value, then by row: rows keep their places, which are the same in each head. ONNX
+        # knows no stable sort, so that numbers of which none are equal stand for the rows
         by_value = x.argsort(0, descending=True)
-        by_row = self.index[by_value].argsort(dim=0, stable=True)
+        by_row = (self.index[by_value] * x.shape[0] + self.places(x)).argsort(0)
         order = by_value.gather(0, by_row)
         rows = EdgeRows(self.index.sort().values, self.num)
         # Of the shape: len() would ask torch.compile for a number that depends on the data
@@ -151,4 +152,5 @@ class EdgeRows:
 
     def starts(self) -> Tensor:
         """Where each row begins, once the pairs are sorted by row."""
-        return torch.searchsorted(self.index, torch.arange(self.num, device=self.index.device))
+        sizes = self.index.new_zeros(self.num).index_add(0, self.index, torch.ones_like(self.index))
+        return sizes.cumsum(0) - sizes

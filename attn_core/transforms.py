@@ -1,4 +1,4 @@
-"""What is watching a computation: torch.compile, torch.func, forward-mode differentiation."""
+"""What is watching a computation: torch.compile, torch.func, forward-mode AD, an ONNX export."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def is_transformed() -> bool:
     """Whether torch.func or forward-mode AD is at work, which plain torch alone can follow."""
     # Of the ways to ask, the depth of the stack is the one that torch.compile understands
     return transform_depth() > 0 or forward_ad._current_level >= 0
+
+
+def needs_plain_torch() -> bool:
+    """Whether none of our ops may run: transforms cannot follow them, and ONNX does not know them.
+
+    ONNX programs are traced by torch.export first, under the exporter's own flag.
+    """
+    exporting = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+    return exporting or is_transformed()
 
 
 def values_are_visible() -> bool:

@@ -18,7 +18,7 @@ from attn_core.ops import additive, edge_attention, edge_sums
 from attn_core.ops.steps import OpSteps
 from attn_core.reference import Steps
 from attn_core.supports import Dense, Edges, PendingEdges, Window
-from attn_core.transforms import is_transformed
+from attn_core.transforms import needs_plain_torch
 
 _REFERENCE, _OPS = Steps(), OpSteps()
 # What computes calls over each kind of support: the first that serves one
@@ -36,12 +36,12 @@ __all__ = ["attend", "edge_sums", "fastest", "steps", "weights"]
 
 def steps() -> Steps:
     """The three steps, one by one: by ops, or by the definition where nothing else may run."""
-    return _REFERENCE if compiled.is_reference() or is_transformed() else _OPS
+    return _REFERENCE if compiled.is_reference() or needs_plain_torch() else _OPS
 
 
 def fastest(call: Call) -> Callable[[Call], Attended]:
     """The fastest implementation that serves a prepared call."""
-    if compiled.is_reference() or is_transformed():
+    if compiled.is_reference() or needs_plain_torch():
         return _REFERENCE.attend
     for kernel in _KERNELS.get(type(call.support), ()):
         if kernel.serves(call):

@@ -20,12 +20,12 @@ from attn_core.backends.cpu import pairs
 from attn_core.graph.grouping import grouping_of
 from attn_core.normalizers import Entmax, Normalizer, Softmax, use_over_edges
 from attn_core.rows import EdgeRows
-from attn_core.transforms import is_transformed
+from attn_core.transforms import needs_plain_torch
 
 
 def serves(x: Tensor) -> bool:
     """Whether the reductions gain anything for such numbers."""
-    return gpu.serves(x) and not is_transformed()
+    return gpu.serves(x) and not needs_plain_torch()
 
 
 def sums(x: Tensor, index: Tensor, num: int) -> Tensor:
@@ -87,8 +87,11 @@ def normalize(
     alpha = normalizer.entmax_alpha()
     if not isinstance(rows, Segments):
         rows = Segments(rows.index, rows.num, rows.exists)
-    served = gpu.serves(scores) or pairs.serves_rows(scores)
-    if alpha is None or is_transformed() or not served:
+    if (
+        alpha is None
+        or needs_plain_torch()
+        or not (gpu.serves(scores) or pairs.serves_rows(scores))
+    ):
         if need_log_sum_exp and isinstance(normalizer, Softmax):
             return normalizer.with_log_sum_exp(scores, rows)
         return normalizer.normalize(scores, rows), None

@@ -1,8 +1,7 @@
-"""The graph layers under torch.compile, torch.func, torch.export, checkpointing and DDP."""
+"""The graph layers under torch.compile, torch.func, checkpointing and DDP."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -227,36 +226,6 @@ def test_forward_mode_gives_the_directional_derivative(conv: Any) -> None:
     step = 1e-6 * direction
     expected = (layer(x + step, EDGES) - layer(x - step, EDGES)) / 2e-6
     torch.testing.assert_close(derivative, expected, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("conv", "strict", "edge_dim"),
-    [
-        (GATConv, True, 2),
-        (GATConv, False, None),
-        (GATv2Conv, True, None),
-        (GATv2Conv, False, 2),
-        (TransformerConv, True, None),
-        (TransformerConv, False, 2),
-    ],
-)
-def test_an_exported_layer_serves_graphs_of_other_sizes(
-    conv: Any, strict: bool, edge_dim: int | None
-) -> None:
-    layer = conv(4, 3, heads=2, edge_dim=edge_dim)
-    inputs = [(x, pairs, *([edge_attr] if edge_dim else [])) for x, pairs, edge_attr in graphs(2)]
-    nodes, edges = torch.export.Dim("nodes"), torch.export.Dim("edges")
-    shapes = {
-        "x": {0: nodes},
-        "edge_index": {1: edges},
-        **({"edge_attr": {0: edges}} if edge_dim else {}),
-    }
-    exported = torch.export.export(layer, inputs[0], dynamic_shapes=shapes, strict=strict)
-    file = io.BytesIO()
-    torch.export.save(exported, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    torch.testing.assert_close(loaded(*inputs[1]), layer(*inputs[1]))
 
 
 @pytest.mark.parametrize("conv", MAIN)

@@ -1,8 +1,7 @@
-"""torch.export with any batch and any time, and torch.compile with two graphs for all of them."""
+"""torch.export and ONNX with any batch and any time, torch.compile with two graphs for them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.export import Dim
 
 from sequence_attn import (
     ALiBi,
@@ -215,6 +213,7 @@ RECURRENT: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "context_only": (recurrent(lambda: context_only(D, D, D)), tokens_unpadded),
     "plain": (recurrent(lambda: plain(D, D, D)), tokens_unpadded),
 }
+SIZES = (3, 5, 7), (2, 4, 6), (4, 9, 8)
 # One case for each layer
 COMPILED = (
     "Attention, causal",
@@ -238,39 +237,46 @@ COMPILED = (
     "RotaryPositions",
     "T5RelativeBias",
 )
-
-
-def dynamic(one: Any, other: Any) -> Any:
-    """Of two sets of inputs, the dimensions that differ."""
-    if isinstance(one, Tensor):
-        pairs = enumerate(zip(one.shape, other.shape, strict=True))
-        return {i: Dim.DYNAMIC for i, (a, b) in pairs if a != b}
-    return None
-
-
-def check_export(layer: nn.Module, inputs: Inputs, *sizes: tuple[int, int, int]) -> None:
-    """Export with the first sizes, in which what differs from the second is free; try them all."""
-    (args, given), (other_args, other) = inputs(*sizes[0]), inputs(*sizes[1])
-    names = list(inspect.signature(layer.forward).parameters)[: len(args)]
-    shapes = dict(zip(names, map(dynamic, args, other_args), strict=True))
-    shapes |= {name: dynamic(value, other[name]) for name, value in given.items()}
-    exported = torch.export.export(layer, args, given, dynamic_shapes=shapes).module()
-    for some in sizes:
-        args, given = inputs(*some)
-        torch.testing.assert_close(exported(*args, **given), layer(*args, **given))
+# An export to ONNX takes some two seconds
+IN_ONNX = (
+    "Attention, sparsemax",
+    "Attention, causal",
+    "BahdanauAttention",
+    "HardAttention",
+    "LocalAttention, predictive",
+    "RestrictedSelfAttention",
+    "MultiHead, grouped",
+    "MultiHead, window",
+    "MultiHeadAttention",
+    "TransformerEncoder, left padded T5",
+    "TransformerDecoder",
+    "Transformer",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_exports_with_any_batch_and_time(name: str) -> None:
+def test_exports_with_any_batch_and_time(name: str, check_export: Any) -> None:
     make, inputs = CASES[name]
-    check_export(make().eval(), inputs, (3, 5, 7), (2, 4, 6), (4, 9, 8))
+    check_export(make().eval(), *(inputs(*sizes) for sizes in SIZES))
+
+
+@pytest.mark.parametrize("name", IN_ONNX)
+def test_onnxruntime_gives_the_same_with_any_batch_and_time(name: str, check_onnx: Any) -> None:
+    make, inputs = CASES[name]
+    check_onnx(make().eval(), *(inputs(*sizes) for sizes in SIZES))
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self")  # torch's cells, of their own
 @pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_models_export_with_any_batch(name: str) -> None:
+def test_recurrent_models_export_with_any_batch(name: str, check_export: Any) -> None:
     make, inputs = RECURRENT[name]
-    check_export(make().eval(), inputs, (3, 5, 7), (2, 5, 7), (4, 5, 7))
+    check_export(make().eval(), *(inputs(batch, 5, 7) for batch in (3, 2, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self")
+def test_onnxruntime_gives_the_same_as_a_recurrent_model_with_any_batch(check_onnx: Any) -> None:
+    make, inputs = RECURRENT["bahdanau"]
+    check_onnx(make().eval(), *(inputs(batch, 5, 7) for batch in (3, 2, 4)))
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -279,7 +285,7 @@ def test_compiles_two_graphs_for_any_batch_and_time(name: str) -> None:
     make, inputs = CASES[name]
     layer, counter = make().eval(), CompileCounterWithBackend("eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
-    for sizes in ((3, 5, 7), (2, 4, 6), (4, 9, 8)):
+    for sizes in SIZES:
         args, given = inputs(*sizes)
         torch.testing.assert_close(compiled(*args, **given), layer(*args, **given))
     assert counter.frame_count <= 2
