@@ -93,7 +93,9 @@ CASES = {
 def measure(name: str, scale: float, inputs: int = INPUTS) -> tuple[Errors, Errors]:
     """The errors of a layer of ours, and of its peer: root mean squares over some inputs."""
     both = zip(*(_measure(name, scale, seed) for seed in range(inputs)), strict=True)
-    ours, theirs = (Errors(*(math.hypot(*x) / inputs**0.5 for x in zip(*e))) for e in both)
+    ours, theirs = (
+        Errors(*(math.hypot(*x) / inputs**0.5 for x in zip(*e, strict=True))) for e in both
+    )
     return ours, theirs
 
 
