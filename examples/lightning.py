@@ -24,7 +24,7 @@ class Classifier(lightning.LightningModule):
     def __init__(self, in_channels: int, classes: int, **options: Any) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = GAT(in_channels, 8, classes, **options)
+        self.model = GAT(in_channels, 64, 2, classes, **{"heads": 8, "out_heads": 1} | options)
 
     def training_step(self, graph: Any, _: int) -> Tensor:
         logits = self.model(graph.x, graph.edge_index)

@@ -383,7 +383,11 @@ def test_a_temperature_of_half_types_is_divided_by_in_float32(name: str, given: 
     query, key, value = (10 * torch.randn(3, NODES, HEADS, WIDTH)).bfloat16()
     vector, temperature = torch.randn(HEADS, WIDTH).bfloat16(), torch.tensor([0.7, 1.3]).bfloat16()
     normalizer = Softmax(0.7 if given == "number" else temperature)
-    axes: Any = {"score": SCORES[name](vector), "normalizer": normalizer, "support": Edges(PAIRS)}
+    axes: Any = {
+        "score": SCORES[name](vector),
+        "normalizer": normalizer,
+        "support": Edges(PAIRS, NODES, NODES),
+    }
     found = attend(query, key, value, **axes, need_weights=True)
     with backend("reference"):
         expected = attend(query, key, value, **axes, need_weights=True)

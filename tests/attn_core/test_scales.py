@@ -87,7 +87,7 @@ def test_no_backward_pass_sees_a_weight_above_one(score: str, scale: float, usin
     if using == "triton":
         if scale not in scales.SCALES[::3]:
             pytest.skip("the interpreter is slow")
-        pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+        pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
         with kernels.on_cpu():
             seen = weights_seen()
     else:

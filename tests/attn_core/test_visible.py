@@ -70,7 +70,7 @@ each_length = pytest.mark.parametrize("length", [4, 50, 5000])
 @contextmanager
 def computed_by(using: str) -> Iterator[None]:
     if using == "triton":
-        pytest.importorskip("triton", reason="needs the extra gat[gpu]")
+        pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
     on_gpu = kernels.on_cpu() if using == "triton" else nullcontext()
     with on_gpu, backend("auto" if using == "triton" else using):
         yield

@@ -16,16 +16,16 @@ from gat import hub
 
 X, EDGES = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
 OPTIONS = {
-    "GAT": {"negative_slope": 0.1, "num_layers": 3, "heads": 2},
-    "GATv2": {"norm": True, "residual": True},
-    "GraphTransformer": {"jumping": "cat", "feed_forward": 16},
-    "AGNN": {"num_layers": 3},
+    "GAT": {"negative_slope": 0.1, "heads": 2},
+    "GATv2": {"norm": "layer_norm", "residual": True},
+    "GraphTransformer": {"jk": "cat", "feed_forward": 16},
+    "AGNN": {"dropout": 0.5},
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_comes_back_with_its_settings_and_numbers(name: str, tmp_path: Path) -> None:
-    model = getattr(hub, name)(4, 8, 3, **OPTIONS[name]).eval()
+    model = getattr(hub, name)(4, 8, 2, 3, **OPTIONS[name]).eval()
     model.save_pretrained(tmp_path)
     again = getattr(hub, name).from_pretrained(tmp_path)
     assert isinstance(again, getattr(gat, name)) and again.config == model.config
@@ -34,13 +34,13 @@ def test_comes_back_with_its_settings_and_numbers(name: str, tmp_path: Path) -> 
 
 
 def test_the_parameters_are_those_of_the_plain_model(tmp_path: Path) -> None:
-    model = hub.GAT(4, 8, 3)
-    gat.GAT(4, 8, 3).load_state_dict(model.state_dict())
+    model = hub.GAT(4, 8, 2, 3)
+    gat.GAT(4, 8, 2, 3).load_state_dict(model.state_dict())
 
 
 def test_the_card_gives_data_settings_and_scores(tmp_path: Path) -> None:
     told = {"data": "Cora, public split", "scores": {"test accuracy": "83.0 ± 0.4 %"}}
-    hub.GAT(4, 8, 3, heads=2).save_pretrained(tmp_path, model_card_kwargs=told)
+    hub.GAT(4, 8, 2, 3, heads=2).save_pretrained(tmp_path, model_card_kwargs=told)
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for line in (
         "- **Data**: Cora, public split",
