@@ -282,7 +282,7 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
             call(pointer=torch.tensor([0, 3, 2]))
         with pytest.raises(ValueError, match="multiple of 4"):
             call(other=torch.zeros(2, 1, 3))
-        with pytest.raises(ValueError, match="vector is (not|missing)"):
+        with pytest.raises(ValueError, match=r"vector is (not|missing)"):
             call(kind=1)
         with pytest.raises(ValueError, match="pair has a shape"):
             call(pair=torch.zeros(3, 1, 4))
@@ -290,5 +290,5 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
         sums(of_pair=torch.zeros(2, 1, 4))
     with pytest.raises(ValueError, match="given has a shape"):
         sums(given=torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="of_vector is (not|asked for)"):
+    with pytest.raises(ValueError, match=r"of_vector is (not|asked for)"):
         sums(of_vector=torch.zeros(1, 4))
