@@ -32,7 +32,8 @@ def count(function: Callable[[], Any]) -> tuple[int, int, int]:
     def profile(frame: Any, event: str, _: Any) -> None:
         nonlocal everything, ours, done
         code = frame.f_code
-        done = done or (code.co_name == "call" and code.co_filename == compiled.__file__)
+        if code.co_name == "call" and code.co_filename == compiled.__file__:
+            done = done or frame.f_locals.get("name") == "forward"  # not the sum over an index
         if event != "call" or done:
             return
         everything += 1
