@@ -14,9 +14,8 @@ def register(named: dict[str, Any], name: str | None, cls: type) -> None:
     if name is None:
         return
     taken = named.get(name)
-    if (
-        taken is not None and taken.__qualname__ != cls.__qualname__
-    ):  # dataclasses(slots) make twins
+    # A dataclass with slots is made twice, under one name
+    if taken is not None and taken.__qualname__ != cls.__qualname__:
         raise ValueError(f"name is {name!r}, which is that of {taken.__qualname__}: choose another")
     named[name] = cls
 

@@ -350,6 +350,7 @@ class Concat(Score, name="concat"):
             )
         for_query, for_key = self.weight.split([query.shape[-1], key.shape[-1]], dim=-1)
         query = _per_head("weight of Concat", for_query, query, axis=2)
+        key = _for_each_head(key, self.weight.shape[0])
         key = _per_head("weight of Concat", for_key, key, axis=2)
         if pair_key is not None:
             pair_key = _per_head("weight of Concat", for_key, pair_key, axis=2)
@@ -401,9 +402,13 @@ class Separable(Score, name="separable"):
         return Prepared(
             _sum(self.activation, self.negative_slope),
             None if query is None else self._reduce("query", query, self.query_vector),
-            self._reduce("key", key, self.key_vector),
+            self._reduce("key", self._of_heads(key), self.key_vector),
             None if pair_key is None else self._reduce("pair_key", pair_key, self.key_vector),
         )
+
+    def _of_heads(self, key: Tensor) -> Tensor:
+        vector = self.key_vector
+        return key if vector is None else _for_each_head(key, vector.shape[0])
 
     @staticmethod
     def _reduce(name: str, token: Tensor, vector: Tensor | None) -> Tensor:
@@ -505,6 +510,14 @@ def _same_width(score: Score, query: Tensor | None, key: Tensor) -> Tensor:
             f"{type(score).__name__} needs one width; project them, or use General or Concat"
         )
     return query
+
+
+def _for_each_head(key: Tensor, heads: int) -> Tensor:
+    """A key that several heads share, once for each of them, whose parameters differ."""
+    own = key.shape[-2]
+    if own in (0, 1, heads) or heads % own:
+        return key
+    return key.repeat_interleave(heads // own, dim=-2)
 
 
 def _per_head(name: str, weight: Tensor, token: Tensor, axis: int) -> Tensor:

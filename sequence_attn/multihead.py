@@ -271,7 +271,7 @@ class MultiHead(nn.Module):
         result = attend(
             heads,
             key,
-            self._for_queries(cache.value),
+            cache.value,
             score=self.score,
             normalizer=self.normalizer,
             support=support,
@@ -343,14 +343,14 @@ class MultiHead(nn.Module):
             support, bias = self._pairs(
                 query, key, mask, key_mask, key_lengths, causal, bias, where
             )
-            return query, self._for_queries(key), support, bias
+            return query, key, support, bias
         given = {"mask": mask, "key_mask": key_mask, "key_lengths": key_lengths}
         for name, argument in (given | {"causal": causal or None}).items():
             if argument is not None:
                 raise ValueError(
                     f"{name} is given beside support, which says by itself which pairs exist"
                 )
-        return query, self._for_queries(key), support, bias
+        return query, key, support, bias
 
     def _pairs(
         self,
@@ -392,12 +392,6 @@ class MultiHead(nn.Module):
             of_keys = positions.expand(*where.shape[:-1], -1)
             of_query = of_keys.gather(-1, where.clamp(0, key.shape[-3] - 1))
         return rotary(query, positions=of_query), rotary(key, positions=positions)
-
-    def _for_queries(self, tokens: Tensor) -> Tensor:
-        """Keys or values with a head for each of the queries."""
-        if self.key_heads == self.heads:
-            return tokens
-        return tokens.repeat_interleave(self.heads // self.key_heads, -2)
 
     def extra_repr(self) -> str:
         score = repr(self.score_name) if self.score_name else type(self._score).__name__

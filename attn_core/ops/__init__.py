@@ -41,13 +41,12 @@ def steps() -> Steps:
 
 def fastest(call: Call) -> Callable[[Call], Attended]:
     """The fastest implementation that serves a prepared call."""
-    if compiled.is_reference() or needs_plain_torch():
-        return _REFERENCE.attend
-    for kernel in _KERNELS.get(type(call.support), ()):
+    ways = steps()
+    for kernel in _KERNELS.get(type(call.support), ()) if ways is _OPS else ():
         if kernel.serves(call):
             found: Callable[[Call], Attended] = kernel.run
             return found
-    return _OPS.attend
+    return ways.attend
 
 
 def attend(call: Call) -> Attended:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attn_core import (
     Additive,
+    Concat,
     Dense,
     Dot,
     Edges,
@@ -20,6 +21,7 @@ from attn_core import (
     PendingEdges,
     ScaledDot,
     Score,
+    Separable,
     Softmax,
     Sparsemax,
     Window,
@@ -58,8 +60,13 @@ def tokens(heads: int, support: str) -> Tensor:
     return torch.randn(*batch, N, heads, D, dtype=torch.float64).requires_grad_()
 
 
+OF_HEADS = Separable(VECTOR, VECTOR), Concat(torch.randn(4, D, 2 * D).double(), VECTOR)
+
+
 @pytest.mark.parametrize("support", SUPPORTS)
-@pytest.mark.parametrize("score", [ScaledDot(), Additive(VECTOR), Distance(torch.ones(4))])
+@pytest.mark.parametrize(
+    "score", [ScaledDot(), Additive(VECTOR), Distance(torch.ones(4)), *OF_HEADS]
+)
 @pytest.mark.parametrize("groups", [(2, 2), (1, 4), (2, 4)])
 def test_heads_that_share_a_key_attend_as_if_each_had_its_own(
     support: str, score: Score, groups: tuple[int, int]
