@@ -29,3 +29,10 @@ else:
 def transform_depth() -> int:
     """How many transforms of torch.func are at work around this call."""
     return torch._C._functorch.get_dynamic_layer_stack_depth()
+
+
+# torch 2.9: an op may say that torch.compile must leave it out of its CUDA graphs. Those that look
+# edges up must: a graph would copy every edge_index into one buffer, and replay the first one's.
+LOOKS_EDGES_UP: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)

@@ -209,7 +209,7 @@ class Edges(Pairs):
             ends = sizes.cumsum(0)
             slots = torch.arange(int(sizes.sum()), device=self.device)
             slots += (first - ends + sizes).repeat_interleave(sizes)
-            positions = permutation[slots].sort().values
+            positions = permutation[slots].sort().values.long()
             pairs = self.pairs.index_select(1, positions)
             return Edges._of(pairs, self.num_keys, self.num_queries), positions
 
@@ -263,7 +263,7 @@ class Edges(Pairs):
     def slots_by_key(self) -> Tensor:
         """For the pairs sorted by key: where each stands among the pairs sorted by query."""
         with outside_inference():
-            slot = torch.empty_like(self.by_query.permutation)
+            slot = torch.empty_like(self.by_query.permutation, dtype=torch.int64)
             slot[self.by_query.permutation] = torch.arange(self.num_edges, device=self.device)
             return slot[self.by_key.permutation]
 
@@ -395,4 +395,4 @@ def _insert_loops(
     merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
     loop = torch.arange(loops, device=nodes.device)
     merged[pointer[1 : loops + 1] + loop] = loop + len(nodes)
-    return Order(pointer + shift, merged)
+    return Order(pointer + shift, merged.to(order.permutation.dtype))
