@@ -57,6 +57,7 @@ class Compiling:
         self, kernel: Any, capabilities: list[int], found: Callable[[Compiled], object]
     ) -> None:
         self.kernel, self.capabilities, self.found = kernel, capabilities, found
+        self.arg_names = kernel.arg_names
         self.seen: set[str] = set()
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
