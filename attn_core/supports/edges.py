@@ -161,6 +161,20 @@ class Edges(Pairs):
     def _with_self_loops(self) -> Edges:
         return self._replace_self_loops()
 
+    @cached_property
+    def transposed(self) -> Edges:
+        """The same pairs in the same order, of which each key is now the query. Made once.
+
+        What was sorted already is not sorted again.
+        """
+        with outside_inference():
+            known: dict[str, Any] = {
+                name: self.__dict__[other].__dict__.get("order")
+                for name, other in (("by_query", "by_key"), ("by_key", "by_query"))
+            }
+            sizes = self.num_queries, self.num_keys
+            return Edges._of(self.pairs.flip(0), *sizes, num_loops=self._num_loops, **known)
+
     def _replace_self_loops(self) -> Edges:
         with outside_inference():
             pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
