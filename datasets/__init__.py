@@ -19,11 +19,13 @@ from .human_dates import human_dates
 from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, split_words
 from .karate import karate_club
 from .multi30k import multi30k
+from .node_benchmarks import gnn_benchmark, heterophilous
 from .pairs import Pairs, PairSplits
 from .parallel_text import TextFileError, parallel_text
 from .planetoid import planetoid
 from .ppi import PPIGraphs, ppi
 from .tokens import Tokenizer
+from .tudataset import tudataset
 from .vocabulary import Vocabulary, VocabularyError
 
 __all__ = [
@@ -50,6 +52,8 @@ __all__ = [
     "digits_graph",
     "encode_pairs",
     "from_files",
+    "gnn_benchmark",
+    "heterophilous",
     "human_dates",
     "imdb",
     "in_order",
@@ -62,4 +66,5 @@ __all__ = [
     "read_conllu",
     "reviews_from_csv",
     "split_words",
+    "tudataset",
 ]
