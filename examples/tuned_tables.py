@@ -95,6 +95,7 @@ def train(
         model.train()
         optimizer.zero_grad()
         loss = cross_entropy(model(x, edges)[masks["train"]], y[masks["train"]])
+        loss = loss + getattr(model, "auxiliary_loss", float)()
         loss.backward()
         optimizer.step()
         val, test = evaluate(model, x, edges, y, (masks["val"], masks["test"]), settings.metric)
