@@ -53,6 +53,13 @@ class Formula(NamedTuple):
     constant: float
     vector: Tensor | None
 
+    def of_heads(self, heads: int) -> Formula:
+        """The same for kernels, which want a vector for each head."""
+        vector = self.vector
+        if vector is None or vector.shape[0] == heads:
+            return self
+        return self._replace(vector=vector.expand(heads, -1).contiguous())
+
 
 @dataclass(frozen=True, eq=False)
 class Score(metaclass=ABCMeta):
