@@ -142,8 +142,8 @@ class Commands:
         words = list(sys.argv[1:] if words is None else words)
         if self.default is None and words[:1] in ([], ["-h"], ["--help"]):
             print(f"usage: {self.name} {{{','.join(self.parsers)}}} …\n")
-            for command, parser in self.parsers.items():
-                print(f"  {command:12}{parser().description}")
+            for name, parser in self.parsers.items():
+                print(f"  {name:12}{parser().description}")
             print(f"\nEach explains its options: {self.name} {next(iter(self.parsers))} --help")
             raise SystemExit(0 if words else 2)
         command = self.default
