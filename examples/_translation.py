@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -10,14 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sacrebleu import corpus_bleu
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attn_core import Score
 from datasets import (
     Batch,
     Batches,
@@ -33,10 +31,9 @@ from datasets import (
     multi30k,
     parallel_text,
 )
-from datasets.tokens import Unit
 from datasets.vocabulary import BOS, EOS, PAD
+from examples.commands.translation import KINDS, ArchitectureOptions, DataOptions, Settings
 from examples.shared.files import UserError, check_kind, save_model, saved_model, write_json
-from examples.shared.options import FACTOR, Count, Factor, Natural, Rate, Share, at_least
 from examples.shared.trainer import Trainer, load_weights
 from sequence_attn import Attention, HardAttention, LocalAttention
 from sequence_attn.seq2seq import (
@@ -53,35 +50,13 @@ from sequence_attn.seq2seq import (
     plain,
     sampled_softmax_loss,
 )
-from sequence_attn.seq2seq.models import POSITIONS
 
-KINDS = ("bahdanau", "luong", "context_only", "grammar", "rnn", "transformer")
-SCORES = (*Score.named, "local-m", "local-p", "hard")
-NORMALIZERS = ("softmax", "sparsemax", "entmax")
-SCHEDULES = ("constant", "inverse-sqrt", "cosine")
 Model = EncoderDecoder[Any]
 
 
 @dataclass(frozen=True)
-class Data:
-    """A choice of sentence pairs: plain values, which are saved beside a model.
-
-    `names` are "dates", "multi30k", or two files of source and target sentences. Dates are
-    characters and Multi30k words, both lower-cased; `unit` and `lower` are for files. `seed` is
-    that of the dates, or of the split of files.
-    """
-
-    names: tuple[str, ...]
-    languages: Annotated[
-        tuple[str, str], "two-letter codes", {"nargs": 2, "metavar": ("SRC", "TGT")}
-    ] = ("de", "en")
-    unit: Annotated[Unit, ("words", "characters"), "of files"] = "words"
-    lower: Annotated[bool, "lower-case the tokens of files"] = False
-    min_count: Annotated[Count, "of a token in training that has a place in the vocabulary"] = 1
-    vocabulary_size: Annotated[
-        int | None, at_least(5), "tokens on either side at most", {"flag": "vocabulary"}
-    ] = None
-    seed: int = 0
+class Data(DataOptions):
+    """A choice of sentence pairs."""
 
     def pairs(self) -> PairSplits:
         """Reads or generates the pairs.
@@ -160,34 +135,8 @@ def fingerprint(corpus: Corpus) -> str:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What a model is built from: plain values, which are saved beside its weights.
-
-    `kind` is one of `KINDS`, the sizes are those of the vocabularies. An attention of None is the
-    paper's; of a Transformer it is that of a sequence to itself.
-    """
-
-    kind: str
-    source_size: int
-    target_size: int
-    embedding_size: Annotated[Count, "of both sides; of a Transformer the width of all"] = 256
-    state_size: Annotated[Count, "of the recurrent decoder; even, for the encoder's halves"] = 512
-    layers: Annotated[Count, "of encoder and decoder each"] = 1
-    cell: Annotated[str, ("gru", "lstm", "rnn"), "of recurrent models"] = "gru"
-    attention: Annotated[str | None, SCORES, "the score, or a local or a hard attention"] = None
-    normalizer: Annotated[str, NORMALIZERS, "how scores become weights"] = "softmax"
-    window: Annotated[Count, "of a local attention"] = 10
-    input_feeding: Annotated[bool, "of luong"] = False
-    context: Annotated[bool, "of rnn: the encoder's last state enters every step"] = False
-    reads: Annotated[Count, "of grammar"] = 1
-    heads: Annotated[Count, "of a Transformer"] = 8
-    feed_forward_size: Annotated[Count, "of a Transformer"] = 512
-    positions: Annotated[str, POSITIONS, "of a Transformer"] = "sinusoidal"
-    max_length: Annotated[
-        int | None, at_least(2), "tokens, of learned positions and of the score 'location'"
-    ] = None
-    dropout: Annotated[Share, "of embeddings, between layers and of outputs"] = 0.0
-    tie: Annotated[bool, "one matrix for target embedding and output"] = False
+class Architecture(ArchitectureOptions):
+    """What a model is built from."""
 
     @property
     def source_limit(self) -> int | None:
@@ -313,35 +262,6 @@ def hidden_outputs(model: Model, source: Tensor, lengths: Tensor, target: Tensor
     inputs = model.dropout(model.target_embedding(target))
     output: Tensor = model.decoder(inputs, model.encode(source, lengths)).output
     return output
-
-
-def probability(text: str) -> float:
-    """A type for argparse: a number from 0 to 1."""
-    value: float = FACTOR(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: {text!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is trained, by Adam with β = (0.9, 0.98)."""
-
-    epochs: Annotated[Count, "at most"]
-    patience: Annotated[Count, "epochs without a new best before stopping"]
-    batch_tokens: Annotated[Count, "padded size of a batch at most"]
-    lr: Annotated[Rate, "the highest learning rate"]
-    schedule: Annotated[str, SCHEDULES, "of the rate behind the warm-up"] = "cosine"
-    warmup: Annotated[Natural, "steps in which the rate rises from zero"] = 0
-    clip: Annotated[Factor, "gradient norm at most"] = 1.0
-    label_smoothing: Annotated[Share, "of the target's probability, spread over all tokens"] = 0.0
-    sampled_softmax: Annotated[Natural, "classes drawn in each step in place of all; 0: all"] = 0
-    teacher_forcing: Annotated[
-        float, probability,
-        "how likely a step gets the true token before rather than the model's guess",
-    ] = 1.0  # fmt: skip
-    average: Annotated[Share, "decay of the average of the weights that is kept; 0: none"] = 0.0
-    bfloat16: Annotated[bool, "for the products in training; weights stay float32"] = False
 
 
 class Run(Trainer):

@@ -13,6 +13,12 @@ keeps what there is; the same command with --resume goes on to the same final nu
 
 from __future__ import annotations
 
+from examples.commands.node_classification import NAMES, PROGRAM, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import math
 import shlex
@@ -30,7 +36,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch_geometric.data import Batch, Data
 
-from attn_core import Normalizer, Score
 from examples._baselines import Baseline, baselines
 from examples._pictures import save_pictures
 from examples.shared.files import (
@@ -48,7 +53,6 @@ from examples.shared.files import (
     write_json,
 )
 from examples.shared.graphs import (
-    add_graph_options,
     check_splits,
     describe,
     fingerprint,
@@ -58,7 +62,7 @@ from examples.shared.graphs import (
     score_name,
     split_views,
 )
-from examples.shared.options import COUNT, FACTOR, NATURAL, RATE, SEED, SHARE, Parser, fill_in
+from examples.shared.options import fill_in
 from examples.shared.program import SIGNALS, check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import WEIGHTS, Trainer, load_weights, own_weights, seed_everything
@@ -69,13 +73,9 @@ MODELS: dict[str, type[Model]] = {
     "gat": GAT, "gatv2": GATv2, "transformer": GraphTransformer, "agnn": AGNN,
     "attention": GraphAttention,
 }  # fmt: skip
-NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
 # Options that a model of another kind has no use for.
 ATTENTION = ("heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping")
 PARTS = ("score", "normalizer")
-CHOICES = ("gat", "gatv2", "transformer", "agnn")
-SCORES = [name for name in Score.named if name != "location"]  # nodes have no order
-NORMALIZERS = list(Normalizer.named)
 # A model as a GraphAttention, in which its score and its normaliser can be replaced.
 AS_ATTENTION: dict[str, dict[str, Any]] = {
     "gat": {"score": "separable", "share_weights": True, "value_projection": False},
@@ -201,7 +201,6 @@ BINDING = (
     "seed",
     "device",
 )
-PROGRAM = "python -m examples.node_classification"
 HISTORY = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 TOO_FAST = "lower --lr, or bring the features to a common scale"
 # What `Run.result` returns
@@ -695,67 +694,14 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
     return model.eval(), config
 
 
-def training_parser() -> Parser:
-    """The options of a training."""
-    parser = Parser(
-        "node_classification",
-        "Train a graph attention network to classify the nodes of a graph.",
-        epilog=f"'{PROGRAM} predict --help': apply a model that was trained.",
-    )
-    add_graph_options(parser)
-    add = parser.group("model (defaults: the paper's; --dataset digits has its own)")
-    add("--model", choices=CHOICES, default="gat", help="default: gat")
-    add("--score", choices=SCORES, help="instead of the model's own")
-    add("--normalizer", choices=NORMALIZERS, help="instead of softmax")
-    add("--layers", type=COUNT)
-    add("--hidden", type=COUNT, help="channels per head of the hidden layers")
-    add("--heads", type=COUNT, help="of the hidden layers")
-    add("--out-heads", type=COUNT, help="of the last layer, averaged")
-    add("--dropout", type=SHARE, help="of layer inputs and attention weights")
-    add("--value-dropout", type=SHARE,
-        help="of what nodes hand on, as in the code of GAT's authors")  # fmt: skip
-    add("--residual", action="store_true", default=None, help="add skip connections")
-    add("--norm", action="store_true", default=None, help="add layer normalisation")
-    add("--feed-forward", type=NATURAL, metavar="K",
-        help="add feed-forward networks with K times the width; 0: none")  # fmt: skip
-    add("--jumping", choices=("cat", "max", "lstm"), help="let the output see all layers")
-    add = parser.group("training (defaults: as above)")
-    add("--lr", type=RATE, help="learning rate of Adam")
-    add("--weight-decay", type=FACTOR)
-    add("--epochs", type=COUNT, help="at most")
-    add("--patience", type=COUNT, help="epochs without a new best before stopping")
-    add("--runs", type=COUNT, default=3, help="how many, each from another seed")
-    add("--seed", type=SEED, default=0, help="of the first run")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    add = parser.group("output")
-    add("--out", metavar="DIR", help="results already there are replaced; default: runs/<graph>")
-    add("--checkpoint-every", type=COUNT, default=100, metavar="EPOCHS")
-    parser.add_resumption(add)
-    return parser
-
-
-def prediction_parser() -> Parser:
-    """The options of a prediction."""
-    parser = Parser(
-        "node_classification predict", "Write a csv (node, prediction, probability) for a graph."
-    )
-    add_graph_options(parser)
-    add = parser.group("prediction")
-    add("--model", required=True, metavar="DIR", help="the --out of a training")
-    add("--output", required=True, metavar="CSV", help="where to write")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
     warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")  # torch: "in beta state"
     words = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
-        if words[:1] == ["predict"]:
-            return predict(prediction_parser().parse_args(words[1:]))
-        return train(training_parser().parse_args(words), words)
+        args = parser().parse_args(words)
+        return predict(args) if args.command == "predict" else train(args, words)
 
     return exit_status(work)
 

@@ -12,12 +12,18 @@ same command goes on with the first seed that has no scores yet.
 
 from __future__ import annotations
 
+from examples.commands.sentiment import ENCODERS, POSITIONS, Settings, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +51,12 @@ from examples.shared.files import (
     saved_model,
     write_json,
 )
-from examples.shared.options import COUNT, SEED, Count, Parser, pick
+from examples.shared.options import pick
 from examples.shared.program import check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned, spread, summary
 from examples.shared.trainer import Trainer
 from sequence_attn import LearnedPositions, MultiHead, SinusoidalPositions
 
-ENCODERS = ("attention", "lstm", "cnn", "lstm+attention", "cnn+attention")
-POSITIONS = ("none", "sinusoidal", "learned")
 WIDTH, HEADS, SIZE_PER_HEAD, DROPOUT, BATCH = 128, 8, 16, 0.5, 32
 MEASURES = ("train_accuracy", "train_loss", "val_accuracy", "val_loss")
 SCORES = {"epoch": int, **dict.fromkeys(MEASURES, float)}
@@ -482,55 +486,12 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-class Settings(NamedTuple):
-    """What a `Classifier` is made of, beside the number of words."""
-
-    length: Annotated[Count, "last words of a review that are kept"] = 80
-    encoder: Annotated[str, ENCODERS, "what reads them"] = "attention"
-    positions: Annotated[str, POSITIONS, "what is added to their embedding"] = "none"
-    mask: Annotated[bool, "keep padding out; default: it is a word like others"] = False
-
-
-def training_parser() -> Parser:
-    """The options of a training."""
-    parser = Parser(
-        "sentiment",
-        "Train a classifier of reviews on attention, or on what it is compared with.",
-        epilog="'python -m examples.sentiment predict --help': judge a text of your own.",
-    )
-    add = parser.group("reviews")
-    add("--data", metavar="CSV",
-        help="your own: columns text, label (two labels); a fifth is held out to validate on."
-        " Default: 50,000 reviews of films, from $GAT_DATA/imdb or downloaded")  # fmt: skip
-    add("--vocabulary", type=COUNT, default=20_000, help="words; default: 20000")
-    parser.add_settings("model", Settings)
-    add = parser.group("training")
-    add("--epochs", type=COUNT, default=5, help="default: 5")
-    add("--seeds", type=SEED, nargs="+", default=[0], metavar="S", help="default: 0")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    add("--out", metavar="DIR", help="default: runs/<reviews>-<encoder>…")
-    add("--restart", action="store_true", help="give up the scores in --out, if any")
-    return parser
-
-
-def prediction_parser() -> Parser:
-    """The options of a prediction."""
-    parser = Parser(
-        "sentiment predict", "Judge a text, and show the attention that its words receive."
-    )
-    parser.add_argument("text", help="in quotes")
-    parser.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
-        if words[:1] == ["predict"]:
-            return predict(prediction_parser().parse_args(words[1:]))
-        return train_seeds(training_parser().parse_args(words[words[:1] == ["train"] :]))
+        args = parser().parse_args(argv)
+        return {"train": train_seeds, "predict": predict}[args.command](args)
 
     kept = "interrupted; the scores of finished seeds are kept, and the same command without"
     return exit_status(work, f"{kept} --restart goes on")

@@ -17,6 +17,12 @@ writes the same to metrics.json and accuracy.png in --out.
 
 from __future__ import annotations
 
+from examples.commands.tagging import Training, Widths, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import random
 import sys
@@ -25,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -42,10 +48,10 @@ from datasets import (
     read_conllu,
 )
 from examples.shared.files import UserError, prepare_folder
-from examples.shared.options import COUNT, Count, Natural, Parser, Rate, Share, fill_in, pick
+from examples.shared.options import fill_in, pick
 from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import check_device, exit_status, versions
-from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import Trainer, one_cycle, parameters
 from sequence_attn import RotaryPositions, SinusoidalPositions, T5RelativeBias, TransformerEncoder
@@ -223,16 +229,6 @@ def _agree(values: list[str], said: int, true: int) -> bool:
     return true < len(values) and values[said] == values[true]
 
 
-class Widths(NamedTuple):
-    """How large a model is."""
-
-    size: Annotated[Count, "channels of the embedding and between layers; 2 · heads divides it"]
-    layers: Annotated[Count, "of a Transformer; the others have about as many parameters"]
-    heads: Annotated[Count, "of the attention"]
-    window: Annotated[Natural, "words to either side that attention in a window sees"]
-    dropout: Annotated[Share, "of embeddings, hidden units and attention weights"]
-
-
 class Attention(nn.Module):
     """A Transformer encoder; `options` are those that tell it something about order."""
 
@@ -347,15 +343,6 @@ class Tagger(nn.Module):
         """The scores `[B, T, tags]` of words `[B, T]`, of which `lengths` `[B]` are real."""
         x = self.dropout(self.embedding(words))
         return self.output(self.dropout(self.encoder(x, lengths)))
-
-
-class Training(NamedTuple):
-    """How a model is trained."""
-
-    epochs: Annotated[Count, "how many times every training sentence is seen"]
-    batch_size: Annotated[Count, "sentences in a batch"]
-    lr: Annotated[Rate, "the highest rate of Adam: it rises for a tenth of the steps, then falls"]
-    device: Annotated[str, "as torch names it"] = "cpu"
 
 
 # What `train` returns
@@ -545,25 +532,6 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
         bare(panel)
     panels[0].invert_yaxis()  # the first on top
     legend_below(figure, panels[:1], ncols=3)
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("tagging", "Compare attention, convolutions and recurrent networks at tagging.")
-    add = parser.group("sentences")
-    add("--conllu", nargs=2, metavar=("TRAIN", "TEST"), help="your own; default: generated ones")
-    add("--column", help="of --conllu: upos (default), xpos, …")
-    add(
-        "--min-count",
-        type=COUNT,
-        help="rarer words of --conllu count as unknown; default: 2",
-    )
-    add("--sentences", type=COUNT, help="generated to train on; default: 800")
-    add_model_option(parser, MODELS)
-    parser.add_settings("models (defaults: small; --conllu has its own)", Widths)
-    add = parser.add_settings("training (defaults: as above)", Training)
-    add_run_options(add, "tagging", runs=3)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

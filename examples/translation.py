@@ -14,6 +14,12 @@ weights, bit for bit (on the same machine, with as many threads).
 
 from __future__ import annotations
 
+from examples.commands.translation import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import dataclasses
 import shlex
@@ -59,7 +65,7 @@ from examples.shared.files import (
     write_json,
     write_text,
 )
-from examples.shared.options import COUNT, FACTOR, SEED, Parser, fill_in, pick
+from examples.shared.options import fill_in, pick
 from examples.shared.pictures import save_figure
 from examples.shared.program import check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned
@@ -672,83 +678,14 @@ def wants_baseline(args: argparse.Namespace) -> bool:
     return bool(args.baseline)
 
 
-def training_parser() -> Parser:
-    """The options of a training."""
-    parser = Parser(
-        "translation train",
-        "Train a translation model.",
-        epilog="Many defaults depend on data and model; metrics.json tells them.",
-    )
-    add = parser.add_settings("data", Data, lazy=True)
-    add("--data", nargs="+", default=["dates"], metavar="NAME",
-        help="'dates' (default; generated), 'multi30k' (from $GAT_DATA/multi30k or downloaded), or"
-        " two UTF-8 files, whose n-th lines belong together")  # fmt: skip
-    add("--data-seed", type=SEED, default=0, help="of the dates or of the split")
-    add = parser.add_settings("model", Architecture, lazy=True)
-    add("--model", choices=KINDS, default="luong", help="default: luong")
-    add = parser.add_settings("training", Settings, lazy=True)
-    add("--baseline", action=argparse.BooleanOptionalAction,
-        help="train a model without attention too; default: with dates")  # fmt: skip
-    add("--seed", type=SEED, default=0)
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    add = parser.group("output")
-    add("--out", metavar="DIR", help="default: runs/<data>…")
-    add("--beam", type=COUNT, help="of the test; 1 is greedy")
-    add("--alpha", type=FACTOR, help="of the test's length penalty")
-    add("--picture", action="append", metavar="SENTENCE",
-        help="draw its alignment; may be given often")  # fmt: skip
-    add("--checkpoint-minutes", type=FACTOR, default=5.0, metavar="N", help="default: 5")
-    parser.add_resumption(add)
-    return parser
-
-
-def search_parser(command: str, description: str) -> Parser:
-    """What translation and evaluation have in common."""
-    parser = Parser(f"translation {command}", description)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="the --out of a training")
-    add("--beam", type=COUNT, help="1 is greedy; default: as in training")
-    add("--alpha", type=FACTOR, help="of the length penalty; default: as in training")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    return parser
-
-
-def translation_parser() -> Parser:
-    """The options of a translation."""
-    parser = search_parser("translate", "Translate a file, or what is typed.")
-    parser.add_argument("--file", metavar="FILE", help="UTF-8, a sentence on each line")
-    parser.add_argument("--output", metavar="FILE", help="default: the screen")
-    parser.add_argument("--pictures", metavar="DIR", help="draw the alignment of each sentence")
-    return parser
-
-
-def evaluation_parser() -> Parser:
-    """The options of an evaluation."""
-    parser = search_parser("evaluate", "Print perplexity, exact match and BLEU of a trained model.")
-    add = parser.add_argument
-    add("--data", nargs="+", metavar="NAME", help="default: that of the training")
-    add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
-    add("--output", metavar="FILE", help="write the translations")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {
-        "train": (training_parser, train),
-        "translate": (translation_parser, translate),
-        "evaluate": (evaluation_parser, evaluate),
-    }
+    commands = {"train": train, "translate": translate, "evaluate": evaluate}
 
     def work() -> int:
-        if words[:1] in ([], ["-h"], ["--help"]):
-            print(f"{__doc__}\nEach command explains its options: {PROGRAM} train --help")
-            return 0 if words else 2
-        if words[0] not in commands:
-            raise UserError(f"{words[0]!r} is none of {', '.join(commands)}; begin with one")
-        parser, command = commands[words[0]]
-        return command(parser().parse_args(words[1:]), words)
+        args = parser().parse_args(words)
+        return commands[args.command](args, words)
 
     return exit_status(work, flush_denormal=True)
 

@@ -11,11 +11,9 @@ from torch_geometric.data import Batch, Data
 
 from datasets import PPIGraphs, digits_graph, from_files, karate_club, planetoid, ppi
 from examples.shared.files import UserError
-from examples.shared.options import SEED, Parser
 
-SPARSE_BELOW = 0.25  # the share of features that are not zero
 SPLITS = ("train", "val", "test")
-DATASETS = ("digits", "karate", "cora", "citeseer", "pubmed", "ppi")
+SPARSE_BELOW = 0.25  # the share of features that are not zero
 # Options that only some graphs understand; the public splits are what they are.
 _OPTIONS = {
     "neighbours": ("digits",),
@@ -23,20 +21,6 @@ _OPTIONS = {
     "split_seed": ("digits", "karate", "files"),
     "directed": ("files",),
 }
-
-
-def add_graph_options(parser: Parser) -> None:
-    """Adds the options that `load_graph` understands."""
-    add = parser.group("graph")
-    add("--dataset", choices=DATASETS, help="default: digits, unless --edges is given")
-    add("--edges", metavar="CSV", help="your own graph: columns source, target")
-    add("--features", metavar="FILE", help="csv with a column node, or npz; default: one-hot")
-    add("--labels", metavar="CSV", help="columns node, label and perhaps split")
-    add("--directed", action="store_true", default=None, help="keep the edges of --edges as listed")
-    add("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
-    add("--labels-per-class", type=int, metavar="N",
-        help="to train on, of each class; default: digits 5, karate 1, your own 20")  # fmt: skip
-    add("--split-seed", type=SEED, metavar="S", help="of the split, where it is drawn; default: 0")
 
 
 def load_graph(args: argparse.Namespace) -> Data:

@@ -134,7 +134,7 @@ class TestTraining:
         best = max(metrics["runs"], key=lambda run: (run["val_accuracy"], -run["val_loss"]))
         assert metrics["best_seed"] == best["seed"]
         model, _ = load_model(tmp_path)
-        args = node_classification.training_parser().parse_args(["--dataset", "karate"])
+        args = node_classification.parser().parse_args(["--dataset", "karate"])
         data = node_classification.load_graph(args)
         scores = node_classification.evaluate(model, data, ("val", "test"))
         assert scores["val"] == (best["val_loss"], best["val_accuracy"])
@@ -254,7 +254,7 @@ class TestModels:
 
     def test_features_that_are_mostly_zero_are_sparse(self, graph):
         def features(words):
-            args = node_classification.training_parser().parse_args(words)
+            args = node_classification.parser().parse_args(words)
             return node_classification.load_graph(args).x
 
         assert features(["--dataset", "karate"]).layout == torch.sparse_csr
@@ -611,11 +611,11 @@ class TestBadInput:
         [
             (["--dataset", "moon"], "argument --dataset: invalid choice: 'moon'"),
             (
-                ["--dataset", "karate", "--edges", "e.csv", "--labels", "l.csv"],
+                ["--dataset", "karate", "--edges", __file__, "--labels", __file__],
                 "exclude each other",
             ),
-            (["--features", "x.csv"], "--features and --labels need --edges"),
-            (["--edges", "e.csv"], "--edges needs --labels"),
+            (["--features", __file__], "--features and --labels need --edges"),
+            (["--edges", __file__], "--edges needs --labels"),
             (["--dataset", "cora", "--split-seed", "1"], "--split-seed has no meaning for cora"),
             (
                 ["--dataset", "karate", "--neighbours", "3"],
@@ -761,7 +761,7 @@ class TestPredict:
         assert [row["node"] for row in rows] == [f"n{n}" for n in range(16)]
         assert [row["prediction"] for row in rows] == ["red"] * 8 + ["blue"] * 8
 
-        args = node_classification.training_parser().parse_args(graph)
+        args = node_classification.parser().parse_args(graph)
         data, (model, _) = node_classification.load_graph(args), load_model(trained)
         probability = model(data.x, data.edge_index).softmax(dim=1).max(dim=1).values.tolist()
         assert [float(row["probability"]) for row in rows] == pytest.approx(probability, abs=1e-6)

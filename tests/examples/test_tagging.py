@@ -204,8 +204,11 @@ def test_an_interruption_keeps_what_there_is(tmp_path, capsys, monkeypatch):
         (["--models", "transformer"], "invalid choice: 'transformer'"),
         (["--size", "20", "--heads", "4"], "--size 20 is no multiple of 8"),
         (["--column", "xpos"], "--column has no meaning for generated sentences"),
-        (["--conllu", "lost.conllu", "lost.conllu"], "lost.conllu: cannot be read"),
-        (["--conllu", "a", "b", "--sentences", "9"], "--sentences has no meaning for conllu"),
+        (["--conllu", "lost.conllu", "lost.conllu"], "no file 'lost.conllu'"),
+        (
+            ["--conllu", __file__, __file__, "--sentences", "9"],
+            "--sentences has no meaning for conllu",
+        ),
         (["--device", "nowhere"], "--device nowhere is of no use"),
     ],
 )

@@ -439,8 +439,9 @@ class TestBadInput:
         ("words", "message"),
         [
             (["sing"], "'sing' is none of train, translate, evaluate"),
-            (["train", "--data", "cats"], "'cats' is neither 'dates' nor 'multi30k' nor two files"),
-            (["train", "--data", "dates", "x.txt"], "give 'dates' alone, or two files"),
+            (["train", "--data", "cats"], "'cats' is neither 'dates' nor 'multi30k' nor a file"),
+            (["train", "--data", __file__], "is neither 'dates' nor 'multi30k' nor two files"),
+            (["train", "--data", "dates", __file__], "give 'dates' alone, or two files"),
             (["train", "--data", "multi30k", "--lower"], "--lower is for files"),
             (["train", "--model", "rnn", "--reads", "2"], "--reads is for --model grammar"),
             (["train", "--model", "rnn", "--attention", "dot"], "'rnn' has no attention"),
