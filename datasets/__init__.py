@@ -17,6 +17,7 @@ from .fetch import DataFileError, cache_folder
 from .files import GraphFileError, from_files
 from .human_dates import human_dates
 from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, split_words
+from .inflections import Inflections, inflections, read_inflections
 from .karate import karate_club
 from .multi30k import multi30k
 from .pairs import Pairs, PairSplits
@@ -33,6 +34,7 @@ __all__ = [
     "DictionaryLookup",
     "EncodedPairs",
     "GraphFileError",
+    "Inflections",
     "LabelledReviews",
     "LookupGraphs",
     "PPIGraphs",
@@ -53,6 +55,7 @@ __all__ = [
     "human_dates",
     "imdb",
     "in_order",
+    "inflections",
     "karate_club",
     "last_words",
     "multi30k",
@@ -60,6 +63,7 @@ __all__ = [
     "planetoid",
     "ppi",
     "read_conllu",
+    "read_inflections",
     "reviews_from_csv",
     "split_words",
 ]
