@@ -3,7 +3,7 @@
 from sequence_attn.seq2seq.decoder import AttentionDecoder
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
 from sequence_attn.seq2seq.exact import ExactHardSeq2Seq, ExactState
-from sequence_attn.seq2seq.losses import sampled_softmax_loss
+from sequence_attn.seq2seq.losses import entmax_loss, sampled_softmax_loss
 from sequence_attn.seq2seq.models import (
     EncoderDecoder,
     Predicted,
@@ -32,6 +32,7 @@ __all__ = [
     "TransformerState",
     "bahdanau",
     "context_only",
+    "entmax_loss",
     "generate",
     "grammar",
     "length_penalty",

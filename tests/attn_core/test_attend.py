@@ -36,6 +36,7 @@ from attn_core import (
     Separable,
     Softmax,
     Sparsemax,
+    Trilinear,
     attend,
     backend,
     weights,
@@ -63,6 +64,7 @@ SCORES: dict[str, tuple[Callable[..., Score], list[str], str, str]] = {
     "gatv2": (lambda v: Additive(v, "leaky_relu"), ["HD"], "D", "D"),
     "sigmoid": (lambda v: Additive(v, torch.sigmoid), ["HD"], "D", "D"),
     "gat": (Separable, ["HC", "HD"], "C", "D"),
+    "trilinear": (Trilinear, ["HD", "HD", "HD"], "D", "D"),
     "gat, identity": (lambda a, b: Separable(a, b, "identity"), ["HC", "HD"], "C", "D"),
 }
 # A normaliser, given its parameters, and how many it has per head
