@@ -26,8 +26,9 @@ class AttentionNetwork(BasicGNN):
     .. math::
         h^{(l)} = \mathrm{dropout}\, \mathrm{act}\, \mathrm{norm}\, \mathrm{conv}(h^{(l-1)})
 
-    Up to `jk` and in **kwargs the arguments are those of `torch_geometric.nn.GAT`, in its order and
-    with its meaning; so are names in `state_dict` and methods, such as `inference` layer by layer.
+    Up to `jk` and in `**kwargs` the arguments are those of `torch_geometric.nn.GAT`, in its order
+    and with its meaning; so are names in `state_dict` and methods, such as `inference` layer by
+    layer.
 
     With feed_forward, a small network of each node alone comes before the dropout,
     `h ← norm(h + network(h))`, as in the Transformer. At the node level without jumping knowledge
