@@ -170,6 +170,43 @@ def weights(
         return apart(found.to(dtype))[0]
 
 
+def logits(
+    query: Tensor | None,
+    key: Tensor,
+    *,
+    score: Score,
+    support: Support,
+    bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+) -> Tensor:
+    """The scores of all pairs, before any normaliser.
+
+    What a layer makes of several scores (a gate, an activation of a product) goes back into
+    `attend` as its `bias`, beside the score of a key of zeros.
+
+    Args:
+        query, key, score, support, bias, pair_key: as in `attend`.
+
+    Returns:
+        `[..., H, Tq, Tk]`, or `[E, H]` over edges, float32 at least, with gradients; -inf where a
+        pair does not exist.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit the others.
+
+    >>> from attn_core import Dot, Edges
+    >>> x = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])  # two nodes, one head
+    >>> logits(x, x, score=Dot(), support=Edges(torch.tensor([[0, 1], [1, 1]])))
+    tensor([[11.],
+            [25.]])
+    """
+    call = Call(score, softmax, support, query, key, key, bias, pair_key)
+    call.check()
+    with _without_autocast(key):
+        _, scores, _ = ops.steps().scored(call.prepared().ungrouped())
+        return apart(scores)[0]
+
+
 def hard_log_prob(
     query: Tensor | None,
     key: Tensor,

@@ -20,11 +20,13 @@ from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, 
 from .inflections import Inflections, inflections, read_inflections
 from .karate import karate_club
 from .multi30k import multi30k
+from .node_benchmarks import gnn_benchmark, heterophilous
 from .pairs import Pairs, PairSplits
 from .parallel_text import TextFileError, parallel_text
 from .planetoid import planetoid
 from .ppi import PPIGraphs, ppi
 from .tokens import Tokenizer
+from .tudataset import tudataset
 from .vocabulary import Vocabulary, VocabularyError
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "digits_graph",
     "encode_pairs",
     "from_files",
+    "gnn_benchmark",
+    "heterophilous",
     "human_dates",
     "imdb",
     "in_order",
@@ -66,4 +70,5 @@ __all__ = [
     "read_inflections",
     "reviews_from_csv",
     "split_words",
+    "tudataset",
 ]
