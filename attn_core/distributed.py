@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 Group = Any  # a torch.distributed.ProcessGroup; None stands for all processes
@@ -217,6 +217,15 @@ class _SumOver(torch.autograd.Function):
         return grads[0], None
 
 
+def mean_over(values: Tensor, weights: Tensor | None = None, group: Group = None) -> Tensor:
+    """The (weighted) mean of all processes' values, whose gradient is as that of `sum_over`."""
+    if weights is None:
+        total = torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
+    else:
+        total, values = weights.detach().sum().to(values.dtype), values * weights
+    return sum_over(values.sum(), group) / sum_over(total, group)
+
+
 def shared(tensors: Sequence[Tensor], group: Group = None) -> tuple[Tensor, ...]:
     """Tensors that all processes have alike, such as parameters; their gradients are summed.
 
@@ -275,3 +284,47 @@ def gather_rows(x: Tensor, group: Group = None) -> list[Tensor]:
     send = mine.repeat(len(sizes), *[1] * (x.dim() - 1))
     exchange(send, out, [len(x)] * len(sizes), sizes, group)
     return list(out.split(sizes))
+
+
+@contextmanager
+def summed_gradients(model: nn.Module, group: Group = None) -> Iterator[None]:
+    """Inside, the parameters are tensors whose gradients are summed over all processes."""
+    given = [p for p in model.parameters() if p.requires_grad]
+    with in_place_of(model, given, shared(given, group)):
+        yield
+
+
+@contextmanager
+def in_place_of(
+    model: nn.Module, parameters: Sequence[Tensor], others: Sequence[Tensor]
+) -> Iterator[None]:
+    """Inside, a model has other tensors in the place of some of its parameters.
+
+    As torch.func.functional_call does it, which leaves a module that stands in two places broken.
+    """
+    alike = dict(zip(map(id, parameters), others, strict=True))
+    places = [(part._parameters, dict(part._parameters)) for part in model.modules()]
+    try:
+        for own, before in places:
+            own.update((name, alike.get(id(p), p)) for name, p in before.items())  # type: ignore[misc]
+        yield
+    finally:
+        for own, before in places:
+            own.update(before)
+
+
+def make_alike(model: nn.Module, group: Group = None) -> None:
+    """Let all processes have the first one's parameters, buffers and random numbers to come."""
+    if not is_on(group):
+        return
+    with torch.no_grad():
+        broadcast([*model.parameters(), *model.buffers()], group)
+    device = next(model.parameters(), torch.empty(0)).device
+    if device.type == "cuda":
+        state = torch.cuda.get_rng_state(device).to(device)
+        broadcast([state], group)
+        torch.cuda.set_rng_state(state.cpu(), device)
+    state = torch.get_rng_state()
+    sent = state.to(device) if dist.get_backend(group) == "nccl" else state
+    broadcast([sent], group)
+    torch.set_rng_state(sent.cpu())

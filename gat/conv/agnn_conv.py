@@ -86,8 +86,9 @@ class AGNNConv(AttentionConv):
         unit = _unit(x)
         if not self._is_fused():
             pairs, _ = pairs_of(support)
-            # propagate_type: (x: tuple[Tensor, Tensor], x_norm: tuple[Tensor, Tensor])
-            out = self.propagate(pairs, x=(x, x[:first]), x_norm=(unit, unit[:first]))
+            both, norms = (x, unit) if first is None else ((x, x[:first]), (unit, unit[:first]))
+            # propagate_type: (x: Tensor, x_norm: Tensor)
+            out = self.propagate(pairs, x=both, x_norm=norms)
             return out.to(torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype)
         query = (self.beta * unit[:first]).unsqueeze(1)
         key, value = unit.unsqueeze(1), x.unsqueeze(1)

@@ -7,13 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch_geometric.nn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn.conv import MessagePassing
 
-from attn_core.distributed import Group, broadcast, is_on, shared, sum_over, world_size
+from attn_core.distributed import (
+    is_on,
+    make_alike,
+    mean_over,
+    sum_over,
+    summed_gradients,
+    world_size,
+)
 from gat.conv.base import AttentionConv
 from gat.distributed.partition import Partition
 from gat.models.body import AttentionNetwork
@@ -89,35 +95,15 @@ class Parallel(nn.Module):
                 raise ValueError(f"{name or 'the model'} is a {type(part).__name__}, {why}")
         self.module, self.partition = module, partition
         group = partition.group
-        with torch.no_grad():
-            broadcast([*module.parameters(), *module.buffers()], group)
-        _same_random_numbers(next(module.parameters(), torch.empty(0)).device, group)
+        make_alike(module, group)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the nodes of this process; the arguments are the model's."""
         with _rows_of(self.module, self.partition.nodes):
             if not (is_on(self.partition.group) and torch.is_grad_enabled()):
                 return self.module(*args, **kwargs)
-            with _summed(self.module, self.partition.group):
+            with summed_gradients(self.module, self.partition.group):
                 return self.module(*args, **kwargs)
-
-
-@contextmanager
-def _summed(model: nn.Module, group: Group) -> Iterator[None]:
-    """Inside, the parameters are tensors whose gradients are summed over all processes.
-
-    As torch.func.functional_call does it, which leaves a module that stands in two places broken.
-    """
-    given = [p for p in model.parameters() if p.requires_grad]
-    places = [(part._parameters, dict(part._parameters)) for part in model.modules()]
-    alike = dict(zip(map(id, given), shared(given, group), strict=True))
-    try:
-        for own, before in places:
-            own.update((name, alike.get(id(p), p)) for name, p in before.items())  # type: ignore[misc]
-        yield
-    finally:
-        for own, before in places:
-            own.update(before)
 
 
 def _refusal(part: nn.Module) -> str | None:
@@ -155,20 +141,6 @@ def _rows_of(model: nn.Module, nodes: Tensor) -> Iterator[None]:
             part.rows = None
 
 
-def _same_random_numbers(device: torch.device, group: Group) -> None:
-    """Let torch's generators go on in all processes as in the first one."""
-    if not is_on(group):
-        return
-    if device.type == "cuda":
-        state = torch.cuda.get_rng_state(device).to(device)
-        broadcast([state], group)
-        torch.cuda.set_rng_state(state.cpu(), device)
-    state = torch.get_rng_state()
-    on_wire = state.to(device) if dist.get_backend(group) == "nccl" else state
-    broadcast([on_wire], group)
-    torch.set_rng_state(on_wire.cpu())
-
-
 def global_sum(values: Tensor, partition: Partition | None = None) -> Tensor:
     """The sum of all processes' values: the same number in each, a loss or a metric.
 
@@ -185,7 +157,7 @@ def global_sum(values: Tensor, partition: Partition | None = None) -> Tensor:
     >>> global_sum(torch.tensor([1.0, 2.0]))
     tensor(3.)
     """
-    return sum_over(values.sum(), _group(partition))
+    return sum_over(values.sum(), None if partition is None else partition.group)
 
 
 def global_mean(
@@ -204,13 +176,4 @@ def global_mean(
     >>> global_mean(torch.tensor([True, False]).float())  # an accuracy
     tensor(0.5000)
     """
-    group = _group(partition)
-    if weights is None:
-        number = torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
-        return sum_over(values.sum(), group) / sum_over(number, group)
-    total = sum_over(weights.sum().detach().to(values.dtype), group)
-    return sum_over((values * weights).sum(), group) / total
-
-
-def _group(partition: Partition | None) -> Group:
-    return None if partition is None else partition.group
+    return mean_over(values, weights, None if partition is None else partition.group)

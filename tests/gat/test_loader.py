@@ -214,6 +214,28 @@ def test_a_block_holds_all_edges_into_its_targets() -> None:
     assert block.sources[:2].tolist() == [9, 2]
 
 
+LAYERS: dict[str, Any] = {
+    "AGNNConv": lambda: gat.AGNNConv(),
+    "GATConv": lambda: gat.GATConv(4, 3, 2, residual=True),
+    "GATv2Conv": lambda: gat.GATv2Conv(4, 3, 2, share_weights=True),
+    "TransformerConv": lambda: gat.TransformerConv(4, 3, 2),
+    "GraphAttentionConv": lambda: gat.GraphAttentionConv(4, 3, 2, share_weights=True),
+}
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_first_sources_of_a_block_are_its_targets(data: Data, name: str, watched: bool) -> None:
+    layer, nodes = LAYERS[name](), torch.tensor([3, 8, 20])
+    expected = layer(data.x, EDGE_INDEX)[nodes]
+    if watched:
+        layer.register_message_forward_hook(lambda *_: None)
+    block = block_of(Edges(EDGE_INDEX, NODES, NODES), nodes)
+    torch.testing.assert_close(layer(data.x[block.sources], block.edges), expected)
+    with pytest.raises(TypeError, match="to_dense"):
+        layer(data.x[block.sources].to_sparse_csr(), block.edges)
+
+
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"num_neighbors is \[\]"):
         NeighborSampler(EDGE_INDEX, [])
