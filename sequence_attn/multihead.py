@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import attn_core
-from attn_core import Dense, Edges, Normalizer, Score, Support, Window, attend
+from attn_core import Dense, Edges, Normalizer, Score, Support, Window
 from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
 from sequence_attn.checks import check_lengths, check_part, check_tokens, check_window, padding
 from sequence_attn.pairs import (
@@ -23,6 +23,7 @@ from sequence_attn.pairs import (
 )
 from sequence_attn.positions import RotaryPositions
 from sequence_attn.scored import SequenceAttention
+from sequence_attn.shards import attend, refuse, split
 
 
 class KeyValueCache(NamedTuple):
@@ -340,6 +341,17 @@ class MultiHead(nn.Module):
         positions: Tensor | None,
     ) -> tuple[Tensor, Tensor, Support, Tensor | None]:
         """Queries and keys as they are scored, `[..., T, H, D]`, their support and bias."""
+        if (how := split()) is not None:
+            refuse(mask=mask, key_mask=key_mask, query_lengths=query_lengths, support=support)
+            refuse(positions=positions)
+            if self.rotary is not None:
+                query, key = (
+                    self.rotary(x, positions=how.positions(x.shape[-3], x.device))
+                    for x in (query, key)
+                )
+            if self.window is None:
+                return query, key, Dense(causal=causal, lengths=key_lengths), bias
+            return query, key, Window(self.window, causal=causal, lengths=key_lengths), bias
         if key_lengths is not None:
             check_lengths("key_lengths", key_lengths, key.flatten(-2))
         if key_mask is not None:

@@ -27,6 +27,11 @@ class Pairs(Support):
     exists: Tensor | None = None
 
     @property
+    def pair_id(self) -> Tensor | None:
+        """The numbers by which dropout knows the pairs where `source_id` does not say them."""
+        return None
+
+    @property
     def num_keys(self) -> int:
         raise NotImplementedError
 
@@ -69,7 +74,8 @@ class Pairs(Support):
 
     def drop(self, weights: Tensor, p: float, seed: Tensor | None = None) -> Tensor:
         seed = draw_seed(weights.device) if seed is None else seed
-        return weights * dropout_scale(seed, self.source_id, weights.shape[-1], p).to(weights.dtype)
+        ids = self.source_id if self.pair_id is None else self.pair_id
+        return weights * dropout_scale(seed, ids, weights.shape[-1], p).to(weights.dtype)
 
     def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
         of_pair = value.index_select(0, self.key_index)  # [E, H, D]
