@@ -233,7 +233,8 @@ class Task:
 
         values = [tag.split("|") for tag in tags]
         said = {aspect: [v[place] for v in values] for place, aspect in enumerate(aspects)}
-        return cls(name, *map(encode, (train, valid, test)), lexicon, tags, said, column)
+        parts = encode(train), encode(valid), encode(test)
+        return cls(name, *parts, lexicon, tags, said, column)
 
     def build(self, model: str, widths: Widths) -> Tagger:
         """A new model of these words and tags."""

@@ -550,12 +550,14 @@ def converse(translator: Translator, args: argparse.Namespace) -> int:
 
 def retokenised(pairs: PairSplits, source: Tokenizer, target: Tokenizer) -> PairSplits:
     """The same text as other tokens."""
-    parts = {
-        name: Pairs.from_text(part.source_text, part.target_text, source, target)
-        for name in ("train", "valid", "test")
-        for part in [getattr(pairs, name)]
-    }
-    return dataclasses.replace(pairs, **parts, source_tokenizer=source, target_tokenizer=target)
+
+    def same(part: Pairs) -> Pairs:
+        return Pairs.from_text(part.source_text, part.target_text, source, target)
+
+    return PairSplits(
+        pairs.name, same(pairs.train), same(pairs.valid), same(pairs.test), source, target,
+        pairs.dropped,
+    )  # fmt: skip
 
 
 def everything(pairs: PairSplits) -> Pairs:
