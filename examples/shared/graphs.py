@@ -83,6 +83,8 @@ def joined(graphs: PPIGraphs) -> Data:
 
 def with_sparse_features(data: Data) -> Data:
     """The same graph; features that are mostly zero become a `torch.sparse_csr` matrix."""
+    if data.x.layout == torch.sparse_csr:
+        return data
     if data.x.count_nonzero() < SPARSE_BELOW * data.x.numel():
         data.x = data.x.to_sparse_csr()
     return data
