@@ -155,7 +155,7 @@ def _error(path: Path, line: int | None, problem: str, mend: str) -> GraphFileEr
 def _called(name: str, known: Iterable[str]) -> str:
     """Return which of the known names this is; the name itself if it is none."""
     folded = name.casefold()
-    return next((k for k in known if folded == k or folded in ALIASES[k]), name)
+    return next((k for k in known if folded == k or folded in ALIASES.get(k, ())), name)
 
 
 def _separator(line: str) -> str:
@@ -334,8 +334,8 @@ def _sparse(path: Path, matrix: Any) -> tuple[dict[str, int], Tensor]:
     if 0 in matrix.shape or not np.isfinite(matrix.data).all():
         problem = f"the matrix of shape {list(matrix.shape)} is empty or not finite"
         raise _error(path, None, problem, "save a row of finite numbers for each node")
-    parts = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
-    x = torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data), matrix.shape)
+    rows, columns = (torch.from_numpy(p.astype(np.int64)) for p in (matrix.indptr, matrix.indices))
+    x = torch.sparse_csr_tensor(rows, columns, torch.from_numpy(matrix.data), matrix.shape)
     return {str(row): row for row in range(matrix.shape[0])}, x
 
 
