@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch_geometric.data import Batch, Data
@@ -58,12 +58,14 @@ from examples.shared.files import (
 from examples.shared.graphs import (
     check_splits,
     describe,
+    doubts,
     fingerprint,
     graphs_of,
     is_multi_label,
     load_graph,
     score_name,
     split_views,
+    standardise,
 )
 from examples.shared.options import fill_in
 from examples.shared.processes import joined, world_size
@@ -448,6 +450,7 @@ class Task:
     settings: Settings
     config: dict[str, Any]  # names the settings that a checkpoint is bound to
     folder: Path
+    scale: dict[str, list[float]] | None = None  # of --standardise
     progress: Progress = field(default_factory=Progress)
     rivals: list[Baseline] = field(default_factory=list)
 
@@ -469,6 +472,8 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         train_runs(task)
         write_results(task)
         print(f"\n{table(task)}\n")
+        print(f"{of_classes(task)}
+")
         if is_first_process():
             draw(task)
     except KeyboardInterrupt:
@@ -496,6 +501,9 @@ def prepare(args: argparse.Namespace) -> Task:
     check_device(args.device)
     data = load_graph(args)
     check_splits(data)
+    for doubt in doubts(data):
+        print(f"note: {doubt}", file=sys.stderr)
+    scale = standardise(data) if args.standardise else None
     check_options(args)
     fill_in(args, "", {"": DEFAULTS[args.dataset] | OF_MODEL[args.model]})
     settings = Settings(
@@ -511,7 +519,9 @@ def prepare(args: argparse.Namespace) -> Task:
     config = {name: getattr(args, name) for name in BINDING} | {"graph": fingerprint(data)}
     parts = data.name, args.model if args.model != "gat" else None, args.score, args.normalizer
     name = "-".join(part for part in parts if part)
-    task = Task(args, data, settings, config, Path(args.out or Path("runs", name)))
+    if scale is not None:
+        config["standardise"] = True
+    task = Task(args, data, settings, config, Path(args.out or Path("runs", name)), scale)
     prepare_folder(task.folder)
     if args.resume:
         task.progress = resume(task)
@@ -621,7 +631,10 @@ def write_results(task: Task) -> None:
         "class_names": data.class_names,
         "multi_label": is_multi_label(data),
         "node_ids": own_nodes,
+        "scale": task.scale,
     }
+    if task.progress.best is not None and not is_multi_label(data):
+        metrics["test_of_best_run"] = judged_on_test(task)
     save_model(task.folder, best["weights"], model)
     write_json(task.folder / "metrics.json", metrics)
 
@@ -644,12 +657,63 @@ def table(task: Task) -> str:
     return text
 
 
-def draw(task: Task) -> None:
-    """Writes the pictures of the best run."""
+def best_model(task: Task) -> Model:
+    """The model of the best run, ready to predict."""
     best = task.progress.best
     assert best is not None
     model = build(task.settings.kind, task.settings.model)
     load_weights(model, best["weights"])
+    return model.eval()
+
+
+@torch.no_grad()
+def judged_on_test(task: Task) -> dict[str, Any]:
+    """What accuracy does not tell of the test nodes: macro-F1, ROC AUC, the confusion of classes.
+
+    The ROC AUC is that of each class against all others, the mean over those that the test nodes
+    have; None if they have one alone.
+    """
+    data = task.data
+    logits = best_model(task)(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
+    logits, y = logits[data.test_mask].double(), data.y[data.test_mask].numpy()
+    found, share = logits.argmax(dim=1).numpy(), logits.softmax(dim=1).numpy()
+    there = [c for c in range(len(data.class_names)) if 0 < (y == c).sum() < len(y)]
+    areas = [roc_auc_score(y == c, share[:, c]) for c in there]
+    confusion = confusion_matrix(y, found, labels=range(len(data.class_names)))
+    return {
+        "macro_f1": float(f1_score(y, found, average="macro", zero_division=0)),
+        "roc_auc": sum(map(float, areas)) / len(areas) if areas else None,
+        "confusion": confusion.tolist(),
+    }
+
+
+def of_classes(task: Task) -> str:
+    """The best run on the test nodes class by class, and a warning if it tells none apart."""
+    data = task.data
+    if is_multi_label(data):
+        return ""
+    test, names = judged_on_test(task), data.class_names
+    auc = "" if test["roc_auc"] is None else f", ROC AUC {100 * test['roc_auc']:.1f}"
+    lines = [f"best run, test nodes: macro-F1 {100 * test['macro_f1']:.1f}{auc}"]
+    if len(names) <= 12:
+        rows = [["class ↓  said →", *names]]
+        rows += [[n, *map(str, row)] for n, row in zip(names, test["confusion"], strict=True)]
+        lines.append(aligned(rows))
+    results = task.progress.results
+    reached = max((result["test_accuracy"] for result in results), default=1.0)
+    usual = next(r.test_accuracy for r in task.rivals if r.name == "majority class")
+    if reached <= usual:
+        lines.append(
+            f"note: nothing beats the majority class ({100 * usual:.1f} %): look at the ROC AUC"
+            " above, where 50 is chance; try other features, --layers, --lr or --model"
+        )
+    return "\n".join(lines)
+
+
+def draw(task: Task) -> None:
+    """Writes the pictures of the best run."""
+    best, model = task.progress.best, best_model(task)
+    assert best is not None
     save_pictures(task.folder, model, task.data, task.progress.results, best["seed"], task.rivals)
 
 
@@ -681,6 +745,8 @@ def predict(args: argparse.Namespace) -> int:
             f"the model in {args.model} was trained without --features, so it knows only the nodes"
             " of that graph, in that order; pass the same --edges and --labels"
         )
+    if config["scale"] is not None:
+        standardise(data, config["scale"])
     data, model = data.to(args.device), model.to(args.device)
     with torch.no_grad():
         logits = model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
@@ -692,17 +758,20 @@ def predict(args: argparse.Namespace) -> int:
 def predictions(
     logits: torch.Tensor, nodes: Sequence[str], config: dict[str, Any]
 ) -> list[tuple[str, ...]]:
-    """A table with the class of each node and its probability, or the labels that it has."""
+    """A table: each node's class, its probability and those of all classes; or its labels."""
     classes = config["class_names"]
     if config["multi_label"]:
         found = ([classes[c] for c in row.nonzero().flatten()] for row in logits.cpu() > 0)
         labelled = [(node, " ".join(names)) for node, names in zip(nodes, found, strict=True)]
         return [("node", "prediction"), *labelled]
-    probability, chosen = logits.softmax(dim=1).max(dim=1)
-    likely = zip(nodes, chosen.tolist(), probability.tolist(), strict=True)
+    shares = logits.softmax(dim=1)
+    likely = zip(nodes, shares.argmax(dim=1).tolist(), shares.tolist(), strict=True)
     return [
-        ("node", "prediction", "probability"),
-        *((node, classes[c], f"{p:.6f}") for node, c, p in likely),
+        ("node", "prediction", "probability", *(f"p({name})" for name in classes)),
+        *(
+            (node, classes[c], f"{row[c]:.6f}", *(f"{share:.6f}" for share in row))
+            for node, c, row in likely
+        ),
     ]
 
 
@@ -716,6 +785,7 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
         model = build(config["kind"], config["model"])
         check_kind(config["class_names"], [str], "class_names")
         check_kind(config["node_ids"], (type(None), [str]), "node_ids")
+        check_kind(config["scale"], (type(None), {str: [float]}), "scale")
         check_kind(config["multi_label"], bool, "multi_label")
         if len(config["class_names"]) != model.config["out_channels"]:
             raise ValueError("class_names do not match the model")

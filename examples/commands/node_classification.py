@@ -31,6 +31,8 @@ def training_parser() -> Parser:
         epilog=f"'{PROGRAM} predict --help': apply a model that was trained.",
     )
     add_graph_options(parser)
+    parser.group("features")("--standardise", action="store_true", default=None,
+        help="give every feature the mean 0 and the deviation 1")  # fmt: skip
     add = parser.group("model (defaults: the paper's; --dataset digits has its own)")
     add("--model", choices=CHOICES, default="gat", help="default: gat")
     add("--score", choices=SCORES, help="instead of the model's own")

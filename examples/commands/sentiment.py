@@ -23,7 +23,9 @@ class Settings(NamedTuple):
     length: Annotated[Count, "last words of a review that are kept"] = 80
     encoder: Annotated[str, ENCODERS, "what reads them"] = "attention"
     positions: Annotated[str, POSITIONS, "what is added to their embedding"] = "none"
-    mask: Annotated[bool, "keep padding out; default: it is a word like others"] = False
+    mask: Annotated[
+        bool, "keep padding out; default: with --data; of films it is a word like others"
+    ] = False
 
 
 def training_parser() -> Parser:
@@ -35,10 +37,10 @@ def training_parser() -> Parser:
     )
     add = parser.group("reviews")
     add("--data", type=existing_file, metavar="CSV",
-        help="your own: columns text, label (two labels); a fifth is held out to validate on."
+        help="your own: columns text, label (two or more); a fifth is held out to validate on."
         " Default: 50,000 reviews of films, from $GAT_DATA/imdb or downloaded")  # fmt: skip
     add("--vocabulary", type=COUNT, default=20_000, help="words; default: 20000")
-    parser.add_settings("model", Settings)
+    parser.add_settings("model", Settings, lazy=True)
     add = parser.group("training")
     add("--epochs", type=COUNT, default=5, help="default: 5")
     add("--seeds", type=SEED, nargs="+", default=[0], metavar="S", help="default: 0")
@@ -53,7 +55,10 @@ def prediction_parser() -> Parser:
     parser = Parser(
         "sentiment predict", "Judge a text, and show the attention that its words receive."
     )
-    parser.add_argument("text", help="in quotes")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="in quotes; one or several")
+    parser.add_argument("--file", type=existing_file, metavar="FILE",
+        help="texts to judge: csv with a column text, or a text on each line")  # fmt: skip
+    parser.add_argument("--output", metavar="CSV", help="for all probabilities; default: none")
     parser.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
     return parser
 

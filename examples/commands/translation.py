@@ -52,15 +52,17 @@ class DataOptions:
     """A choice of sentence pairs: plain values, which are saved beside a model.
 
     `names` are "dates", "multi30k", or two files of source and target sentences. Dates are
-    characters and Multi30k words, both lower-cased; `unit` and `lower` are for files. `seed` is
-    that of the dates, or of the split of files.
+    characters and Multi30k words, both lower-cased; `unit` and `lower` are for files, of which
+    subwords are learned by default. `seed` is that of the dates, or of the split of files.
     """
 
     names: tuple[str, ...]
     languages: Annotated[
         tuple[str, str], "two-letter codes", {"nargs": 2, "metavar": ("SRC", "TGT")}
     ] = ("de", "en")
-    unit: Annotated[Literal["words", "characters"], ("words", "characters"), "of files"] = "words"
+    unit: Annotated[
+        Literal["subwords", "words", "characters"], ("subwords", "words", "characters"), "of files"
+    ] = "subwords"
     lower: Annotated[bool, "lower-case the tokens of files"] = False
     min_count: Annotated[Count, "of a token in training that has a place in the vocabulary"] = 1
     vocabulary_size: Annotated[

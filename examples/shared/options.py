@@ -211,11 +211,13 @@ def add_graph_options(parser: Parser) -> None:
     add = parser.group("graph")
     add("--dataset", choices=GRAPHS, help="default: digits, unless --edges is given")
     add("--edges", type=existing_file, metavar="CSV",
-        help="your own graph: columns source, target")  # fmt: skip
+        help="your own graph: columns source, target (or src, dst, …, or no header); numbers in"
+        " further columns are features of the edges")  # fmt: skip
     add("--features", type=existing_file, metavar="FILE",
-        help="csv with a column node, or npz; default: one-hot")  # fmt: skip
+        help="csv with a column node and numbers; npz with arrays x and perhaps node, or of"
+        " scipy.sparse.save_npz; libsvm (.svm); default: one-hot")  # fmt: skip
     add("--labels", type=existing_file, metavar="CSV",
-        help="columns node, label and perhaps split")  # fmt: skip
+        help="columns node, label and perhaps split: train, val, test or empty")  # fmt: skip
     add("--directed", action="store_true", default=None, help="keep the edges of --edges as listed")
     add("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
     add("--labels-per-class", type=int, metavar="N",
