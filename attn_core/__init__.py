@@ -31,6 +31,7 @@ from attn_core.scores import (
     ScaledDot,
     Score,
     Separable,
+    Trilinear,
 )
 from attn_core.supports import Dense, Edges, PendingEdges, Support, Window, patterns
 
@@ -59,6 +60,7 @@ __all__ = [
     "Softmax",
     "Sparsemax",
     "Support",
+    "Trilinear",
     "Window",
     "__version__",
     "attend",

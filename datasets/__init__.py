@@ -17,6 +17,7 @@ from .fetch import DataFileError, cache_folder
 from .files import GraphFileError, from_files
 from .human_dates import human_dates
 from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, split_words
+from .inflections import Inflections, inflections, read_inflections
 from .karate import karate_club
 from .multi30k import multi30k
 from .node_benchmarks import gnn_benchmark, heterophilous
@@ -35,6 +36,7 @@ __all__ = [
     "DictionaryLookup",
     "EncodedPairs",
     "GraphFileError",
+    "Inflections",
     "LabelledReviews",
     "LookupGraphs",
     "PPIGraphs",
@@ -57,6 +59,7 @@ __all__ = [
     "human_dates",
     "imdb",
     "in_order",
+    "inflections",
     "karate_club",
     "last_words",
     "multi30k",
@@ -64,6 +67,7 @@ __all__ = [
     "planetoid",
     "ppi",
     "read_conllu",
+    "read_inflections",
     "reviews_from_csv",
     "split_words",
     "tudataset",

@@ -83,7 +83,7 @@ def attention_weights(
     Args:
         model: a module with attention layers of `gat` in it, or one such layer; those of
             torch_geometric become such by `gat.replace(model)`.
-        *args, **kwargs: what the model is called with.
+        args, kwargs: what the model is called with.
         nodes: only what these targets attended to, of every layer: integers `[n]`, or bool `[N]`.
             The weights of no other edges are computed. Default: all. Of a layer over several types
             of nodes, all are returned in any case.

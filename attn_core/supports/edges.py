@@ -244,6 +244,13 @@ class Edges(Pairs):
             sizes = self.num_keys, self.num_queries
             return Edges._of(merged, *sizes, given=self, source_id=source_id, **known)
 
+    def all_sources(self, x: Tensor) -> Tensor:
+        """The rows of all sources, of which the targets are the first: x itself.
+
+        Where a process holds a part of a graph, x has its own nodes, and the others are fetched.
+        """
+        return x
+
     def of_queries(self, queries: Tensor) -> tuple[Edges, Tensor]:
         """The pairs of some queries, all of each, and where they stand among the pairs.
 
@@ -323,6 +330,16 @@ class Edges(Pairs):
         """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
         with outside_inference():
             return torch.arange(self.num_edges, device=self.device)
+
+    @property
+    def pair_id(self) -> Tensor | None:
+        """By which numbers dropout knows the pairs, int64 `[E']`; None: by their places."""
+        return None if self.given is self else self.source_id
+
+    @property
+    def source_nodes(self) -> Tensor | None:
+        """By which numbers dropout knows the sources, int64 `[Nk]`; None: by their places."""
+        return None
 
     @cached_property
     def slots_by_key(self) -> Tensor:

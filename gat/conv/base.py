@@ -83,6 +83,23 @@ class AttentionConv(MessagePassing):
         """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
         return _is_own(type(self), step) and step not in self.__dict__
 
+    def _sources(self, x: Any, edge_index: Any) -> tuple[Any, int | None]:
+        """The features of all sources, and how many of them, the first ones, are the targets.
+
+        None: x says by itself who they are. Else edge_index is Edges with fewer targets than
+        sources, and x one tensor: the sources of a block, or the nodes of a part of a graph.
+        """
+        if not (isinstance(edge_index, Edges) and isinstance(x, Tensor)):
+            return x, None
+        x, targets = edge_index.all_sources(x), edge_index.num_queries
+        first = targets < edge_index.num_keys == x.shape[0] and self.flow == "source_to_target"
+        if first and x.layout != torch.strided:
+            raise TypeError(
+                f"x has layout {x.layout}, and its first {targets} rows are the targets of Edges: "
+                "make it dense with x.to_dense()"
+            )
+        return x, targets if first else None
+
     def _support(
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
     ) -> Edges | PendingEdges:

@@ -28,8 +28,9 @@ class AttentionNetwork(BasicGNN):
     .. math::
         h^{(l)} = \mathrm{dropout}\, \mathrm{act}\, \mathrm{norm}\, \mathrm{conv}(h^{(l-1)})
 
-    Up to `jk` and in **kwargs the arguments are those of `torch_geometric.nn.GAT`, in its order and
-    with its meaning; so are names in `state_dict` and methods, such as `inference` layer by layer.
+    Up to `jk` and in `**kwargs` the arguments are those of `torch_geometric.nn.GAT`, in its order
+    and with its meaning; so are names in `state_dict` and methods, such as `inference` layer by
+    layer.
 
     With feed_forward, a small network of each node alone comes before the dropout,
     `h ← norm(h + network(h))`, as in the Transformer. At the node level without jumping knowledge
@@ -256,9 +257,10 @@ class AttentionNetwork(BasicGNN):
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`.
-            edge_index: the edges, in any form that the layers take.
+            edge_index: the edges, in any form that the layers take; or a list with those of each
+                layer, such as the blocks of `gat.loader`, of which the first targets are left.
             edge_weight: not used, as in torch_geometric; it warns.
-            edge_attr: `[E, edge_dim]`. Default None.
+            edge_attr: `[E, edge_dim]`, or a list of one for each layer. Default None.
             batch: int64 `[N]`, the graph of each node: for the graph level, and for normalisations
                 that look at whole graphs. Default: all in one.
             batch_size: the number of graphs. Default: as batch tells.
@@ -301,13 +303,12 @@ class AttentionNetwork(BasicGNN):
                     edge_attr,
                 )
             entering = x
+            edges, attr = of_layer(edge_index, i), of_layer(edge_attr, i)
             if attention is None:
-                x = conv(x, edge_index, edge_attr=edge_attr)
+                x = conv(x, edges, edge_attr=attr)
             else:
-                x, of_layer = conv(
-                    x, edge_index, edge_attr=edge_attr, return_attention_weights=True
-                )
-                attention.append(of_layer)
+                x, weights = conv(x, edges, edge_attr=attr, return_attention_weights=True)
+                attention.append(weights)
             if self._is_hidden(i):
                 x = x + self.skips[i](entering) if self.skips else x
                 x = self.dropout(self._after(i, x, batch, batch_size))
@@ -329,6 +330,25 @@ class AttentionNetwork(BasicGNN):
                 x = self.dropout(self._after(i, x))
                 outputs.append(x)
         return self._joined(outputs) if self._has_lin() else x
+
+    @property
+    def joins(self) -> bool:
+        """Whether the output is made of what all layers give, not of the last one's alone."""
+        return self.jk_mode not in (None, "last")
+
+    def begin(self, x: Tensor) -> Tensor:
+        """What enters the first layer: with `step` and `finish`, the steps of evaluation."""
+        return x
+
+    def step(self, layer: int, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Any:
+        """What a layer hands to the next one, dropout aside."""
+        x = self.convs[layer](x, edge_index, edge_attr=edge_attr)
+        return self._after(layer, x) if self._is_hidden(layer) else x
+
+    def finish(self, outputs: list[Tensor]) -> Tensor:
+        """The output of the nodes, made of what the layers gave."""
+        out: Tensor = self.lin(self._joined(outputs)) if self._has_lin() else outputs[-1]
+        return out
 
     def inference_per_layer(
         self, layer: int, x: Tensor, edge_index: Any, batch_size: int
@@ -380,7 +400,8 @@ class AttentionNetwork(BasicGNN):
         return normalize(self.network_norms[layer], x) if self.network_norms else x
 
     def _joined(self, outputs: list[Tensor]) -> Tensor:
-        return self.jk(outputs) if hasattr(self, "jk") else outputs[-1]
+        targets = outputs[-1].shape[0]  # of blocks, the first rows of what each layer gave
+        return self.jk([x[:targets] for x in outputs]) if hasattr(self, "jk") else outputs[-1]
 
     def _out(
         self,
@@ -438,6 +459,11 @@ def _check_pairs(pairs: Tensor | None, num_nodes: int) -> None:
             )
 
 
+def of_layer(given: Any, layer: int) -> Any:
+    """What is given for all layers together, or for each."""
+    return given[layer] if isinstance(given, (list, tuple)) else given
+
+
 def _reset(module: nn.Module) -> None:
     """Draw the parameters of a module anew, or else those of its parts."""
     reset = getattr(module, "reset_parameters", None)
@@ -451,7 +477,7 @@ def _reset(module: nn.Module) -> None:
 def _network(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     """Two linear maps with ELU between them."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
+        nn.Linear(inputs, hidden), nn.ELU(), SparseDropout(dropout), nn.Linear(hidden, outputs)
     )
 
 
