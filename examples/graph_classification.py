@@ -31,9 +31,9 @@ from torch.nn.functional import cross_entropy
 from attn_core import Edges
 from datasets import tudataset
 from examples.shared.files import prepare_folder
-from examples.shared.options import COUNT, RATE, SHARE, Parser
+from examples.shared.options import COUNT, RATE, SHARE, Parser, add_run_options
 from examples.shared.program import exit_status
-from examples.shared.runner import Results, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent
 from examples.shared.trainer import seed_everything
 from gat import GAT

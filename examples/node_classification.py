@@ -472,8 +472,7 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         train_runs(task)
         write_results(task)
         print(f"\n{table(task)}\n")
-        print(f"{of_classes(task)}
-")
+        print(f"{of_classes(task)}\n")
         if is_first_process():
             draw(task)
     except KeyboardInterrupt:
