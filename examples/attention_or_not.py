@@ -11,6 +11,12 @@ of GCN (torch_geometric's GCNConv), or nothing (MLP). Stopped, the same command 
 
 from __future__ import annotations
 
+from examples.commands.attention_or_not import NAMES, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -29,19 +35,12 @@ import gat
 from attn_core import Edges
 from examples.shared.files import prepare_folder
 from examples.shared.graphs import with_sparse_features
-from examples.shared.options import COUNT, Parser
 from examples.shared.program import exit_status
-from examples.shared.runner import Results, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, spread
 from examples.tuned_tables import RESULT, load, train
-from gat.models import PRESETS, Preset, preset
+from gat.models import Preset, preset
 from gat.sparse import Linear
-
-NAMES = {
-    "gat": "GAT", "gatv2": "GATv2", "transformer": "graph Transformer", "agnn": "AGNN",
-    "supergat": "SuperGAT", "sparsemax": "GAT with sparsemax", "gcn": "GCN", "mlp": "MLP",
-}  # fmt: skip
-GRAPHS = [graph for name, graph in PRESETS if name == "tuned-gat"]
 
 
 class Smoothed(nn.Module):
@@ -166,19 +165,6 @@ def table(graph: str, results: Results) -> str:
         seconds = spread([r["seconds"] for r in runs], 0)
         rows.append([NAMES[kind], test, val, str(len(runs)), seconds])
     return aligned(rows)
-
-
-def parser() -> Parser:
-    """The options."""
-    result = Parser("attention_or_not", "Train one body with each kind of attention, and without.")
-    add = result.add_argument
-    add("--graph", choices=GRAPHS, default="chameleon-filtered", help="default: chameleon-filtered")
-    add("--models", nargs="+", choices=NAMES, default=list(NAMES), metavar="MODEL",
-        help=f"of {', '.join(NAMES)}; default: all")  # fmt: skip
-    add("--epochs", type=COUNT, default=None, help="of each; default: the tuned GAT's")
-    add_run_options(add, "attention/GRAPH", 5, "first run, and its split")
-    result.set_defaults(out=None)
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
