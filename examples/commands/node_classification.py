@@ -17,6 +17,7 @@ from examples.shared.options import (
 NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
 SCORES = (  # of `Score.named`, but for "location": nodes have no order
     "dot", "scaled_dot", "cosine", "general", "additive", "concat", "separable",
+    "trilinear",
 )  # fmt: skip
 NORMALIZERS = ("softmax", "sparsemax", "entmax", "hard", "identity")
 PROGRAM = "python -m examples.node_classification"
