@@ -19,11 +19,11 @@ PROGRAMS = {
     "citation_graphs": (),
     "dictionary_lookup": (),
     "explain": (),
-    "long_sentences": (),
+    "long_sentences": ("train", "ask"),
     "node_classification": ("train", "predict"),
     "sentiment": ("train", "predict"),
     "sequence_as_graph": (),
-    "tagging": (),
+    "tagging": ("train", "predict"),
     "translation": ("train", "translate", "evaluate"),
 }
 WITHOUT_TORCH = """
