@@ -5,6 +5,8 @@
     python -m examples.node_classification --dataset cora --model gatv2
     python -m examples.node_classification --dataset ppi          # graphs never trained on
     python -m examples.node_classification --edges edges.csv --features x.csv --labels labels.csv
+    python -m examples.node_classification --dataset pubmed --sampled 15 10  # in mini-batches
+    torchrun --nproc-per-node 2 -m examples.node_classification   # the graph in two parts
     python -m examples.node_classification predict --model runs/digits --output predictions.csv
 
 Training writes the best model, its scores beside simple baselines, and pictures to --out. Ctrl-C
@@ -43,6 +45,7 @@ from examples.shared.files import (
     check_kind,
     check_settings,
     damage_told,
+    is_first_process,
     load_checkpoint,
     prepare_folder,
     remove,
@@ -65,9 +68,11 @@ from examples.shared.graphs import (
     standardise,
 )
 from examples.shared.options import fill_in
+from examples.shared.processes import joined, world_size
 from examples.shared.program import SIGNALS, check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import WEIGHTS, Trainer, load_weights, own_weights, seed_everything
+from examples.shared.ways import way_of
 from gat import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
 
 Model = GAT | GATv2 | GraphTransformer | GraphAttention | AGNN
@@ -199,6 +204,8 @@ BINDING = (
     "neighbours",
     "labels_per_class",
     "split_seed",
+    "sampled",
+    "batch_size",
     *PAPER,
     "seed",
     "device",
@@ -225,6 +232,9 @@ class Settings:
         patience: stop after this many epochs without a new best on the validation nodes.
         kind: of the model, one of `MODELS`.
         batch_graphs: how many graphs a step looks at, where there are several.
+        sampled: how many neighbours are drawn for each layer, the last one first. Default: a step
+            looks at the whole graph.
+        batch_size: how many training nodes a step looks at then.
     """
 
     model: dict[str, Any]
@@ -234,6 +244,8 @@ class Settings:
     patience: int
     kind: str = "gat"
     batch_graphs: int = 2
+    sampled: Sequence[int] = ()
+    batch_size: int = 512
 
 
 @torch.no_grad()
@@ -269,9 +281,14 @@ def score(logits: Tensor, y: Tensor) -> tuple[float, float]:
 
 def loss_of(logits: Tensor, y: Tensor) -> Tensor:
     """The mean cross-entropy of one label per node, or of each of several that may be true."""
+    return losses_of(logits, y).mean()
+
+
+def losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    """What `loss_of` takes the mean of."""
     if y.dim() == 2:
-        return binary_cross_entropy_with_logits(logits, y)
-    return cross_entropy(logits, y)
+        return binary_cross_entropy_with_logits(logits, y, reduction="none")
+    return cross_entropy(logits, y, reduction="none")
 
 
 class Run(Trainer):
@@ -301,6 +318,7 @@ class Run(Trainer):
         self.views = split_views(data)
         self.graphs = graphs_of(self.views["train"])
         model = build(settings.kind, settings.model).to(data.x.device)
+        self.way = way_of(data, model, settings.sampled, settings.batch_size)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -321,7 +339,7 @@ class Run(Trainer):
         """Trains for one epoch, then validates."""
         self.train_epoch()
         started = time.perf_counter()
-        scores = flat(evaluate(self.model, self.views, ("train", "val")))
+        scores = flat(evaluate(self._judged(self.model), self.views, ("train", "val")))
         with SIGNALS.held():
             self.seconds += time.perf_counter() - started
             self.end_epoch(scores)
@@ -329,14 +347,21 @@ class Run(Trainer):
 
     def _batches(self, epoch: int = 0) -> list[Data]:
         """What the steps of an epoch look at: the graph, or a few of the training graphs each."""
+        if self.way is not None:
+            return list(self.way.batches(epoch))
         if len(self.graphs) == 1:
             return self.graphs
         order = torch.randperm(len(self.graphs)).split(self.settings.batch_graphs)
         return [Batch.from_data_list([self.graphs[i] for i in places]) for places in order]
 
     def _loss(self, data: Data) -> tuple[Tensor, int]:
+        if self.way is not None:
+            return self.way.loss(data, losses_of), 1
         logits = self.model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
         return loss_of(logits[data.train_mask], data.y[data.train_mask]), 1
+
+    def _judged(self, model: Any) -> Any:
+        return model if self.way is None else self.way.judge(model)
 
     def _stop_early(self, loss: float, accuracy: float) -> None:
         if not math.isfinite(loss):
@@ -354,7 +379,7 @@ class Run(Trainer):
             "seed": self.seed,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
-            **flat(evaluate(self.best_model(), self.views, ("train", "val", "test"))),
+            **flat(evaluate(self._judged(self.best_model()), self.views, ("train", "val", "test"))),
             "stopped_early": self.done and self.epoch < self.epochs,
             "seconds": self.seconds,
             "history": self.history,
@@ -443,17 +468,19 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
     task = prepare(args)
     print(describe(task.data))
     try:
-        task.rivals = baselines(task.data)
+        task.rivals = baselines(task.data) if is_first_process() else []
         train_runs(task)
         write_results(task)
         print(f"\n{table(task)}\n")
         print(f"{of_classes(task)}\n")
-        draw(task)
+        if is_first_process():
+            draw(task)
     except KeyboardInterrupt:
         if not task.progress.results and task.progress.run is None:
             raise  # there is nothing to keep
         task.save()
-        write_results(task)
+        if world_size() == 1:  # the others may have been interrupted elsewhere
+            write_results(task)
         again = [word for word in words if word not in ("--resume", "--restart")]
         print(
             f"\ninterrupted {how_far(task)}; the best model so far, its metrics and a checkpoint"
@@ -485,6 +512,8 @@ def prepare(args: argparse.Namespace) -> Task:
         weight_decay=args.weight_decay,
         epochs=args.epochs,
         patience=args.patience,
+        sampled=args.sampled or (),
+        batch_size=args.batch_size,
     )
     config = {name: getattr(args, name) for name in BINDING} | {"graph": fingerprint(data)}
     parts = data.name, args.model if args.model != "gat" else None, args.score, args.normalizer
@@ -770,7 +799,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parser().parse_args(words)
-        return predict(args) if args.command == "predict" else train(args, words)
+        if args.command == "predict":
+            return predict(args)
+        with joined():
+            return train(args, words)
 
     return exit_status(work)
 

@@ -17,6 +17,7 @@ from examples.shared.options import (
 NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
 SCORES = (  # of `Score.named`, but for "location": nodes have no order
     "dot", "scaled_dot", "cosine", "general", "additive", "concat", "separable",
+    "trilinear",
 )  # fmt: skip
 NORMALIZERS = ("softmax", "sparsemax", "entmax", "hard", "identity")
 PROGRAM = "python -m examples.node_classification"
@@ -54,6 +55,9 @@ def training_parser() -> Parser:
     add("--weight-decay", type=FACTOR)
     add("--epochs", type=COUNT, help="at most")
     add("--patience", type=COUNT, help="epochs without a new best before stopping")
+    add("--sampled", type=COUNT, nargs="+", metavar="N",
+        help="mini-batches of as many drawn neighbours for each layer, last first")  # fmt: skip
+    add("--batch-size", type=COUNT, default=512, metavar="NODES", help="of --sampled; default: 512")
     add("--runs", type=COUNT, default=3, help="how many, each from another seed")
     add("--seed", type=SEED, default=0, help="of the first run")
     add("--device", default="cpu", help="as torch names it; default: cpu")

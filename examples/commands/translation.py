@@ -24,7 +24,8 @@ from examples.shared.options import (
 
 KINDS = ("bahdanau", "luong", "context_only", "grammar", "rnn", "transformer")
 SCORES = (  # of `Score.named`; a local and a hard attention
-    "dot", "scaled_dot", "cosine", "general", "additive", "concat", "separable", "location",
+    "dot", "scaled_dot", "cosine", "general", "additive", "concat", "separable", "trilinear",
+    "location",
     "local-m", "local-p", "hard",
 )  # fmt: skip
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "t5")

@@ -19,6 +19,7 @@ PROGRAMS = {
     "citation_graphs": (),
     "dictionary_lookup": (),
     "explain": (),
+    "inflection": (),
     "long_sentences": ("train", "ask"),
     "node_classification": ("train", "predict"),
     "sentiment": ("train", "predict"),

@@ -155,7 +155,12 @@ class TestProgram:
     def test_leaves_metrics_and_a_picture(self, fast, tmp_path, capsys):
         assert main([*fast, "--models", "context", "bahdanau", "--runs", "2"]) == 0
         out = tmp_path / "out"
-        assert {path.name for path in out.iterdir()} == {"metrics.json", "length.png", "context", "bahdanau"}
+        assert {path.name for path in out.iterdir()} == {
+            "metrics.json",
+            "length.png",
+            "context",
+            "bahdanau",
+        }
         with Image.open(out / "length.png") as image:
             assert len(set(np.asarray(image.convert("L")).ravel().tolist())) > 10
         metrics = json.loads((out / "metrics.json").read_text())
