@@ -583,8 +583,8 @@ class TestOwnSentences:
         assert "Ka" in found[nth].split()
 
     def test_settings_follow_the_number_of_pairs(self):
-        def suited(n, kind="luong"):
-            pairs = Pairs([["a"] * 8] * n, [["b"] * 6] * n, [""] * n, [""] * n)
+        def suited(n, kind="luong", length=16):
+            pairs = Pairs([["a"] * length] * n, [["b"] * 6] * n, [""] * n, [""] * n)
             splits = PairSplits("", pairs, pairs, pairs, Tokenizer(), Tokenizer())
             return _translation.suited(kind, splits)
 
@@ -592,8 +592,9 @@ class TestOwnSentences:
         assert few["batch_tokens"] < some["batch_tokens"] < many["batch_tokens"]
         assert few["epochs"] > some["epochs"] > many["epochs"]
         assert few["state_size"] < some["state_size"] < many["state_size"]
-        steps = 10_000 / (some["batch_tokens"] / 10) * some["epochs"]
+        steps = 10_000 / (some["batch_tokens"] / 18) * some["epochs"]
         assert 1000 < steps < 2000 and some["warmup"] < steps / 5
+        assert suited(10_000, length=8)["epochs"] == 2 * some["epochs"]  # they take half the time
         assert suited(10_000, "transformer")["embedding_size"] % 16 == 0
 
     def test_bleu_that_is_noise_does_not_choose_an_epoch(self):
