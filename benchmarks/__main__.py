@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, graph, scales, seq2seq, sequence
+from benchmarks import gpu, graph, scale, scales, seq2seq, sequence
 from benchmarks._report import Report, write
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.options import number
@@ -22,6 +22,7 @@ BENCHMARKS = {
     "graph": graph,
     "gpu": gpu,
     "scales": scales,
+    "scale": scale,
 }
 
 

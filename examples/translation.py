@@ -61,6 +61,7 @@ from examples.shared.files import (
 )
 from examples.shared.options import COUNT, FACTOR, SEED, Parser, fill_in, pick
 from examples.shared.pictures import save_figure
+from examples.shared.processes import joined
 from examples.shared.program import check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned
 from examples.shared.trainer import parameters
@@ -748,7 +749,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[0] not in commands:
             raise UserError(f"{words[0]!r} is none of {', '.join(commands)}; begin with one")
         parser, command = commands[words[0]]
-        return command(parser().parse_args(words[1:]), words)
+        args = parser().parse_args(words[1:])
+        with joined():
+            return command(args, words)
 
     return exit_status(work, flush_denormal=True)
 
