@@ -14,6 +14,8 @@ from attn_core.supports.base import Support
 class Pairs(Support):
     """A list of pairs over which nodes `[N, H, D]` attend; per-pair tensors have a row for each.
 
+    `attend` takes nodes `[..., N, H, D]`, whose batch dimensions it hands on as more heads.
+
     Attributes:
         pairs: int64 `[2, E]`, keys and queries.
         num_keys, num_queries: Nk and Nq.
@@ -150,7 +152,7 @@ def check_nodes(
     num_keys: int,
     device: torch.device,
 ) -> None:
-    """Raise unless query, key and value are node tensors `[N, H, D]` that fit the sizes."""
+    """Raise unless query, key and value are node tensors `[..., N, H, D]` that fit the sizes."""
     for name, tensor, num in (
         ("query", query, num_queries),
         ("key", key, num_keys),
@@ -158,9 +160,9 @@ def check_nodes(
     ):
         if tensor is None:
             continue
-        if tensor.dim() != 3 or tensor.shape[0] != num:
+        if tensor.dim() < 3 or tensor.shape[-3] != num:
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; over edges it must be [N, H, D] with "
+                f"{name} has shape {list(tensor.shape)}; over edges it must be [..., N, H, D] with "
                 f"N = {num}, the number of {'targets' if name == 'query' else 'sources'}"
             )
         if tensor.device != device:

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from datasets import VocabularyError
+from examples.shared.errors import UserError
 
 try:
     import fcntl
@@ -28,10 +29,6 @@ except ImportError:  # Windows, where nothing can remove a file that is open: it
 CHECKPOINT_FORMAT = 1
 # What `write_atomically` writes to: a name that nobody else gives to a file
 _TEMPORARY = re.compile(r"\..+\.part-\d+(\.\w+)?|\.checkpoint-\d+\.pt")
-
-
-class UserError(Exception):
-    """Something that the person at the keyboard can mend; the message says how."""
 
 
 def _lock(file: IO[bytes]) -> bool:
