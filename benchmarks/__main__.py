@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import family, gpu, graph, scales, seq2seq, sequence
+from benchmarks import family, gpu, graph, scale, scales, seq2seq, sequence
 from benchmarks._report import Report, write
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.options import number
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "family": family,
     "gpu": gpu,
     "scales": scales,
+    "scale": scale,
 }
 
 
