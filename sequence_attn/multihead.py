@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import attn_core
 from attn_core import Dense, Normalizer, Score, Support, Window, attend
 from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
-from sequence_attn.checks import check_lengths, check_part, check_tokens, check_window, padding
+from attn_core.registry import check_part
+from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
 from sequence_attn.pairs import both, check_key_mask, dense, in_window, mask_bias, per_head, places
 from sequence_attn.positions import RotaryPositions
 from sequence_attn.scored import SequenceAttention
