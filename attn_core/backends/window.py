@@ -30,10 +30,10 @@ def serves(call: Call) -> bool:
     window = call.support
     return (
         isinstance(window, Window)
-        and window.centre is None
         and not call.need_weights
         and not call.need_log_sum_exp
         and call.query is not None
+        and window.lie_alike(call.query.shape[-3], call.num_keys)
         and sdpa.is_product(call)
         and (window.dilation == 1 or call.query.shape[-3] == call.num_keys)
         # How many blocks there are is a number of Python's, which an exported program cannot vary

@@ -34,8 +34,9 @@ def test_comes_back_with_its_settings_and_numbers(name: str, tmp_path: Path) -> 
 
 
 def test_the_parameters_are_those_of_the_plain_model(tmp_path: Path) -> None:
-    model = hub.GAT(4, 8, 2, 3)
-    gat.GAT(4, 8, 2, 3).load_state_dict(model.state_dict())
+    model, plain = hub.GAT(4, 8, 2, 3).eval(), gat.GAT(4, 8, 2, 3).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain(X, EDGES), model(X, EDGES))
 
 
 def test_the_card_gives_data_settings_and_scores(tmp_path: Path) -> None:

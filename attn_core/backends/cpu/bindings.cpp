@@ -183,9 +183,14 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
     if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
   }
   std::unique_ptr<T[]> statistics(new T[nq * attn::NUMBERS * p.heads]), of_queries;
+  std::unique_ptr<T[]> rests(new T[nq * p.heads]);
+  bool centred = false;
   std::unique_ptr<uint32_t[]> position;
   p.statistics = statistics.get();
+  p.rests = rests.get();
+  p.centred = &centred;
   attn::run(p, attn::STATISTICS, threads, of_vector);
+  if (!centred) p.rests = nullptr;
   if (p.numbers() && p.grad_query) {
     const int64_t size = call.pairs * p.heads;
     of_queries.reset(p.of_queries = new T[size]);
