@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core.compat import replaced
 from attn_core.dropout import draw_seed
 from attn_core.gpu import DTYPES
 from attn_core.normalizers import Normalizer, Softmax, scaled
@@ -97,8 +98,7 @@ class Call:
             score=score, query=query, key=key, pair_key=pair_key, formula=score.formula()
         )
         batch, heads = call._batch(), call._heads()
-        full: dict[str, Any] = call.__dict__  # nobody else has it yet
-        full["heads"] = heads
+        full: dict[str, Any] = {"heads": heads}
         for name in _TOKENS:
             x = getattr(call, name)
             if x is not None and (x.shape[-2] != heads or x.shape[:-3] != batch):
@@ -107,12 +107,12 @@ class Call:
         support = self.support
         if isinstance(support, (Pairs, PendingEdges)):
             if self.bias is not None or pair_key is not None or self.pair_value is not None:
-                full |= call._edge_pairs(support, heads)
+                full.update(call._edge_pairs(support, heads))
             if self.dropout > 0:
                 full["seed"] = draw_seed(self.value.device)
         elif isinstance(support, (Dense, Window)):
             call._check_dense_pairs(support, batch, heads)
-        return call
+        return call._with(**full)
 
     def ungrouped(self) -> Call:
         """The same call with the heads of keys and values once for each query head they serve."""
@@ -142,7 +142,7 @@ class Call:
             vector = formula.vector
             vector = key.new_ones(self.heads, key.shape[-1]) if vector is None else vector
             score = Additive(vector * factor[:, None], formula.kind, formula.constant)
-            changes |= {"score": score, "formula": score.formula()}
+            changes.update(score=score, formula=score.formula())
         if self.bias is not None:
             pairs = isinstance(self.support, (Pairs, PendingEdges))
             changes["bias"] = scaled(self.bias, factor if pairs else factor[:, None, None])
@@ -154,9 +154,7 @@ class Call:
 
     def _with(self, **changes: Any) -> Call:
         """The same call with some other arguments; `dataclasses.replace` in one step."""
-        call: Call = object.__new__(Call)
-        call.__dict__.update(self.__dict__, **changes)
-        return call
+        return replaced(self, changes)
 
     @property
     def num_keys(self) -> int:
