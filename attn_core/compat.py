@@ -61,7 +61,7 @@ def transform_depth() -> int:
     return torch._C._functorch.get_dynamic_layer_stack_depth()
 
 
-# torch 2.13: `tolist` reads what torch.func has wrapped. (Not in 2.8; between them it was not tried.)
+# torch 2.13: `tolist` reads what torch.func has wrapped. (2.8 does not; between them untried.)
 def listed(numbers: Tensor) -> list[int]:
     """The whole numbers of a short vector."""
     if TORCH < (2, 13) and transform_depth() > 0:
