@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from attn_core.gpu import is_gpu
-from attn_core.graph.grouping import Grouping
+from attn_core.graph.grouping import End, Grouping
 from attn_core.graph.known import known, own, owner_of
+from attn_core.graph.listing import Listing, Sorted
 from attn_core.graph.read import (
     Order,
     as_plain,
@@ -33,6 +34,9 @@ class Edges(Pairs):
     nothing. Build it once and pass it in place of an `edge_index` wherever a layer takes one. What
     it builds in inference mode serves training too.
 
+    On CPUs the compiled kernels sort the pairs and read them in 8 bytes for each end; `pairs` and
+    whatever else is named here is made where it is first asked for.
+
     Build it with `Edges.from_edge_index`; move it with `.to(device)`.
 
     Attributes:
@@ -49,6 +53,8 @@ class Edges(Pairs):
 
     by_query: Grouping
     by_key: Grouping
+    listing: Listing | None = None  # None: of those that hold `pairs` themselves
+    _num_loops: int | None = None
 
     def __init__(
         self, edge_index: Any, num_keys: int | None = None, num_queries: int | None = None
@@ -57,17 +63,34 @@ class Edges(Pairs):
         size = None if num_keys is None and num_queries is None else (num_keys, num_queries)
         self._read(edge_index, size)
 
-    def _read(self, edge_index: Any, size: Any) -> None:
+    def _read(self, edge_index: Any, size: Any, self_loops: bool = False) -> bool:
+        """Take the pairs of any edge_index; returns whether that did what self_loops asks for."""
         with outside_inference():
-            listed = read_edge_index(edge_index, size)
+            if type(edge_index) is Tensor and type(size) is tuple and _are_sizes(*size):
+                listing = Listing.of(edge_index, size, self_loops)
+                if listing is not None:
+                    self._hold(listing)
+                    return True
+            listed = read_edge_index(edge_index, size)  # which says what is wrong
+            sizes = listed.num_keys, listed.num_queries
+            if listed.by_query is None:
+                listing = Listing.of(listed.pairs, sizes, self_loops)
+                if listing is not None:
+                    self._hold(listing)
+                    return True
             self._take(
                 listed.pairs,
-                listed.num_keys,
-                listed.num_queries,
+                *sizes,
                 num_loops=listed.num_loops,
                 by_query=listed.by_query,
                 by_key=listed.by_key,
             )
+            return not self_loops
+
+    def _hold(self, listing: Listing) -> None:
+        """Be the pairs of a listing."""
+        self.listing = listing
+        self.by_query, self.by_key = End(listing, 1), End(listing, 0)
 
     @classmethod
     def _of(cls, pairs: Tensor, num_keys: int, num_queries: int, **known: Any) -> Edges:
@@ -88,21 +111,46 @@ class Edges(Pairs):
         by_query: Order | None = None,
         by_key: Order | None = None,
     ) -> None:
-        self.pairs = pairs
+        self.__dict__["pairs"] = pairs
         keys, queries = pairs[0], pairs[1]
         self.by_query = Grouping(queries, num_queries, keys, by_query)
         self.by_key = Grouping(keys, num_keys, queries, by_key)
-        self._given = given
         self._num_loops = num_loops
+        if given is not None:
+            self.__dict__["_before_loops"] = given
         if source_id is not None:
             self.__dict__["source_id"] = source_id
         self._register()
 
     def _register(self) -> None:
         """Let ops find these Edges by the tensors they own."""
-        own(self.pairs, self)
-        own(self.by_query.index, self.by_query)
-        own(self.by_key.index, self.by_key)
+        if "pairs" in self.__dict__:
+            own(self.pairs, self)
+        for side in (self.by_query, self.by_key):
+            if "index" in side.__dict__:
+                own(side.index, side)
+
+    @cached_property
+    def pairs(self) -> Tensor:  # type: ignore[override]
+        assert self.listing is not None
+        pairs = self.listing.pairs
+        own(pairs, self)
+        return pairs
+
+    def sorted(self, *, by_key: bool) -> Sorted:
+        """The pairs sorted by one end, as kernels read them."""
+        side = self.by_key if by_key else self.by_query
+        if isinstance(side, End):
+            return side.sorted
+
+        def narrowed(side: Grouping) -> Sorted:
+            places = side.permutation
+            if self.adds_loops:
+                places = self.source_id[places]
+            return Sorted(side.pointer, side.columns, places)
+
+        found: Sorted = side.once("sorted", narrowed)
+        return found
 
     @classmethod
     def from_edge_index(
@@ -131,8 +179,7 @@ class Edges(Pairs):
                 [1, 0, 0, 1]])
         """
         edges: Edges = object.__new__(cls)
-        edges._read(edge_index, size)
-        return edges._replace_self_loops() if self_loops else edges
+        return edges if edges._read(edge_index, size, self_loops) else edges._replace_self_loops()
 
     @property
     def num_keys(self) -> int:
@@ -155,7 +202,7 @@ class Edges(Pairs):
 
         Self-loops that are there already are replaced; the new ones come last. Made once.
         """
-        return self if self.given is not self else self._with_self_loops
+        return self if self.adds_loops else self._with_self_loops
 
     @cached_property
     def _with_self_loops(self) -> Edges:
@@ -163,6 +210,12 @@ class Edges(Pairs):
 
     def _replace_self_loops(self) -> Edges:
         with outside_inference():
+            if self.listing is not None:
+                found: Edges = object.__new__(Edges)
+                listing = Listing.of(self.listing.given_pairs(), self.listing.sizes, True)
+                if listing is not None:
+                    found._hold(listing)
+                    return found
             pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
             loop = torch.arange(loops, device=self.device)
             others, num_others = pairs[0] != pairs[1], None
@@ -237,7 +290,30 @@ class Edges(Pairs):
 
     @property
     def num_edges(self) -> int:
-        return self.pairs.shape[1]
+        listing = self.listing
+        return self.pairs.shape[1] if listing is None else listing.num_pairs
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_edges
+
+    @property
+    def num_given(self) -> int:
+        """E, how many pairs the caller gave, before self-loops were replaced."""
+        return self.given.num_edges if self.listing is None else self.listing.num_given
+
+    @property
+    def num_places(self) -> int:
+        """What all entries of source_id are below: E, and with self-loops one more for each."""
+        loops = min(self.num_keys, self.num_queries) if self.adds_loops else 0
+        return self.num_given + loops
+
+    @property
+    def adds_loops(self) -> bool:
+        """Whether self-loops were replaced."""
+        if self.listing is None:
+            return "_before_loops" in self.__dict__
+        return self.listing.loops is not None
 
     @property
     def edge_index(self) -> Tensor:
@@ -246,17 +322,28 @@ class Edges(Pairs):
 
     @property
     def device(self) -> torch.device:
-        return self.pairs.device
+        return self.pairs.device if self.listing is None else self.listing.by_query.columns.device
+
+    def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
+        check_nodes(query, key, value, self.num_queries, self.num_keys, self.device)
 
     @property
     def given(self) -> Edges:
         """The pairs before self-loops were replaced: these very Edges, if none were."""
-        return self if self._given is None else self._given
+        return self if not self.adds_loops else self._before_loops
+
+    @cached_property
+    def _before_loops(self) -> Edges:
+        assert self.listing is not None
+        with outside_inference():
+            return Edges(self.listing.given_pairs(), self.num_keys, self.num_queries)
 
     @cached_property
     def source_id(self) -> Tensor:
         """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
         with outside_inference():
+            if self.listing is not None:
+                return self.listing.source_id()
             return torch.arange(self.num_edges, device=self.device)
 
     @cached_property
@@ -270,16 +357,16 @@ class Edges(Pairs):
     def to(self, device: torch.device | str) -> Edges:
         """The same pairs on another device (this object itself, if it is there already)."""
         with outside_inference():
-            pairs = self.pairs.to(device)
-            if pairs is self.pairs:
+            if torch.empty(0, device=self.device).to(device).device == self.device:
                 return self
+            pairs = self.pairs.to(device)
             known: dict[str, Any] = {}
             for name in ("by_query", "by_key"):
                 if (order := self.__dict__[name].__dict__.get("order")) is not None:
                     known[name] = Order(*(x.to(device) for x in order))
-            if "source_id" in self.__dict__:
+            if self.adds_loops:
                 known["source_id"] = self.source_id.to(device)
-            given = None if self._given is None else self._given.to(device)
+            given = self.given.to(device) if self.adds_loops else None
             sizes = self.num_keys, self.num_queries
             return Edges._of(pairs, *sizes, given=given, num_loops=self._num_loops, **known)
 
@@ -369,6 +456,11 @@ def edges_of(edge_index: Any, num_keys: int, num_queries: int, self_loops: bool 
         return known(key, (("edges", self_loops), *size), make)
     found: Edges = edges.with_self_loops() if self_loops else edges
     return found
+
+
+def _are_sizes(*given: Any) -> bool:
+    """Whether these are two numbers of nodes."""
+    return len(given) == 2 and all(type(num) is int and num >= 0 for num in given)
 
 
 def _places(mask: Tensor, number: int | None) -> Tensor:
