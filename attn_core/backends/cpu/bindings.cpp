@@ -234,6 +234,7 @@ void define(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+  nb::set_leak_warnings(false);  // what is known of tensors lives until the process ends
   define<float>(m);
   define<double>(m);
   attn::define_pairs(m);
