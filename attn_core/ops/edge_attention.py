@@ -74,7 +74,7 @@ def problem_of(call: Call) -> Problem:
     )  # fmt: skip
 
 
-def name_pairs(p: Problem, support: Support) -> None:
+def name_pairs(p: Problem, support: Support | None) -> None:
     """Give a problem over Edges their list of pairs, by which an op finds them again."""
     given: Any = p.edge_index
     if given is None and isinstance(support, Edges):
@@ -235,7 +235,7 @@ def _differentiate(
     if nobody_watches(*grads, *p.tensors, p.edge_index):
         found = _gradients(p, (*grads, *results), needed)
     else:
-        name_pairs(p, p.edges)
+        name_pairs(p, p.__dict__.get("edges"))  # not to be looked up while they are traced
         found = torch.ops.attn_core.edge_attention_backward(*grads, *results, needed, *p.arguments)
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 
