@@ -104,7 +104,7 @@ class End(Grouping):
     @cached_property
     def order(self) -> Order:
         with outside_inference():
-            return Order(self.sorted.pointer, self._listing.positions(self.sorted))
+            return Order(self.sorted.pointer, self._listing.positions(self.sorted.places))
 
     @property
     def columns(self) -> Tensor:

@@ -137,6 +137,14 @@ class Listing:
         self.handle.set_by_key(*map(to_dlpack, to))
         return to
 
+    def room(self) -> Sorted:
+        """The order by query, and behind it what was left out."""
+        return self._room
+
+    def key_room(self) -> Sorted | None:
+        """The order by key, if it was made."""
+        return self._key_room
+
     def turned(self) -> Any:
         """The handle, with the order by key."""
         if self._key_room is None:
@@ -157,9 +165,9 @@ class Listing:
         """E + loops, below which all places lie."""
         return self.num_given + (self.loops or 0)
 
-    def positions(self, side: Sorted) -> Tensor:
-        """Of sorted pairs, those in the list that lacks what was left out, int64 `[E']`."""
-        places = side.places.long()
+    def positions(self, places: Tensor) -> Tensor:
+        """Where pairs of these places stand in `pairs`, int64."""
+        places = places.long()
         if self.left_out is None:
             return places
         return places - torch.searchsorted(self.left_out[0], places)
@@ -168,7 +176,7 @@ class Listing:
     def pairs(self) -> Tensor:
         """int64 `[2, E']`, keys and queries: the caller's pairs, then the self-loops."""
         with outside_inference():
-            return self._listed(self.positions(self.by_query), self.num_pairs, torch.int64)
+            return self._listed(self.positions(self.by_query.places), self.num_pairs, torch.int64)
 
     def given_pairs(self) -> Tensor:
         """int32 `[2, E]`, as the caller listed them."""

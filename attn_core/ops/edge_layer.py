@@ -85,7 +85,7 @@ def attend(
         return None
     edges = support.resolve() if isinstance(support, PendingEdges) else support
     self_loops = isinstance(support, PendingEdges) and support.self_loops
-    listing = edges.listing
+    listing = edges.listing if type(edges) is Edges else None
     if listing is None or not _serves(listing, query, key, value):
         return None
     if not (pending or pair_key is None or listing.num_pairs == listing.num_places):
@@ -122,7 +122,7 @@ def _forward(
     value: Any = tensors[2]
     listing: Any = setting.edges.listing
     num_queries, (num_keys, heads, width) = listing.sizes[1], value.shape
-    output = value.new_empty(num_queries, heads, width)
+    output = value.new_empty(num_queries, heads * width)
     ends = num_queries + num_keys if tensors[4] is not None else 0
     numbers = value.new_empty(3 * num_queries * heads + ends * heads)
     merged = None
@@ -134,7 +134,7 @@ def _forward(
     )  # fmt: skip
     if merged is None:
         # What is saved must not be what the caller may edit
-        merged = (output._lazy_clone() if grad else output).flatten(1)
+        merged = output._lazy_clone() if grad else output
     return merged, output, numbers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core import compiled
 from attn_core.gpu import is_gpu
+from attn_core.graph import storage
 from attn_core.graph.grouping import End, Grouping
 from attn_core.graph.known import known, own, owner_of
 from attn_core.graph.listing import Listing, Sorted
@@ -19,6 +22,7 @@ from attn_core.graph.read import (
     check_pairs,
     is_sparse,
     places_of,
+    read_csr,
     read_edge_index,
     row_pointer,
 )
@@ -181,6 +185,89 @@ class Edges(Pairs):
         edges: Edges = object.__new__(cls)
         return edges if edges._read(edge_index, size, self_loops) else edges._replace_self_loops()
 
+    @classmethod
+    def from_csr(
+        cls, pointer: Any, columns: Any, num_keys: int | None = None, *, self_loops: bool = False
+    ) -> Edges:
+        """Take the pairs of a matrix of compressed rows (CSR), whose rows are the targets.
+
+        Nothing is sorted, and columns of 32 bits are read where they lie: they may be mapped from a
+        file, and must not be edited as long as these Edges live.
+
+        Args:
+            pointer: int32 or int64 `[Nq + 1]`, where the pairs of each target begin.
+            columns: int32 or int64 `[E]`, the sources; those of 64 bits are copied to 32. Both may
+                be NumPy arrays.
+            num_keys: how many sources there are. Default: as many as targets.
+            self_loops: replace self-loops, as in `from_edge_index`; all columns are copied then.
+
+        Raises:
+            TypeError, ValueError: no arrays of whole numbers, or a pointer that does not rise from
+                0 to E.
+            IndexError: a column below 0 or not below num_keys.
+
+        >>> edges = Edges.from_csr(torch.tensor([0, 1, 3]), torch.tensor([1, 0, 1]))
+        >>> edges.edge_index
+        tensor([[1, 0, 1],
+                [0, 1, 1]])
+        """
+        pointer, columns, num_keys = read_csr(pointer, columns, num_keys)
+        num_queries, num_edges = len(pointer) - 1, len(columns)
+        if max(num_keys, num_queries) >= 2**31 - 1 or self_loops or compiled.module is None:
+            target = torch.arange(num_queries, device="cpu").repeat_interleave(pointer.diff())
+            pairs = torch.stack([columns.long(), target])
+            return cls.from_edge_index(pairs, (num_keys, num_queries), self_loops=self_loops)
+        place = torch.int32 if num_edges < 2**31 else torch.int64
+        places = torch.arange(num_edges, dtype=place, device="cpu")
+        order = Sorted(pointer.long().contiguous(), columns.int().contiguous(), places)
+        edges: Edges = object.__new__(cls)
+        edges._hold(Listing((num_keys, num_queries), num_edges, None, order, num_edges))
+        return edges
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the sorted pairs to a folder of .npy files, which `Edges.load` reads.
+
+        The folder is there as a whole or, if something goes wrong, as it was before.
+
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp() + "/edges"
+        >>> Edges.from_edge_index(torch.tensor([[0, 1], [1, 2]])).save(folder)
+        >>> Edges.load(folder)
+        Edges(num_keys=3, num_queries=3, num_edges=2, device='cpu')
+        """
+        storage.save(self._as_listing(), folder)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, mapped: bool = False) -> Edges:
+        """Read what `save` wrote.
+
+        Args:
+            folder: where it is.
+            mapped: leave the numbers in their files, of which the system reads what is needed; they
+                must stay there. Default False.
+
+        Raises:
+            FileNotFoundError: there is nothing.
+            ValueError: files of another format, or that do not fit each other.
+        """
+        edges: Edges = object.__new__(cls)
+        edges._hold(storage.load(folder, mapped=mapped))
+        return edges
+
+    def _as_listing(self) -> Listing:
+        """These pairs sorted by query, whoever sorted them."""
+        if self.listing is not None:
+            return self.listing
+        pointer, columns, places = (x.cpu() for x in self.sorted(by_key=False))
+        left_out = torch.ones(self.num_places, dtype=torch.bool)
+        left_out[places.long()] = False
+        place = torch.nonzero(left_out).squeeze(1)
+        nodes = self.given.pairs.cpu()[0, place]
+        room = Sorted(pointer, torch.cat([columns, nodes.int()]), torch.cat([places, place]))
+        sizes = self.num_keys, self.num_queries
+        loops = min(sizes) if self.adds_loops else None
+        return Listing(sizes, self.num_given, loops, room, self.num_edges)
+
     @property
     def num_keys(self) -> int:
         return self.by_key.num
@@ -257,13 +344,19 @@ class Edges(Pairs):
         """
         with outside_inference():
             queries = self._check_queries(queries)
-            pointer, permutation = self.by_query.order
+            pointer = self.by_query.pointer
             first, sizes = pointer[queries], pointer[queries + 1] - pointer[queries]
             ends = sizes.cumsum(0)
             slots = torch.arange(int(sizes.sum()), device=self.device)
             slots += (first - ends + sizes).repeat_interleave(sizes)
-            positions = permutation[slots].sort().values
-            pairs = self.pairs.index_select(1, positions)
+            if self.listing is None:
+                positions, order = self.by_query.permutation[slots].sort()
+                keys = self.key_index[positions]
+            else:  # which have no list of all pairs
+                columns, places = (x[slots] for x in self.listing.by_query[1:])
+                positions, order = self.listing.positions(places).sort()
+                keys = columns[order].long()
+            pairs = torch.stack([keys, queries.repeat_interleave(sizes)[order]])
             return Edges._of(pairs, self.num_keys, self.num_queries), positions
 
     def _check_queries(self, queries: Tensor) -> Tensor:
