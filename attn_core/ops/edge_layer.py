@@ -76,7 +76,7 @@ def attend(
     grad = False
     for x in (add, *tensors):
         if x is not None:
-            if x.dtype is not dtype or not x.is_contiguous() or x.device.type != "cpu":
+            if x.dtype is not dtype or not x.is_contiguous() or not x.is_cpu:
                 return None
             grad = grad or x.requires_grad
     pending = isinstance(support, PendingEdges)

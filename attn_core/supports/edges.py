@@ -57,6 +57,8 @@ class Edges(Pairs):
 
     by_query: Grouping
     by_key: Grouping
+    _pairs: Tensor
+    _source_id: Tensor
     listing: Listing | None = None  # None: of those that hold `pairs` themselves
     _num_loops: int | None = None
 
@@ -115,7 +117,7 @@ class Edges(Pairs):
         by_query: Order | None = None,
         by_key: Order | None = None,
     ) -> None:
-        self.__dict__["pairs"] = pairs
+        self._pairs = pairs
         keys, queries = pairs[0], pairs[1]
         self.by_query = Grouping(queries, num_queries, keys, by_query)
         self.by_key = Grouping(keys, num_keys, queries, by_key)
@@ -123,19 +125,37 @@ class Edges(Pairs):
         if given is not None:
             self.__dict__["_before_loops"] = given
         if source_id is not None:
-            self.__dict__["source_id"] = source_id
+            self._source_id = source_id
         self._register()
 
     def _register(self) -> None:
         """Let ops find these Edges by the tensors they own."""
-        if "pairs" in self.__dict__:
-            own(self.pairs, self)
+        if "_pairs" in self.__dict__:
+            own(self._pairs, self)
         for side in (self.by_query, self.by_key):
             if "index" in side.__dict__:
                 own(side.index, side)
 
-    @cached_property
+    def __getattr__(self, name: str) -> Any:
+        """Make what is asked for the first time; the guards of compiled code ask for attributes."""
+        if name not in ("_pairs", "_source_id"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        made = self._make_pairs() if name == "_pairs" else self._make_source_id()
+        self.__dict__[name] = made
+        return made
+
+    @torch.compiler.assume_constant_result
+    def _is_made(self, name: str) -> bool:
+        """True: for code that is being traced, which then finds the attribute in its place."""
+        return isinstance(getattr(self, name), Tensor)
+
+    @property
     def pairs(self) -> Tensor:  # type: ignore[override]
+        if torch.compiler.is_compiling():
+            self._is_made("_pairs")
+        return self._pairs
+
+    def _make_pairs(self) -> Tensor:
         assert self.listing is not None
         pairs = self.listing.pairs
         own(pairs, self)
@@ -278,11 +298,11 @@ class Edges(Pairs):
 
     @property
     def key_index(self) -> Tensor:
-        return self.by_key.index
+        return self.pairs[0] if torch.compiler.is_compiling() else self.by_key.index
 
     @property
     def query_index(self) -> Tensor:
-        return self.by_query.index
+        return self.pairs[1] if torch.compiler.is_compiling() else self.by_query.index
 
     def with_self_loops(self) -> Edges:
         """The same pairs, but with exactly one self-loop for each node that can have one.
@@ -415,7 +435,7 @@ class Edges(Pairs):
 
     @property
     def device(self) -> torch.device:
-        return self.pairs.device if self.listing is None else self.listing.by_query.columns.device
+        return self.pairs.device if self.listing is None else torch.device("cpu")
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
         check_nodes(query, key, value, self.num_queries, self.num_keys, self.device)
@@ -431,9 +451,14 @@ class Edges(Pairs):
         with outside_inference():
             return Edges(self.listing.given_pairs(), self.num_keys, self.num_queries)
 
-    @cached_property
+    @property
     def source_id(self) -> Tensor:
         """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
+        if torch.compiler.is_compiling():
+            self._is_made("_source_id")
+        return self._source_id
+
+    def _make_source_id(self) -> Tensor:
         with outside_inference():
             if self.listing is not None:
                 return self.listing.source_id()
