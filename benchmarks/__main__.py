@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, graph, scales, seq2seq, sequence
+from benchmarks import family, gpu, graph, scales, seq2seq, sequence
 from benchmarks._report import Report, write
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.options import number
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "sequence": sequence,
     "seq2seq": seq2seq,
     "graph": graph,
+    "family": family,
     "gpu": gpu,
     "scales": scales,
 }

@@ -21,6 +21,12 @@ are worth. That a network attends to an edge is no proof that it needs it.
 
 from __future__ import annotations
 
+from examples.commands.explain import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import math
 import statistics
@@ -55,18 +61,15 @@ from torch_geometric.utils import k_hop_subgraph, remove_self_loops
 from examples.node_classification import Run, Settings
 from examples.shared.files import UserError, prepare_folder, write_json
 from examples.shared.graphs import (
-    add_graph_options,
     check_splits,
     describe,
     is_multi_label,
     load_graph,
 )
-from examples.shared.options import COUNT, NATURAL, SEED, Parser
 from examples.shared.pictures import save_figure
 from examples.shared.program import exit_status, progress_bar
 from examples.shared.tables import aligned
 
-MODELS = ("gat", "gatv2", "transformer")  # AGNN shows its weights to no explainer
 LAYERS = 2
 MEASURES = {
     "fidelity_plus": "fidelity+",
@@ -482,23 +485,6 @@ def run(args: argparse.Namespace) -> int:
         " better); p: the probability of the predicted class then"
     )
     return 0
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("explain", "Explain predictions of a graph network.")
-    add_graph_options(parser)
-    add = parser.group("model")
-    add("--model", choices=MODELS, default="gat", help="default: gat")
-    add("--epochs", type=COUNT, default=200, help="at most; default: 200")
-    add("--seed", type=SEED, default=0, help="default: 0")
-    add = parser.group("explanations")
-    add("--nodes", type=NATURAL, nargs="+", metavar="NODE",
-        help="to explain and draw; default: the surest right and the surest wrong")  # fmt: skip
-    add("--top", type=COUNT, default=15, help="edges of each; default: 15")
-    add("--judge", type=COUNT, default=20, help="test nodes; default: 20")
-    add("--out", metavar="DIR", default="runs/explain", help="default: runs/explain")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,12 @@ metrics.json and length.png in --out.
 
 from __future__ import annotations
 
+from examples.commands.long_sentences import MODELS, Training, Widths, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import random
 import sys
@@ -22,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from string import ascii_lowercase
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import sacrebleu
 import torch
@@ -35,25 +41,19 @@ from datasets.parallel_text import parallel_text
 from datasets.tokens import Unit
 from datasets.vocabulary import PAD
 from examples.shared.files import UserError, prepare_folder
-from examples.shared.options import COUNT, Count, Parser, Rate, Share, fill_in, number, pick
+from examples.shared.options import fill_in, pick
 from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
-from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import Trainer, one_cycle, parameters
 from sequence_attn.seq2seq import RecurrentEncoder, Seq2Seq, bahdanau, generate, luong, plain
 
 ALPHABET = ascii_lowercase
-TASKS: dict[str, Callable[[list[str]], list[str]]] = {
+ANSWERS: dict[str, Callable[[list[str]], list[str]]] = {
     "copy": list,
     "reverse": lambda letters: letters[::-1],
     "sort": sorted,
-}
-MODELS = {
-    "rnn": "no attention: the last state starts the decoder",
-    "context": "no attention: the last state enters every step",
-    "bahdanau": "attention, Bahdanau et al.",
-    "luong": "attention, Luong et al.",
 }
 WITHOUT_ATTENTION = ("rnn", "context")
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ def letters_task(kind: str, length: int, sentences: int, per_bucket: int) -> Tas
         rng = random.Random(seed)
         rows = [rng.choices(ALPHABET, k=n) for n in lengths]
         rows = [row for row in rows if "".join(row) not in known]
-        made = [TASKS[kind](row) for row in rows]
+        made = [ANSWERS[kind](row) for row in rows]
         return Pairs(rows, made, ["".join(row) for row in rows], ["".join(row) for row in made])
 
     train = pairs([1 + i % length for i in range(sentences)], 0, set())
@@ -178,14 +178,6 @@ def text_task(
     return Task(splits.name, length, train, Pairs(*both), source_words, target_words, unit)
 
 
-class Widths(NamedTuple):
-    """How large the models are."""
-
-    embedding: Annotated[Count, "the width of an embedded token"]
-    state: Annotated[int, number(int, 2), "the width of decoders with attention; others are wider"]
-    dropout: Annotated[Share, "of embeddings and outputs"]
-
-
 def build(task: Task, name: str, widths: Widths) -> Seq2Seq:
     """An untrained model, one of `MODELS`; all have a bidirectional GRU for an encoder."""
     embedding, state, dropout = widths
@@ -217,14 +209,6 @@ def fair_widths(task: Task, name: str, widths: Widths) -> Widths:
     while parameters(build(task, name, widths)) < enough:
         widths = widths._replace(state=widths.state + 2)
     return widths
-
-
-class Training(NamedTuple):
-    """How every model is trained."""
-
-    epochs: Annotated[Count, "how often each pair is seen"]
-    batch_size: Annotated[Count, "pairs in a batch"]
-    lr: Annotated[Rate, "the highest rate of Adam, reached after a tenth of the steps"]
 
 
 # What `train` returns
@@ -454,25 +438,6 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
         )  # fmt: skip
         bare(panel)
     legend_below(figure, panels[:1], ncols=2, handlelength=3)
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("long_sentences", "Compare encoder–decoders on long sentences.")
-    add = parser.group("sequences (defaults: small; --data has its own)")
-    add("--task", choices=TASKS, help="of random letters; default: reverse")
-    add("--data", nargs=2, metavar=("SRC", "TGT"), help="your own: two files, line by line")
-    add("--length", type=number(int, 2),
-        help="L: train up to it, test to twice as much; default: 12, or 15 of --data")  # fmt: skip
-    add("--sentences", type=COUNT, help="generated to train on; default: 8000")
-    add("--unit", choices=("words", "characters"), help="of --data; default: words")
-    add("--lower", action="store_true", default=None, help="lower-case --data")
-    add("--min-count", type=COUNT, help="rarer tokens of --data count as unknown; default: 2")
-    add_model_option(parser, MODELS)
-    parser.add_settings("models (defaults: small; --data has its own)", Widths)
-    add = parser.add_settings("training (defaults: as above)", Training)
-    add_run_options(add, "long_sentences", runs=2)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

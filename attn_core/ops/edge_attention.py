@@ -66,11 +66,14 @@ def problem_of(call: Call) -> Problem:
     self_loops = False
     if isinstance(support, PendingEdges):
         edge_index, self_loops = support.plain(), support.self_loops
+    # Of Edges, source_id says it, but not of those that are part of others
+    told = type(support) is not Edges and isinstance(support, Edges) and call.dropout > 0
+    pair_id = support.pair_id if told else None  # type: ignore[union-attr]
     kind, constant, vector = formula
     return Problem(
         call.query, call.key, call.value, vector, call.bias, call.pair_key, call.pair_value,
         edge_index, support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout,
-        call.seed, None,
+        call.seed, pair_id,
     )  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def name_pairs(p: Problem, support: Support | None) -> None:
     if given is None and isinstance(support, Edges):
         p.edge_index = support.pairs
         # The Edges may be gone when backward looks for them, and new ones would not know this
-        p.pair_id = support.source_id if p.dropout > 0 and support.adds_loops else None
+        p.pair_id = support.pair_id if p.dropout > 0 else None
 
 
 def plainly(p: Problem) -> tuple[Tensor, Tensor]:

@@ -56,9 +56,12 @@ class ProjectingConv(AttentionConv):
         """Whether nothing of what a node hands on is dropped."""
         return not self.training or self.value_dropout == 0
 
-    def _drop_values(self, value: Tensor) -> Tensor:
+    def _drop_values(self, value: Tensor, edge_index: Any = None) -> Tensor:
         """What the nodes hand on, after value_dropout."""
-        return value if self._hands_all_on() else drop(value, self.value_dropout)
+        if self._hands_all_on():
+            return value
+        nodes = edge_index.source_nodes if isinstance(edge_index, Edges) else None
+        return drop(value, self.value_dropout, nodes)
 
     def _in_one_step(
         self,
@@ -170,7 +173,7 @@ class ProjectingConv(AttentionConv):
             added, (source, target) = support.self_loops, support.edge_index
         else:
             given = support.given
-            added, source, target = given is not support, given.key_index, given.query_index
+            added, source, target = support.adds_loops, given.key_index, given.query_index
         if not added:
             return edge_attr
         num_loops = min(support.num_keys, support.num_queries)
@@ -209,9 +212,15 @@ def widths_of(in_channels: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def both_sides(
-    layer: str, x: Tensor | tuple[Tensor, Tensor], linears: tuple[Any, Any]
+    layer: str,
+    x: Tensor | tuple[Tensor, Tensor],
+    linears: tuple[Any, Any],
+    first: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The features of sources and of targets, checked against the linear map of each."""
+    """The features of sources and of targets, checked against the linear map of each.
+
+    Targets are those of x, or its `first` ones.
+    """
     given = isinstance(x, Tensor)
     if not given and not (isinstance(x, (tuple, list)) and len(x) == 2):
         raise TypeError(
@@ -227,7 +236,7 @@ def both_sides(
                 f"{'targets' if i else 'sources'} features (GATConv can do without the targets')"
             )
         check_features(layer, name, side, linear)
-    return sides[0], sides[1]
+    return sides[0], sides[1] if first is None else sides[1][:first]
 
 
 def check_fill_value(fill_value: float | Tensor | str | None) -> float | Tensor | str:

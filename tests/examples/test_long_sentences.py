@@ -59,7 +59,7 @@ def failure(capsys, words):
 class TestTask:
     def test_targets_are_what_the_task_says(self):
         for kind, expected in {"copy": "dab", "reverse": "bad", "sort": "abd"}.items():
-            assert "".join(program.TASKS[kind](list("dab"))) == expected
+            assert "".join(program.ANSWERS[kind](list("dab"))) == expected
         task = letters_task("reverse", 5, sentences=20, per_bucket=5)
         for part in (task.train, task.test):
             assert part.target == [source[::-1] for source in part.source]
