@@ -54,7 +54,7 @@ def _one_thread() -> Iterator[None]:
 
 def _layers(*, tiny: bool) -> Table:
     rows: list[list[Cell]] = []
-    findings = {}
+    findings: dict[str, float] = {}
     for nodes, edges in SIZES:
         for layer in LAYERS:
             timings = _of_layer(layer, nodes, edges, rounds=2 if tiny else 25)
@@ -83,7 +83,9 @@ def _of_layer(name: str, nodes: int, edges: int, rounds: int) -> dict[str, Timin
     ours = getattr(gat, name)(IN_CHANNELS, CHANNELS, HEADS)
     ours.load_state_dict(theirs.state_dict())
     layers: dict[str, nn.Module] = {PEER: theirs, OURS: ours}
-    known = {who: partial(layer, x, graphs[0]) for who, layer in layers.items()}
+    known: dict[str, Callable[[], Any]] = {
+        who: partial(layer, x, graphs[0]) for who, layer in layers.items()
+    }
     assert_agree(known)
 
     def new(layer: nn.Module) -> Callable[[], Any]:
@@ -94,7 +96,7 @@ def _of_layer(name: str, nodes: int, edges: int, rounds: int) -> dict[str, Timin
         with torch.no_grad():
             return layer(x, graphs[0])
 
-    runs = {
+    runs: dict[str, dict[str, Callable[[], Any]]] = {
         INFERENCE: {who: partial(without_gradients, layer) for who, layer in layers.items()},
         FORWARD: known,
         STEP: with_backward(known),

@@ -35,6 +35,10 @@ class Sorted(NamedTuple):
             torch.empty(room, dtype=wide, device="cpu"),
         )
 
+    def narrowed(self) -> Sorted:
+        """With places of as few bits as hold them."""
+        return self._replace(places=self.places.int()) if len(self.places) <= _MOST else self
+
     def cut(self, size: int) -> Sorted:
         """Without the room that was left over."""
         if size == len(self.columns):

@@ -318,26 +318,33 @@ class Edges(Pairs):
         if with_loops == {True}:
             return cls.join([part.given for part in parts]).with_self_loops()
         with outside_inference():
-            pairs = [part.pairs for part in parts]
-            edges = torch.tensor([part.num_edges for part in parts], device=pairs[0].device)
+            device = parts[0].device
+            edges = torch.tensor([part.num_edges for part in parts], device=device)
             first = edges.cumsum(0) - edges  # the number of the first edge of each part
-            offset: list[Tensor] = []
-            known: dict[str, Any] = {}
-            sizes: list[int] = []
-            for name in ("by_key", "by_query"):
-                sides: list[Grouping] = [getattr(part, name) for part in parts]
-                nodes = torch.tensor([side.num for side in sides], device=edges.device)
-                offset.append((nodes.cumsum(0) - nodes).repeat_interleave(edges))
+            nodes = [
+                torch.tensor([getattr(part, name).num for part in parts], device=device)
+                for name in ("by_key", "by_query")
+            ]
+            offset = [(num.cumsum(0) - num).repeat_interleave(edges) for num in nodes]
+            orders: list[Sorted] = []
+            for end in (0, 1):
+                sides = [part.sorted(by_key=end == 0) for part in parts]
                 pointer = torch.cat([side.pointer[:-1] for side in sides])
-                pointer = pointer + first.repeat_interleave(nodes)
-                permutation = torch.cat([side.permutation for side in sides])
-                total = edges.sum().view(1)
-                known[name] = Order(
-                    torch.cat([pointer, total]), permutation + first.repeat_interleave(edges)
-                )
-                sizes.append(sum(side.num for side in sides))
-            joined = torch.cat(pairs, dim=1) + torch.stack(offset)
-            return cls._of(joined, sizes[0], sizes[1], **known)
+                pointer = pointer + first.repeat_interleave(nodes[end])
+                columns = torch.cat([side.columns for side in sides]) + offset[1 - end]
+                places = torch.cat([side.places for side in sides])
+                places = places + first.repeat_interleave(edges)
+                pointer = torch.cat([pointer, edges.sum().view(1)])
+                orders.append(Sorted(pointer, columns.int(), places))
+            sizes = int(nodes[0].sum()), int(nodes[1].sum())
+            if compiled.is_on() and device.type == "cpu" and not is_gpu(device):
+                by_key, by_query = (x.narrowed() for x in orders)
+                joined: Edges = object.__new__(cls)
+                joined._hold(Listing(sizes, len(places), None, by_query, len(places), by_key))
+                return joined
+            pairs = torch.cat([part.pairs for part in parts], dim=1) + torch.stack(offset)
+            known = [Order(x.pointer, x.places.long()) for x in orders]
+            return cls._of(pairs, *sizes, by_key=known[0], by_query=known[1])
 
     @property
     def num_keys(self) -> int:
