@@ -183,7 +183,8 @@ def test_self_loops_are_those_of_torch_geometric(graph: Any) -> None:
 @given(graphs)
 def test_orders_that_are_known_take_in_the_self_loops(graph: Any) -> None:
     size, listed = graph
-    plain = Edges.from_edge_index(as_pairs(listed), size)
+    with backend("torch"):  # the compiled module sorts them anew, which costs less
+        plain = Edges.from_edge_index(as_pairs(listed), size)
     assert plain.by_query.order and plain.by_key.order and plain.given is plain
     with_loops = plain.with_self_loops()
     assert all("order" in side.__dict__ for side in (with_loops.by_query, with_loops.by_key))
