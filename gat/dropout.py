@@ -25,8 +25,10 @@ def drop(x: Tensor, p: float) -> Tensor:
     >>> drop(torch.ones(3), 1.0)
     tensor([0., 0., 0.])
     """
-    if x.device.type != "cpu" or p == 1:
+    if x.device.type != "cpu" or p == 1 or not x.is_floating_point():
         return F.dropout(x, p)
+    if compiled.is_on() and x.dtype in (torch.float16, torch.bfloat16):
+        return _drop(x.float(), p, draw_seed(x.device)).to(x.dtype)
     if not compiled.is_on() or x.dtype not in (torch.float32, torch.float64):
         dtype = torch.promote_types(x.dtype, torch.float32)
         drawn = torch.rand(x.shape, dtype=dtype, device=x.device)
