@@ -32,10 +32,9 @@ def row_pointer(nodes: Tensor, num: int) -> Tensor:
 
 def sort_nodes(nodes: Tensor, num: int) -> Order:
     """The order of pairs by one of their ends, stable, without a look at the numbers."""
-    small = nodes.int() if num < 2**31 else nodes
-    ordered, permutation = torch.sort(small, stable=True)
-    bounds = torch.arange(num + 1, device=nodes.device, dtype=small.dtype)
-    return Order(torch.searchsorted(ordered, bounds), permutation)
+    ordered, permutation = torch.sort(nodes.int() if num < 2**31 else nodes, stable=True)
+    pointer = torch._convert_indices_from_coo_to_csr(ordered, num)  # int64
+    return Order(pointer, permutation.int() if len(nodes) < 2**31 else permutation)
 
 
 def places_of(mask: Tensor, number: int) -> Tensor:
