@@ -442,11 +442,14 @@ def allowed_by_hand(
     shape: tuple[int, ...], mask: Tensor | None, lengths: Tensor | None, causal: bool
 ) -> Tensor:
     """One pair at a time; `mask` has all dimensions already."""
+    queries, keys = shape[-2:]
     allowed = torch.zeros(shape, dtype=torch.bool)
     for *batch, head, query, key in torch.ones(shape).nonzero().tolist():
+        length = keys if lengths is None else int(lengths[tuple(batch)])
+        last = keys if queries == keys else length  # where the last query stands
         yes = mask is None or bool(mask[(*batch, head, query, key)])
-        yes &= lengths is None or key < int(lengths[tuple(batch)])
-        yes &= not causal or key - (shape[-1] - 1) <= query - (shape[-2] - 1)
+        yes &= key < length
+        yes &= not causal or key - (last - 1) <= query - (queries - 1)
         allowed[(*batch, head, query, key)] = yes
     return allowed
 
