@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core.compat import listed
 from attn_core.gpu import is_gpu
 
 
@@ -31,10 +32,9 @@ def row_pointer(nodes: Tensor, num: int) -> Tensor:
 
 def sort_nodes(nodes: Tensor, num: int) -> Order:
     """The order of pairs by one of their ends, stable, without a look at the numbers."""
-    small = nodes.int() if num < 2**31 else nodes
-    ordered, permutation = torch.sort(small, stable=True)
-    bounds = torch.arange(num + 1, device=nodes.device, dtype=small.dtype)
-    return Order(torch.searchsorted(ordered, bounds), permutation)
+    ordered, permutation = torch.sort(nodes.int() if num < 2**31 else nodes, stable=True)
+    pointer = torch._convert_indices_from_coo_to_csr(ordered, num)  # int64
+    return Order(pointer, permutation.int() if len(nodes) < 2**31 else permutation)
 
 
 def places_of(mask: Tensor, number: int) -> Tensor:
@@ -209,7 +209,8 @@ def _check_range(
             seen = torch.stack([*limits, (pairs[0] == pairs[1]).sum().expand(2)]).tolist()
             lowest, largest, loops = tuple(seen[0]), tuple(seen[1]), seen[2][0]
         else:
-            lowest, largest = (tuple(limit.tolist()) for limit in limits)
+            (s, t), (u, v) = map(listed, limits)
+            lowest, largest = (s, t), (u, v)
     if square and None in (num_keys, num_queries):
         num_keys = num_keys if num_keys is not None else num_queries
         num_keys = num_queries = num_keys if num_keys is not None else max(largest) + 1

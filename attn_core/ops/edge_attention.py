@@ -19,6 +19,7 @@ from torch import Tensor
 from attn_core.backends import cpu, csr, triton
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.call import Attended, Call
+from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.dropout import dropout_scale
 from attn_core.normalizers import Softmax
 from attn_core.ops.twice import differentiated
@@ -144,6 +145,7 @@ def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> t
 @torch.library.custom_op(
     "attn_core::edge_attention",
     mutates_args=(),
+    **LOOKS_EDGES_UP,
     schema=f"({SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def edge_attention(*arguments: Any) -> tuple[Tensor, ...]:
@@ -164,6 +166,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.custom_op(
     "attn_core::edge_attention_backward",
     mutates_args=(),
+    **LOOKS_EDGES_UP,
     schema="(Tensor grad_output, Tensor grad_log_sum_exp, Tensor output, Tensor maximum, "
     f"Tensor total, bool[] needed, {SCHEMA}) -> ({_GRADIENTS})",
 )

@@ -455,6 +455,7 @@ class Edges(Pairs):
                 columns, places = (x[slots] for x in self.listing.by_query[1:])
                 positions, order = self.listing.positions(places).sort()
                 keys = columns[order].long()
+            positions = positions.long()
             pairs = torch.stack([keys, queries.repeat_interleave(sizes)[order]])
             return Edges._of(pairs, self.num_keys, self.num_queries), positions
 
@@ -557,7 +558,7 @@ class Edges(Pairs):
     def slots_by_key(self) -> Tensor:
         """For the pairs sorted by key: where each stands among the pairs sorted by query."""
         with outside_inference():
-            slot = torch.empty_like(self.by_query.permutation)
+            slot = torch.empty_like(self.by_query.permutation, dtype=torch.int64)
             slot[self.by_query.permutation] = torch.arange(self.num_edges, device=self.device)
             return slot[self.by_key.permutation]
 
@@ -694,4 +695,4 @@ def _insert_loops(
     merged[torch.arange(len(nodes), device=nodes.device) + shift[nodes]] = position[permutation]
     loop = torch.arange(loops, device=nodes.device)
     merged[pointer[1 : loops + 1] + loop] = loop + len(nodes)
-    return Order(pointer + shift, merged)
+    return Order(pointer + shift, merged.to(order.permutation.dtype))

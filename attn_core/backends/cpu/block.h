@@ -93,8 +93,8 @@ Functions<T> choose(const Problem<T>& p) {
 // A thread's own memory. Numbers of a block are [pair, lane]; those of a row are repeated.
 template <class T>
 struct Scratch {
-  T *logits, *weights, *grads, *keep, *x, *means, *scales;     // of a block
-  T *largest, *total, *scale, *mean, *fixed, *vector, *ones;  // of a row
+  T *logits, *weights, *grads, *keep, *x, *means, *rests, *scales;  // of a block
+  T *largest, *total, *scale, *mean, *rest, *fixed, *vector, *ones;  // of a row
   T *row_key, *zeros, *made_key, *made_value;
 
   Scratch(const Problem<T>& p, T* at) {
@@ -104,8 +104,8 @@ struct Scratch {
       for (; at < start + size; at++) *at = 0;
       return start;
     };
-    for (T** one : {&logits, &weights, &grads, &keep, &x, &means, &scales}) *one = take(block);
-    for (T** one : {&largest, &total, &scale, &mean, &fixed, &vector, &ones}) {
+    for (T** one : {&logits, &weights, &grads, &keep, &x, &means, &rests, &scales}) *one = take(block);
+    for (T** one : {&largest, &total, &scale, &mean, &rest, &fixed, &vector, &ones}) {
       *one = take(repeated);
     }
     for (int64_t i = 0; i < repeated; i++) ones[i] = 1;

@@ -10,6 +10,7 @@ namespace attn {
 
 constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed together
 constexpr int NUMBERS = 3;       // per query and head, of which the backward pass makes weights
+constexpr int LARGE = 32;        // a score above which a mean gradient is looked at again
 constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
@@ -87,6 +88,8 @@ struct Problem {
   // Backward
   Rows<const T> grad_output, grad_log_sum_exp;
   T* statistics = nullptr;  // [Nq, NUMBERS, H], see statistics_row
+  T* rests = nullptr;       // [Nq, H], what the mean gradients miss, if it was looked for
+  bool* centred = nullptr;  // whether it was
   T* of_queries = nullptr;  // [E, H] by key: gradients of queries that are single numbers
   const uint32_t* position = nullptr;  // where the pass by key has the pair of each place
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
@@ -112,7 +115,7 @@ struct Problem {
   }
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;
-    return BLOCK * (7 * h + int64_t(heads) * (width + value_width)) + 9 * h +
+    return BLOCK * (8 * h + int64_t(heads) * (width + value_width)) + 10 * h +
            int64_t(heads) * (3 * width + value_width) + 64;
   }
 };

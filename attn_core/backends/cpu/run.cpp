@@ -95,9 +95,14 @@ void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T*
   const bool by_query = p.grad_query || p.need_vector || p.grad_bias || p.grad_pair_key ||
                         p.grad_pair_value;
   std::unique_ptr<T[]> statistics(new T[p.by_query.num * NUMBERS * p.heads]), of_queries;
+  std::unique_ptr<T[]> rests(new T[p.by_query.num * p.heads]);
   std::unique_ptr<uint32_t[]> position;
+  bool centred = false;
   p.statistics = statistics.get();
+  p.rests = rests.get();
+  p.centred = &centred;
   run(p, STATISTICS, threads, grad_vector);
+  if (!centred) p.rests = nullptr;
   if (p.numbers() && p.grad_query) {
     const int64_t size = pairs * p.heads;
     of_queries.reset(p.of_queries = new T[size]);

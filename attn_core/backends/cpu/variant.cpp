@@ -22,7 +22,7 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
       case FORWARD: forward_row(p, f, row, s); break;
       case BY_QUERY: by_query_row(p, f, row, s, grad_vector); break;
       case BY_KEY: by_key_row(p, f, row, s, grad_vector); break;
-      case STATISTICS: statistics_row(p, f, row); break;
+      case STATISTICS: statistics_row(p, f, row, s); break;
       case SUM_QUERY:
         sum_query_pairs(p, p.by_query.pointer[row], p.by_query.pointer[row + 1],
                         p.grad_query[row]);
