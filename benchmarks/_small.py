@@ -57,7 +57,7 @@ def _layers(*, tiny: bool) -> Table:
     findings: dict[str, float] = {}
     for nodes, edges in SIZES:
         for layer in LAYERS:
-            timings = _of_layer(layer, nodes, edges, rounds=2 if tiny else 25)
+            timings = _of_layer(layer, nodes, edges, tiny=tiny)
             ratios = {run: timings[run].ratio(PEER, to=OURS) for run in RUNS}
             mine = [1e3 * timings[run].milliseconds(OURS) for run in RUNS]
             rows.append([f"{nodes:,} / {edges:,}", layer, *ratios.values(), *mine])
@@ -75,7 +75,7 @@ def _layers(*, tiny: bool) -> Table:
     )
 
 
-def _of_layer(name: str, nodes: int, edges: int, rounds: int) -> dict[str, Timings]:
+def _of_layer(name: str, nodes: int, edges: int, *, tiny: bool) -> dict[str, Timings]:
     torch.manual_seed(0)
     x = torch.randn(nodes, IN_CHANNELS)
     graphs = [torch.randint(nodes, (2, edges)) for _ in range(_NEW)]
@@ -102,7 +102,7 @@ def _of_layer(name: str, nodes: int, edges: int, rounds: int) -> dict[str, Timin
         STEP: with_backward(known),
         NEW: with_backward({who: new(layer) for who, layer in layers.items()}),
     }
-    times = max(4, 3000 // (nodes + edges))
+    times, rounds = (2, 2) if tiny else (max(4, 3000 // (nodes + edges)), 25)
     return {
         run: take_turns(
             {who: partial(_again, call, times) for who, call in contenders.items()},
@@ -155,7 +155,7 @@ def _epoch(*, tiny: bool) -> Table:
     rows: list[list[Cell]] = []
     findings = {}
     for layer in LAYERS:
-        timings = _train(layer, graphs[:64] if tiny else graphs, rounds=1 if tiny else 7)
+        timings = _train(layer, graphs[:32] if tiny else graphs, rounds=1 if tiny else 7)
         for what, timing in timings.items():
             ratio = timing.ratio(PEER, to=OURS)
             rows.append([layer, what, *map(timing.milliseconds, (PEER, OURS)), ratio])

@@ -70,7 +70,9 @@ def attend(
         concat: heads side by side, `[Nq, H * D]`; False: their mean, `[Nq, D]`.
     """
     dtype, (of_query, of_key) = value.dtype, ends or (None, None)
-    if not compiled.is_on() or dtype not in _DTYPES or is_autocast("cpu"):
+    if torch.compiler.is_compiling() or not compiled.is_on():  # first: no guard on what follows
+        return None
+    if dtype not in _DTYPES or is_autocast("cpu"):
         return None
     tensors = query, key, value, formula.vector, of_query, of_key, pair_key, pair_value
     grad = False
