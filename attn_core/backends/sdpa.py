@@ -162,7 +162,7 @@ class _Flash(torch.autograd.Function):
         )
         ctx.save_for_backward(query, key, value, mask, output, log_sum_exp)
         ctx.settings = triangle, scale
-        return output  # type: ignore[no-any-return]
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
