@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, graph, scales, seq2seq, sequence
+from benchmarks import family, gpu, graph, scale, scales, seq2seq, sequence
 from benchmarks._report import Report, write
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.options import number
@@ -20,8 +20,10 @@ BENCHMARKS = {
     "sequence": sequence,
     "seq2seq": seq2seq,
     "graph": graph,
+    "family": family,
     "gpu": gpu,
     "scales": scales,
+    "scale": scale,
 }
 
 
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command_line(arguments: Sequence[str]) -> str:
     """How to call it again, for a report that others read: without paths of this machine.
 
-    >>> command_line(["graph", "--only", "layers", "--dgl-python=/home/me/venv/bin/python"])
+    >>> command_line(["graph", "--only", "layers", "--dgl-python=/opt/dgl/bin/python"])
     'python -m benchmarks graph --only layers --dgl-python=.../python'
     """
     words = []

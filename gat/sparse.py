@@ -40,6 +40,10 @@ class SparseDropout(nn.Module):
     True
     """
 
+    rows: Tensor | None = None
+    """The numbers of the nodes in a larger graph, where x has some of its rows (`gat.distributed`):
+    they are then dropped as they are there."""
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         check_probability("p", p)
@@ -61,7 +65,7 @@ class SparseDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         if x.layout == torch.strided:
-            return drop(x, self.p)
+            return drop(x, self.p, self.rows)
         return _drop_stored(_as_csr(x), self.p)
 
     def extra_repr(self) -> str:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn_core import Dense, ScaledDot, Support, Window, attend
+from attn_core import Dense, ScaledDot, Support, Window
 from sequence_attn.checks import check_tokens, check_window
 from sequence_attn.multihead import KeyValueCache
 from sequence_attn.pairs import both, in_window, mask_bias, places
+from sequence_attn.shards import attend, refuse, split
 
 
 class MultiHeadAttention(nn.MultiheadAttention):
@@ -215,6 +216,9 @@ class MultiHeadAttention(nn.MultiheadAttention):
         hint = is_causal and key_padding_mask is None and not need_weights
         if hint and shape[2] == shape[3] and not self._appended:
             attn_mask, causal = None, True
+        if split() is not None:
+            refuse(attn_mask=attn_mask, key_padding_mask=key_padding_mask)
+            refuse(add_bias_kv=self.bias_k, add_zero_attn=self.add_zero_attn, cache=cache)
         given = {"attn_mask": attn_mask, "key_padding_mask": key_padding_mask}
         support, bias = self._pairs(given, shape, causal, query.dim() == 3, heads)
         if self._appended:

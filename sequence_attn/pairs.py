@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from attn_core import Dense, Window
+from attn_core import Dense, Edges, Window
 
 
 def check_key_mask(name: str, mask: Tensor, keys: Tensor) -> None:
@@ -49,6 +49,25 @@ def mask_bias(allowed: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tenso
     """A bias that is -inf at the pairs that are not allowed."""
     bias = torch.zeros((), dtype=dtype, device=allowed.device) if bias is None else bias
     return torch.where(allowed, bias, -math.inf)
+
+
+def edge_bias(
+    edges: Edges,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    like: Tensor,
+) -> Tensor | None:
+    """A bias `[..., E, 1 or H]` that is -inf at the edges from keys that are not real."""
+    real = key_mask
+    if key_lengths is not None:
+        steps = torch.arange(edges.num_keys, device=like.device)
+        real = both(real, steps < key_lengths[..., None])
+    if real is None:
+        return bias
+    if bias is not None and bias.dim() == 1:
+        bias = bias.unsqueeze(-1)
+    return mask_bias(real.index_select(-1, edges.key_index).unsqueeze(-1), bias, like.dtype)
 
 
 def places(

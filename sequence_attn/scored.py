@@ -213,7 +213,10 @@ class ScoredAttention(nn.Module):
             raise ValueError(f"score {score!r} {needs} max_length; got max_length={max_length}")
         if isinstance(score, Score):
             return score
-        if score in ("dot", "scaled_dot", "cosine") and self.query_size != self.key_size:
+        if (
+            score in ("dot", "scaled_dot", "cosine", "trilinear")
+            and self.query_size != self.key_size
+        ):
             raise ValueError(
                 f"score {score!r} needs queries and keys of one width, but query_size is "
                 f"{self.query_size} and key_size {self.key_size}: use 'general', 'concat' or "
@@ -231,7 +234,7 @@ class ScoredAttention(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if name == "hidden_bias":
                 nn.init.zeros_(parameter)
-            elif not name.startswith(("normalizer_", "score_")):
+            elif parameter.dim() and not name.startswith(("normalizer_", "score_")):
                 bound = 1 / math.sqrt(parameter.shape[-1])
                 nn.init.uniform_(parameter, -bound, bound)
 

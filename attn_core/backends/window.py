@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attn_core.backends import sdpa
 from attn_core.call import Attended, Call
+from attn_core.compat import is_exporting
 from attn_core.supports.window import Window
 
 BLOCK = 32  # queries; a larger block computes more pairs in vain, a smaller one reads keys anew
@@ -37,7 +38,7 @@ def serves(call: Call) -> bool:
         and sdpa.is_product(call)
         and (window.dilation == 1 or call.query.shape[-3] == call.num_keys)
         # How many blocks there are is a number of Python's, which an exported program cannot vary
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled
+from attn_core.compat import listed
 from attn_core.gpu import is_gpu
 from attn_core.graph.known import known, owner_of
 from attn_core.graph.read import Order, row_pointer, sort_nodes
@@ -111,7 +112,7 @@ def limits(index: Tensor) -> tuple[int, int]:
         return 0, -1
 
     def look() -> tuple[int, int]:
-        low, high = torch.stack(torch.aminmax(index)).tolist()
+        low, high = listed(torch.stack(torch.aminmax(index)))
         return low, high
 
     return known(index, ("limits",), look) if is_gpu(index.device) else look()

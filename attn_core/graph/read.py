@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core.compat import listed
 from attn_core.gpu import is_gpu
 
 
@@ -209,7 +210,8 @@ def _check_range(
             seen = torch.stack([*limits, (pairs[0] == pairs[1]).sum().expand(2)]).tolist()
             lowest, largest, loops = tuple(seen[0]), tuple(seen[1]), seen[2][0]
         else:
-            lowest, largest = (tuple(limit.tolist()) for limit in limits)
+            (s, t), (u, v) = map(listed, limits)
+            lowest, largest = (s, t), (u, v)
     if square and None in (num_keys, num_queries):
         num_keys = num_keys if num_keys is not None else num_queries
         num_keys = num_queries = num_keys if num_keys is not None else max(largest) + 1

@@ -65,7 +65,7 @@ def problem_of(call: Call) -> Problem:
         assert isinstance(support, Edges)
         edge_index, self_loops = support.pairs, False
         # The Edges may be gone when backward looks for them, and new ones would not know this
-        pair_id = support.source_id if call.dropout > 0 and support.given is not support else None
+        pair_id = support.pair_id if call.dropout > 0 else None
     kind, constant, vector = formula
     return Problem(
         call.query, call.key, call.value, vector, call.bias, call.pair_key, call.pair_value,

@@ -31,7 +31,7 @@ def scores(
     traced = torch.compiler.is_compiling()  # which may not know how many edges there are
     if not traced and edge_index.shape[1] * key.shape[1:].numel() <= SMALL:
         return None
-    kind, constant, vector = formula
+    kind, constant, vector = formula.of_heads(key.shape[1])
     rest: Any = *graph, False, kind, constant, 0.0, None, None
     p = Problem(query, key, key, vector, None, pair_key, None, *rest)
     found: Tensor = torch.ops.attn_core.edge_scores(*p.arguments)

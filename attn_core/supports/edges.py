@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -134,6 +135,56 @@ class Edges(Pairs):
         edges._read(edge_index, size)
         return edges._replace_self_loops() if self_loops else edges
 
+    @classmethod
+    def join(cls, parts: Sequence[Edges]) -> Edges:
+        """The pairs of several graphs as one without edges between them; nothing is sorted anew.
+
+        The nodes of each graph come behind those of the graphs before it. A batch of small graphs
+        is joined so: their orders are kept with them, however often they are drawn.
+
+        Args:
+            parts: at least one. Where self-loops were replaced in one, they must be in all.
+
+        Raises:
+            ValueError: no parts, or self-loops that were replaced in some of them alone.
+
+        >>> ring = Edges(torch.tensor([[0, 1], [1, 0]]))
+        >>> Edges.join([ring, ring]).edge_index
+        tensor([[0, 1, 2, 3],
+                [1, 0, 3, 2]])
+        """
+        with_loops = {part.given is not part for part in parts}
+        if len(with_loops) != 1:
+            raise ValueError(
+                "parts have self-loops that were replaced in some of them alone: build all with "
+                "the same self_loops"
+                if parts
+                else "parts is empty; there is nothing to join"
+            )
+        if with_loops == {True}:
+            return cls.join([part.given for part in parts]).with_self_loops()
+        with outside_inference():
+            pairs = [part.pairs for part in parts]
+            edges = torch.tensor([part.num_edges for part in parts], device=pairs[0].device)
+            first = edges.cumsum(0) - edges  # the number of the first edge of each part
+            offset: list[Tensor] = []
+            known: dict[str, Any] = {}
+            sizes: list[int] = []
+            for name in ("by_key", "by_query"):
+                sides: list[Grouping] = [getattr(part, name) for part in parts]
+                nodes = torch.tensor([side.num for side in sides], device=edges.device)
+                offset.append((nodes.cumsum(0) - nodes).repeat_interleave(edges))
+                pointer = torch.cat([side.pointer[:-1] for side in sides])
+                pointer = pointer + first.repeat_interleave(nodes)
+                permutation = torch.cat([side.permutation for side in sides])
+                total = edges.sum().view(1)
+                known[name] = Order(
+                    torch.cat([pointer, total]), permutation + first.repeat_interleave(edges)
+                )
+                sizes.append(sum(side.num for side in sides))
+            joined = torch.cat(pairs, dim=1) + torch.stack(offset)
+            return cls._of(joined, sizes[0], sizes[1], **known)
+
     @property
     def num_keys(self) -> int:
         return self.by_key.num
@@ -161,6 +212,20 @@ class Edges(Pairs):
     def _with_self_loops(self) -> Edges:
         return self._replace_self_loops()
 
+    @cached_property
+    def transposed(self) -> Edges:
+        """The same pairs in the same order, of which each key is now the query. Made once.
+
+        What was sorted already is not sorted again.
+        """
+        with outside_inference():
+            known: dict[str, Any] = {
+                name: self.__dict__[other].__dict__.get("order")
+                for name, other in (("by_query", "by_key"), ("by_key", "by_query"))
+            }
+            sizes = self.num_queries, self.num_keys
+            return Edges._of(self.pairs.flip(0), *sizes, num_loops=self._num_loops, **known)
+
     def _replace_self_loops(self) -> Edges:
         with outside_inference():
             pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
@@ -178,6 +243,13 @@ class Edges(Pairs):
             source_id = torch.cat([kept, loop + self.num_edges])
             sizes = self.num_keys, self.num_queries
             return Edges._of(merged, *sizes, given=self, source_id=source_id, **known)
+
+    def all_sources(self, x: Tensor) -> Tensor:
+        """The rows of all sources, of which the targets are the first: x itself.
+
+        Where a process holds a part of a graph, x has its own nodes, and the others are fetched.
+        """
+        return x
 
     def of_queries(self, queries: Tensor) -> tuple[Edges, Tensor]:
         """The pairs of some queries, all of each, and where they stand among the pairs.
@@ -258,6 +330,16 @@ class Edges(Pairs):
         """Where each pair comes from, int64 `[E']`: the caller's edge, or E + node of a loop."""
         with outside_inference():
             return torch.arange(self.num_edges, device=self.device)
+
+    @property
+    def pair_id(self) -> Tensor | None:
+        """By which numbers dropout knows the pairs, int64 `[E']`; None: by their places."""
+        return None if self.given is self else self.source_id
+
+    @property
+    def source_nodes(self) -> Tensor | None:
+        """By which numbers dropout knows the sources, int64 `[Nk]`; None: by their places."""
+        return None
 
     @cached_property
     def slots_by_key(self) -> Tensor:

@@ -32,7 +32,7 @@ class Window(Support):
         dilation: the length of a step in positions. Default 1.
         causal: keys up to the centre only. Default False.
         centre: the position `[..., Tq]` at which each query looks. One in floating point, such as
-            a predicted one, has the positions p with |p - centre| ≤ radius · dilation in its
+            a predicted one, has the positions p with `|p - centre| ≤ radius · dilation` in its
             window. Default: query i looks at i + Tk - Tq, so that the last looks at the last key.
         lengths: integers, of the shape of the batch dimensions: how many keys of each sequence
             are real. Without a centre the last query then looks at the last of these, query i at

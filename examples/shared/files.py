@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from datasets import VocabularyError
+from examples.shared.errors import UserError
 
 try:
     import fcntl
@@ -28,10 +29,6 @@ except ImportError:  # Windows, where nothing can remove a file that is open: it
 CHECKPOINT_FORMAT = 1
 # What `write_atomically` writes to: a name that nobody else gives to a file
 _TEMPORARY = re.compile(r"\..+\.part-\d+(\.\w+)?|\.checkpoint-\d+\.pt")
-
-
-class UserError(Exception):
-    """Something that the person at the keyboard can mend; the message says how."""
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -44,16 +41,24 @@ def _lock(file: IO[bytes]) -> bool:
     return fcntl is not None
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it in place in one step.
 
     Args:
-        path: the file to write. Whatever happens, it holds the old content or the new.
+        path: the file to write. Whatever happens, it holds the old content or the new. Of several
+            processes the first one writes.
         write: called with the path of the temporary file, which has the ending of `path`.
 
     Raises:
         UserError: the file cannot be written (full disk, no permission).
     """
+    if not is_first_process():
+        return
     temporary = path.with_name(f".{path.stem}.part-{os.getpid()}{path.suffix}")
     try:
         with open(temporary, "ab") as guard:
@@ -87,7 +92,7 @@ def remove(*paths: Path) -> None:
     Raises:
         UserError: one of them cannot be removed.
     """
-    for path in paths:
+    for path in paths if is_first_process() else ():
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -137,6 +142,8 @@ def prepare_folder(folder: Path) -> None:
     """Creates `folder`, sweeps it, and proves that files can be written there, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_first_process():
+            return  # the first one may be writing
         sweep(folder)
     except OSError as error:
         raise UserError(

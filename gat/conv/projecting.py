@@ -50,11 +50,12 @@ class ProjectingConv(AttentionConv):
         self.dropout = dropout
         self.edge_dim = edge_dim
 
-    def _drop_values(self, value: Tensor) -> Tensor:
+    def _drop_values(self, value: Tensor, edge_index: Any = None) -> Tensor:
         """What the nodes hand on, after value_dropout."""
         if not self.training or self.value_dropout == 0:
             return value
-        return drop(value, self.value_dropout)
+        nodes = edge_index.source_nodes if isinstance(edge_index, Edges) else None
+        return drop(value, self.value_dropout, nodes)
 
     def _merge_heads(self, out: Tensor) -> Tensor:
         """`[N, H, C]` with the heads concatenated, or averaged."""
@@ -188,9 +189,15 @@ def widths_of(in_channels: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def both_sides(
-    layer: str, x: Tensor | tuple[Tensor, Tensor], linears: tuple[Any, Any]
+    layer: str,
+    x: Tensor | tuple[Tensor, Tensor],
+    linears: tuple[Any, Any],
+    first: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The features of sources and of targets, checked against the linear map of each."""
+    """The features of sources and of targets, checked against the linear map of each.
+
+    Targets are those of x, or its `first` ones.
+    """
     given = isinstance(x, Tensor)
     if not given and not (isinstance(x, (tuple, list)) and len(x) == 2):
         raise TypeError(
@@ -206,7 +213,7 @@ def both_sides(
                 f"{'targets' if i else 'sources'} features (GATConv can do without the targets')"
             )
         check_features(layer, name, side, linear)
-    return sides[0], sides[1]
+    return sides[0], sides[1] if first is None else sides[1][:first]
 
 
 def check_fill_value(fill_value: float | Tensor | str | None) -> float | Tensor | str:

@@ -135,11 +135,12 @@ class TransformerConv(ProjectingConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
-        x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query))
+        x, first = self._sources(x, edge_index)
+        x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
         shape = (-1, self.heads, self.out_channels)
         query = self.lin_query(x_dst).view(shape)
         key = self.lin_key(x_src).view(shape)
-        value = self._drop_values(self.lin_value(x_src).view(shape))
+        value = self._drop_values(self.lin_value(x_src).view(shape), edge_index)
         support = self._support(edge_index, key, query.shape[0], self_loops=False)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         if edge_attr is not None and isinstance(support, Edges) and support.given is not support:
