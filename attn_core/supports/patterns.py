@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_core.supports.base import check_lengths_dtype
+from attn_core.supports.base import check_lengths_dtype, first_place
 from attn_core.supports.dense import Dense
 from attn_core.supports.edges import Edges
 from attn_core.supports.layouts import big_bird, nearest, neighborhood, with_global
@@ -121,7 +121,8 @@ class Pattern:
             queries: Tq.
             keys: Tk. The last query stands at the last key. Default: Tq.
             lengths: integers, of the shape of the batch dimensions: how many keys of each sequence
-                are real. Default: all.
+                are real; with Tk other than Tq the last query stands at the last of these. Default:
+                all.
             device: where the mask shall be. Default: where the lengths are, else torch's default.
 
         Raises:
@@ -147,7 +148,9 @@ class Pattern:
         if device is None and lengths is not None:
             device = lengths.device
         positions = torch.arange(keys, device=device)
-        here = torch.arange(keys - queries, keys, device=device)
+        first = first_place(queries, keys, lengths)
+        first = first[..., None] if isinstance(first, Tensor) else first
+        here = torch.arange(queries, device=device) + first
         return Dense(self.allowed(here, positions), lengths)
 
     def edges(

@@ -69,7 +69,9 @@ class AGNNConv(AttentionConv):
             x: `[N, channels]`.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
-                `attn_core.Edges`.
+                `attn_core.Edges`. After an edit that torch does not count (by NumPy, `.data`) call
+                `attn_core.clear_cache()`, on GPUs and without the compiled kernels; elsewhere it is
+                seen.
 
         Returns:
             `[N, channels]`.

@@ -140,7 +140,9 @@ class GATConv(ProjectingConv):
                 on the sources alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
-                `attn_core.Edges`, which are sorted once and for all.
+                `attn_core.Edges`, which are sorted once and for all. After an edit that torch does
+                not count (by NumPy, `.data`) call `attn_core.clear_cache()`, on GPUs and without
+                the compiled kernels; elsewhere it is seen.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
             size: the numbers of source and target nodes. Default: those of x; where it has no
                 targets, what edge_index knows (a sparse matrix, Edges, an EdgeIndex with

@@ -119,7 +119,9 @@ class TransformerConv(ProjectingConv):
                 features for bipartite graphs.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
-                `attn_core.Edges`, which are sorted once and for all.
+                `attn_core.Edges`, which are sorted once and for all. After an edit that torch does
+                not count (by NumPy, `.data`) call `attn_core.clear_cache()`, on GPUs and without
+                the compiled kernels; elsewhere it is seen.
             edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
             return_attention_weights: also return the weights, with their edges: of all, for True
                 *and* for False, as torch_geometric does in this layer, or of the edges into some

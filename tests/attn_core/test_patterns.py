@@ -307,3 +307,21 @@ def test_refuses(make: Any, error: type[Exception], message: str) -> None:
 
 def test_the_core_exports_the_module() -> None:
     assert patterns.local(3) == local(3)
+
+
+@pytest.mark.parametrize(
+    "pattern", [local(1), atrous(2, radius=1), strided(2), sparse(2), causal()]
+)
+def test_the_last_query_stands_at_the_last_key_of_its_own_sequence(pattern: Pattern) -> None:
+    lengths, (query, key, value) = (
+        torch.tensor([6, 4, 3]),
+        (torch.randn(3, t, 1, 2) for t in (3, 6, 6)),
+    )
+    found = attend(
+        query, key, value, score=ScaledDot(), support=pattern.support(3, 6, lengths=lengths)
+    ).output
+    for i, n in enumerate(lengths.tolist()):
+        alone = attend(
+            query[i], key[i, :n], value[i, :n], score=ScaledDot(), support=pattern.support(3, n)
+        ).output
+        torch.testing.assert_close(found[i], alone)

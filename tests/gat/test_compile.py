@@ -199,6 +199,16 @@ def test_compiled_code_sees_edits_and_bad_edges(conv: Any) -> None:
 
 
 @pytest.mark.parametrize("conv", MAIN)
+def test_an_edit_between_the_passes_of_compiled_code_is_refused(conv: Any) -> None:
+    """As without compilation: else the gradients would be those of another graph."""
+    layer, edge_index = conv(4, 3), EDGES.clone()
+    loss = torch.compile(layer, fullgraph=True, backend="aot_eager")(X, edge_index).sum()
+    edge_index[0, 0] = 3
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("conv", MAIN)
 def test_gradients_with_respect_to_functional_parameters(conv: Any) -> None:
     layer = conv(4, 3, heads=2)
     parameters = dict(layer.named_parameters())
