@@ -10,9 +10,15 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PACKAGES = (
-    "attn_core", "sequence_attn", "sequence_attn.seq2seq", "sequence_attn.distributed", "gat",
-    "gat.models", "gat.loader", "gat.distributed",
-)  # fmt: skip
+    "attn_core",
+    "sequence_attn",
+    "sequence_attn.seq2seq",
+    "sequence_attn.distributed",
+    "gat",
+    "gat.models",
+    "gat.distributed",
+    "gat.loader",
+)
 
 project = "gat"
 author = "The gat authors"
