@@ -15,7 +15,7 @@ from sequence_attn.seq2seq.models import POSITIONS
 
 PROGRAMS = {
     "attention_tour": (),
-    "captioning": (),
+    "captioning": ("train", "ask"),
     "citation_graphs": (),
     "dictionary_lookup": (),
     "explain": (),
