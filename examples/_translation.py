@@ -18,6 +18,7 @@ from sacrebleu import corpus_bleu
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attn_core.distributed import sum_over, summed_gradients
 from datasets import (
     Batch,
     Batches,
@@ -36,6 +37,7 @@ from datasets import (
 from datasets.vocabulary import BOS, EOS, PAD
 from examples.commands.translation import KINDS, ArchitectureOptions, DataOptions, Settings
 from examples.shared.files import UserError, check_kind, save_model, saved_model, write_json
+from examples.shared.processes import rank, world_size
 from examples.shared.trainer import Trainer, load_weights
 from sequence_attn import Attention, HardAttention, LocalAttention
 from sequence_attn.seq2seq import (
@@ -329,9 +331,27 @@ class Run(Trainer):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         batch = batch.to(self.device)
+        if world_size() > 1:
+            return self._shared_loss(batch), batch.num_predictions
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self._error(batch.source, batch.source_lengths, batch.target)
         return loss, batch.num_predictions
+
+    def _shared_loss(self, batch: Batch) -> Tensor:
+        """The same of a batch whose pairs the processes share out; gradients are summed.
+
+        Each process draws by itself, and after a resumption as it would have drawn.
+        """
+        torch.manual_seed((self.seed * 1_000_003 + self.steps) * world_size() + rank())
+        mine = slice(rank(), None, world_size()) if rank() < len(batch) else slice(0, 1)
+        part = Batch(**{name: tensor[mine] for name, tensor in vars(batch).items()})
+        share = part.num_predictions / batch.num_predictions if rank() < len(batch) else 0.0
+        with (
+            summed_gradients(self.model),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16),
+        ):
+            loss = self._error(part.source, part.source_lengths, part.target)
+        return sum_over(loss * share)
 
     def _error(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         settings, inputs, truth = self.settings, target[:, :-1], target[:, 1:]

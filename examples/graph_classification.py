@@ -13,6 +13,12 @@ same command goes on.
 
 from __future__ import annotations
 
+from examples.commands.graph_classification import FOLDS, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 import time
@@ -31,14 +37,12 @@ from torch.nn.functional import cross_entropy
 from attn_core import Edges
 from datasets import tudataset
 from examples.shared.files import prepare_folder
-from examples.shared.options import COUNT, RATE, SHARE, Parser, add_run_options
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent
 from examples.shared.trainer import seed_everything
 from gat import GAT
 
-FOLDS = 10
 # Test accuracy in %, Errica et al. (2020): without edges, and GIN. On ENZYMES they have 18 numbers
 # for each node beside its label, which are not in this file.
 PUBLISHED = {"PROTEINS": (75.8, 73.3), "NCI1": (69.8, 80.0), "ENZYMES": (65.2, 59.6)}
@@ -186,23 +190,6 @@ def table(collection: str, results: Sequence[dict[str, Any]]) -> str:
     rows += [["bag of node labels", percent([r["bag"] for r in results])]]
     rows += [["published: without edges", f"{without:.1f}"], ["published: GIN", f"{gin:.1f}"]]
     return aligned(rows)
-
-
-def parser() -> Parser:
-    """The options."""
-    result = Parser("graph_classification", "Train a network to classify graphs, over folds.")
-    add = result.add_argument
-    add("--collection", choices=PUBLISHED, default="PROTEINS", help="default: PROTEINS")
-    add("--layers", type=COUNT, default=3, help="default: 3")
-    add("--hidden", type=COUNT, default=64, help="of all 4 heads together; default: 64")
-    add("--pool", choices=("mean", "attention"), default="attention", help="default: attention")
-    add("--dropout", type=SHARE, default=0.2, help="default: 0.2")
-    add("--lr", type=RATE, default=2e-3, help="of Adam; default: 0.002")
-    add("--batch", type=COUNT, default=64, help="graphs in a batch; default: 64")
-    add("--epochs", type=COUNT, default=60, help="default: 60")
-    add_run_options(add, "graphs/COLLECTION", FOLDS, "first fold")
-    result.set_defaults(out=None)
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

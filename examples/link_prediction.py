@@ -11,6 +11,12 @@ come to. Stopped, the same command goes on.
 
 from __future__ import annotations
 
+from examples.commands.link_prediction import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 import time
@@ -29,7 +35,6 @@ from attn_core import Edges
 from datasets import planetoid
 from examples.shared.files import prepare_folder
 from examples.shared.graphs import with_sparse_features
-from examples.shared.options import COUNT, RATE, SHARE, Parser, add_run_options
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent
@@ -163,21 +168,6 @@ def table(dataset: str, results: Sequence[dict[str, Any]]) -> str:
         ["GAT", *found],
         ["GAE, as published", f"{auc:.1f}", f"{ap:.1f}"],
     ])  # fmt: skip
-
-
-def parser() -> Parser:
-    """The options."""
-    result = Parser("link_prediction", "Train a network to tell which nodes have an edge.")
-    add = result.add_argument
-    add("--dataset", choices=PUBLISHED, default="cora", help="default: cora")
-    add("--hidden", type=COUNT, default=128, help="of all 4 heads together; default: 128")
-    add("--channels", type=COUNT, default=64, help="that a node comes to; default: 64")
-    add("--dropout", type=SHARE, default=0.5, help="default: 0.5")
-    add("--lr", type=RATE, default=5e-3, help="of Adam; default: 0.005")
-    add("--epochs", type=COUNT, default=200, help="default: 200")
-    add_run_options(add, "links/DATASET", 10)
-    result.set_defaults(out=None)
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,6 +70,7 @@ from examples.shared.files import (
 )
 from examples.shared.options import fill_in, pick
 from examples.shared.pictures import save_figure
+from examples.shared.processes import joined
 from examples.shared.program import check_device, exit_status, progress_bar, remaining, versions
 from examples.shared.tables import aligned
 from examples.shared.trainer import parameters
@@ -757,7 +758,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parser().parse_args(words)
-        return commands[args.command](args, words)
+        with joined():
+            return commands[args.command](args, words)
 
     return exit_status(work, flush_denormal=True)
 

@@ -10,6 +10,12 @@ their authors: the one that is best on the validation nodes. Stopped, the same c
 
 from __future__ import annotations
 
+from examples.commands.tuned_tables import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 import time
@@ -28,12 +34,11 @@ from attn_core import Edges
 from datasets import gnn_benchmark, heterophilous, planetoid
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.graphs import with_sparse_features
-from examples.shared.options import COUNT, SEED, Parser
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, spread
 from examples.shared.trainer import seed_everything
-from gat.models import PRESETS, Preset, preset
+from gat.models import Preset, preset
 from gat.models.presets import TUNED
 
 PLANETOID = ("cora", "citeseer", "pubmed")
@@ -95,6 +100,7 @@ def train(
         model.train()
         optimizer.zero_grad()
         loss = cross_entropy(model(x, edges)[masks["train"]], y[masks["train"]])
+        loss = loss + getattr(model, "auxiliary_loss", float)()
         loss.backward()
         optimizer.step()
         val, test = evaluate(model, x, edges, y, (masks["val"], masks["test"]), settings.metric)
@@ -154,21 +160,6 @@ def table(settings: Preset, results: Sequence[dict[str, Any]]) -> str:
     seconds = spread([r["seconds"] for r in results], 0)
     name = f"{settings.name}, {settings.graph}"
     return aligned([head, [name, test, val, published, str(len(results)), seconds]])
-
-
-def parser() -> Parser:
-    """The options."""
-    result = Parser("tuned_tables", "Train a published setting; print its row of the table.")
-    add = result.add_argument
-    names, graphs = (list(dict.fromkeys(key[i] for key in PRESETS)) for i in (0, 1))
-    add("--preset", choices=names, default=names[0], help=f"default: {names[0]}")
-    add("--graph", choices=graphs, required=True, help=f"of {', '.join(graphs)}")
-    add("--runs", type=COUNT, default=None, help="default: as many as were published")
-    add("--epochs", type=COUNT, default=None, help="of each; default: as published")
-    add("--seed", type=SEED, default=0, help="of the first run, and its split; default: 0")
-    add("--out", metavar="DIR", default=None, help="default: runs/tuned/PRESET-GRAPH")
-    add("--restart", action="store_true", help="give up the trainings in --out, if any are left")
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

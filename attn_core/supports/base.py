@@ -108,6 +108,15 @@ def check_lengths(lengths: Tensor, batch: tuple[int, ...], keys: int) -> None:
         )
 
 
+def first_place(queries: int, keys: int, lengths: Tensor | None) -> int | Tensor:
+    """Where among the keys the first query stands, if the last stands at the last real key.
+
+    Of each sequence, `[...]`, where lengths are given. As many queries as keys are the same steps,
+    padding included.
+    """
+    return keys - queries if lengths is None or queries == keys else lengths - queries
+
+
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape can be expanded to the target shape."""
     pairs = zip(shape[::-1], target[::-1], strict=False)

@@ -99,6 +99,7 @@ class FAConv(AttentionConv, torch_geometric.nn.FAConv):
         """
         name = type(self).__name__
         for argument, features in (("x", x), ("x_0", x_0)):
+            check_features(name, argument, features)  # which are handed on as they are
             check_features(name, argument, features, self.att_l)
         if self.normalize and edge_weight is not None:
             raise ValueError(

@@ -142,6 +142,11 @@ class RGATConv(AttentionConv, torch_geometric.nn.RGATConv):
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
         for side in (x_src, x_dst):
             check_features(type(self).__name__, "x", side)
+            if side.shape[1] != self.in_channels:
+                raise ValueError(
+                    f"x has shape {list(side.shape)}, but RGATConv was built with in_channels="
+                    f"{self.in_channels}: give each node {self.in_channels} features"
+                )
         if not (self._is_fused() and dense):
             # propagate_type: (x: Tensor, edge_type: Tensor | None, edge_attr: Tensor | None)
             given = x, plain_index(edge_index), edge_type, edge_attr, size

@@ -7,25 +7,30 @@ import sys
 import pytest
 
 from attn_core import Normalizer, Score
-from examples.commands import node_classification, tagging, translation
+from examples.commands import node_classification, tagging, translation, tuned_tables
 from examples.long_sentences import ANSWERS
 from examples.node_classification import MODELS as GRAPH_MODELS
 from examples.tagging import MODELS as TAGGERS
+from gat.models import PRESETS
 from sequence_attn.seq2seq.models import POSITIONS
 
 PROGRAMS = {
+    "attention_or_not": (),
     "attention_tour": (),
     "captioning": ("train", "ask"),
     "citation_graphs": (),
     "dictionary_lookup": (),
     "explain": (),
+    "graph_classification": (),
     "inflection": (),
+    "link_prediction": (),
     "long_sentences": ("train", "ask"),
     "node_classification": ("train", "predict"),
     "sentiment": ("train", "predict"),
     "sequence_as_graph": (),
     "tagging": ("train", "predict"),
     "translation": ("train", "translate", "evaluate"),
+    "tuned_tables": (),
 }
 WITHOUT_TORCH = """
 import json, runpy, sys
@@ -87,3 +92,5 @@ def test_the_names_are_those_of_the_library():
     assert {*node_classification.CHOICES} <= {*GRAPH_MODELS}
     assert (*TAGGERS,) == tagging.MODELS
     assert {*ANSWERS} == {"copy", "reverse", "sort"}
+    assert {*tuned_tables.PRESETS} == {name for name, _ in PRESETS}
+    assert (*tuned_tables.GRAPHS,) == tuple(g for name, g in PRESETS if name == "tuned-gat")
