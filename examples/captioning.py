@@ -3,6 +3,7 @@
     python -m examples.captioning                               # scikit-learn's digits, offline
     python -m examples.captioning --digits 2 --models soft gumbel --runs 3
     python -m examples.captioning --models soft --coverage 0.1  # the doubly stochastic regulariser
+    python -m examples.captioning ask 4 7 --model runs/captioning --picture letters.png
 
 An image of one digit is to be spelt ("four"), or a strip of two ("four seven"). Before each letter
 the decoder looks at the image: softly, at a mean of all pixels, or hard, at one of them, which it
@@ -11,7 +12,7 @@ learns by REINFORCE (after a soft beginning) or by the Gumbel straight-through e
 its attention alone, but for the model without attention, which sees the mean of all pixels'
 features at every step. The program prints how many images of a held-out set are spelt without a
 mistake, and writes to --out the same as metrics.json, the progress of training (curves.png), and
-where each letter looked (letters-1.png, letters-2.png).
+where each letter looked (letters-1.png, letters-2.png), and the models of the first seed.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ from torch.nn.utils.rnn import pad_sequence
 from attn_core import Normalizer, Softmax
 from datasets import Vocabulary
 from datasets.vocabulary import BOS, EOS, PAD
-from examples.shared.files import prepare_folder
+from examples.shared.files import UserError, prepare_folder, save_model, saved_model
 from examples.shared.options import pick
 from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
-from examples.shared.trainer import Trainer, one_cycle, parameters
+from examples.shared.trainer import Trainer, load_weights, one_cycle, own_weights, parameters
 from sequence_attn import Attention, BahdanauAttention, HardAttention, HardAttentionLoss
 from sequence_attn.seq2seq import (
     AttentionDecoder,
@@ -500,10 +501,13 @@ def run(args: argparse.Namespace) -> int:
         "versions": versions("torch", "scikit-learn"),
     }
 
+    def options(job: str) -> dict[str, Any]:
+        width, read = jobs[job]
+        return {"width": width, "read": read, "size": args.size, "state_size": args.state,
+                "glance": args.glance, "temperature": args.temperature}  # fmt: skip
+
     def build(job: str) -> Speller:
-        return Speller(
-            *jobs[job], args.size, args.state, glance=args.glance, temperature=args.temperature
-        )
+        return Speller(**options(job))
 
     def one(job: str, seed: int, step: Any) -> tuple[dict[str, Any], Speller]:
         torch.manual_seed(seed)
@@ -538,12 +542,42 @@ def run(args: argparse.Namespace) -> int:
         if models:
             figure = draw_letters(models, chosen_strips(parts["test"], width))
             save_figure(folder / f"letters-{width}.png", figure)
+    for job, model in found.models.items():
+        width, name = jobs[job]
+        prepare_folder(folder / f"{name}-{width}")
+        save_model(folder / f"{name}-{width}", own_weights(model), {"model": options(job)})
     results = metrics(found.results)
     figure = Figure(figsize=(1 + 4 * len(args.digits), 4.2), layout="constrained")
     draw_curves(figure, results)
     save_figure(folder / "curves.png", figure)
     print(f"\n{table(results)}\n\nmetrics.json and pictures are in {folder}")
     return 0 if found.complete else 130
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Prints what each model in a folder spells of an image, and draws where it looked."""
+    width, test = len(args.digits), split_digits()["test"]
+    models = {}
+    for name in MODELS:
+        if (folder := Path(args.model, f"{name}-{width}")).is_dir():
+            with saved_model(folder) as (config, weights):
+                models[name] = Speller(**config["model"]).eval()
+                load_weights(models[name], weights)
+    if not models:
+        raise UserError(
+            f"no model in {args.model} reads {width} digits; train with --digits {width}"
+        )
+    places = [(test.labels == digit).nonzero().flatten() for digit in args.digits]
+    if (most := min(map(len, places))) < args.nth:
+        raise UserError(f"--nth {args.nth}: there are {most} test images of one of the digits")
+    images = together(test, torch.stack([of[args.nth - 1] for of in places])[None])
+    for name, model in models.items():
+        print(f"{name:10}  {text(write(model, images)[0])}")
+    models.pop("none", None)
+    if args.picture is not None and models:
+        prepare_folder(Path(args.picture).parent)
+        save_figure(Path(args.picture), draw_letters(models, images))
+    return 0
 
 
 def table(results: dict[str, Any]) -> str:
@@ -665,7 +699,12 @@ def look(panel: Axes, image: Tensor, weight: Tensor, *, hard: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    return exit_status(lambda: run(parser().parse_args(argv)))
+
+    def work() -> int:
+        args = parser().parse_args(argv)
+        return ask(args) if args.command == "ask" else run(args)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

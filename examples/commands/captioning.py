@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 
 from examples.shared.options import (
     COUNT,
+    Commands,
     Count,
     Factor,
     Parser,
@@ -58,8 +59,26 @@ def temperature(words: str) -> float:
     return value
 
 
-def parser() -> Parser:
-    """The options of the program."""
+def parser() -> Commands:
+    """The commands of the program."""
+    commands = {"train": training_parser, "ask": asking_parser}
+    return Commands("captioning", commands, default="train")
+
+
+def asking_parser() -> Parser:
+    """The options of a question."""
+    parser = Parser("captioning ask", "What trained models spell, of test images.")
+    add = parser.add_argument
+    add("digits", nargs="+", type=number(int, 0, below=10), metavar="DIGIT",
+        help="that stand side by side in the image, 0 to 9")  # fmt: skip
+    add("--model", required=True, metavar="DIR", help="the --out of a training")
+    add("--nth", type=COUNT, default=1, help="test image of each digit; default: 1")
+    add("--picture", metavar="FILE", help="draw where each letter looked")
+    return parser
+
+
+def training_parser() -> Parser:
+    """The options of a training."""
     parser = Parser("captioning", "Compare soft and hard attention at spelling handwritten digits.")
     add = parser.group("what is learned")
     add("--digits", nargs="+", type=number(int, 1, below=6), default=[1, 2], metavar="N",

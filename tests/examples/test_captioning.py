@@ -309,7 +309,8 @@ class TestProgram:
     def test_leaves_metrics_and_pictures(self, fast, tmp_path, capsys):
         assert main([*fast, "--models", "soft", "gumbel", "none"]) == 0
         out = tmp_path / "out"
-        assert {path.name for path in out.iterdir()} == PICTURES | {"metrics.json"}
+        models = {f"{name}-{width}" for name in ("soft", "gumbel", "none") for width in (1, 2)}
+        assert {path.name for path in out.iterdir()} == PICTURES | models | {"metrics.json"}
         for picture in PICTURES:
             with Image.open(out / picture) as image:
                 assert len(set(np.asarray(image.convert("L")).ravel().tolist())) > 10
@@ -356,3 +357,20 @@ class TestProgram:
         assert "cannot create the folder" in failure(
             capsys, ["--out", str(tmp_path / "file" / "out")]
         )
+
+
+def test_what_was_trained_can_be_asked(fast, tmp_path, capsys):
+    words = [*fast, "--digits", "2", "--models", "soft", "none"]
+    assert main(words) == 0
+    capsys.readouterr()
+    out, picture = str(tmp_path / "out"), tmp_path / "letters.png"
+    assert main(["ask", "4", "7", "--model", out, "--picture", str(picture)]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "soft",
+        "none",
+    ]
+    assert picture.exists()
+    assert main(["ask", "4", "--model", out]) == 2
+    assert "train with --digits 1" in capsys.readouterr().err
+    assert main(["ask", "4", "4", "--nth", "99", "--model", out]) == 2
+    assert "test images of one of the digits" in capsys.readouterr().err

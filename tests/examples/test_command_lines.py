@@ -17,7 +17,7 @@ from sequence_attn.seq2seq.models import POSITIONS
 PROGRAMS = {
     "attention_or_not": (),
     "attention_tour": (),
-    "captioning": (),
+    "captioning": ("train", "ask"),
     "citation_graphs": (),
     "dictionary_lookup": (),
     "explain": (),
