@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attn_core.batched import Repeated, fold, repeated, unfold
+from attn_core.compat import replaced
 from attn_core.dropout import draw_seed
 from attn_core.gpu import DTYPES
 from attn_core.normalizers import Normalizer, Softmax, scaled
@@ -102,23 +103,23 @@ class Call:
             score=score, query=query, key=key, pair_key=pair_key, formula=score.formula()
         )
         batch, heads = call._batch(), call._heads()
-        full: dict[str, Any] = call.__dict__  # nobody else has it yet
-        full["heads"] = heads
+        full: dict[str, Any] = {"heads": heads}
         for name in _TOKENS:
             x = getattr(call, name)
             if x is not None and (x.shape[-2] != heads or x.shape[:-3] != batch):
                 own = heads if x.shape[-2] == 1 else x.shape[-2]
                 full[name] = x.expand(*batch, x.shape[-3], own, x.shape[-1])
-        support = self.support
+        call, support = call._with(**full), self.support
         if isinstance(support, (Pairs, PendingEdges)):
+            full = {"batch": batch}
             if self.bias is not None or pair_key is not None or self.pair_value is not None:
-                full |= call._edge_pairs(support, batch, heads)
-            full["batch"] = batch
+                full.update(call._edge_pairs(support, batch, heads))
             if call.formula is not None:
                 full["formula"] = call.formula.of_heads(heads)
             if self.dropout > 0:
                 full["seed"] = draw_seed(self.value.device)
-        elif isinstance(support, (Dense, Window)):
+            return call._with(**full)
+        if isinstance(support, (Dense, Window)):
             call._check_dense_pairs(support, batch, heads)
         return call
 
@@ -194,7 +195,7 @@ class Call:
             vector = formula.vector
             vector = key.new_ones(self.heads, key.shape[-1]) if vector is None else vector
             score = Additive(vector * factor[:, None], formula.kind, formula.constant)
-            changes |= {"score": score, "formula": score.formula()}
+            changes.update(score=score, formula=score.formula())
         if self.bias is not None:
             pairs = isinstance(self.support, (Pairs, PendingEdges))
             changes["bias"] = scaled(self.bias, factor if pairs else factor[:, None, None])
@@ -206,9 +207,7 @@ class Call:
 
     def _with(self, **changes: Any) -> Call:
         """The same call with some other arguments; `dataclasses.replace` in one step."""
-        call: Call = object.__new__(Call)
-        call.__dict__.update(self.__dict__, **changes)
-        return call
+        return replaced(self, changes)
 
     @property
     def num_keys(self) -> int:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.activations import ACTIVATIONS, Activation, activate
-from attn_core.compat import ABCMeta
+from attn_core.compat import ABCMeta, fields_of
 from attn_core.registry import register
 
 _Self = TypeVar("_Self", bound="Score")
@@ -126,7 +126,7 @@ class Score(metaclass=ABCMeta):
     def to(self: _Self, dtype: torch.dtype) -> _Self:
         """The same score with its parameters in `dtype`."""
         tensors: dict[str, Tensor] = {}
-        for name, value in vars(self).items():
+        for name, value in fields_of(self).items():
             if isinstance(value, Tensor) and value.dtype != dtype:
                 tensors[name] = value.to(dtype)
         return dataclasses.replace(self, **tensors) if tensors else self

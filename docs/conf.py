@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PACKAGES = ("attn_core", "sequence_attn", "sequence_attn.seq2seq", "gat", "gat.models")
+PACKAGES = (
+    "attn_core", "sequence_attn", "sequence_attn.seq2seq", "sequence_attn.distributed", "gat",
+    "gat.models", "gat.loader", "gat.distributed",
+)  # fmt: skip
 
 project = "gat"
 author = "The gat authors"

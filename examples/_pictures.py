@@ -56,6 +56,7 @@ def save_pictures(
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     draw_attention(
         edge_index, weights, labels=labels, node=node, class_names=data.class_names,
+        node_names=data.get("node_ids"),
         ax=figure.add_subplot(),
     )  # fmt: skip
     save_figure(folder / "attention.png", figure)

@@ -3,6 +3,7 @@
     python -m examples.long_sentences                                # reverse letters, offline
     python -m examples.long_sentences --task sort --length 20
     python -m examples.long_sentences --data source.txt target.txt   # translate your own text
+    python -m examples.long_sentences ask abcdefghijkl --model runs/long_sentences
 
 An encoder–decoder without attention must squeeze a whole sentence into one vector, so it gets worse
 with every word; attention lets the decoder look back. This is the experiment behind figure 2 of
@@ -10,7 +11,7 @@ Bahdanau, Cho, Bengio, "Neural Machine Translation by Jointly Learning to Align 
 (2015). All models train on the same sequences of up to L tokens, for as many updates, and are
 tested on those of up to 2 L; the ones without attention are widened until they have at least as
 many parameters as the others. The program prints a table by length, and writes the same to
-metrics.json and length.png in --out.
+metrics.json and length.png in --out, beside the models of the first seed, which can be asked.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     answer_first(parser)  # for torch is not imported yet
 
 import argparse
+import dataclasses
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -36,17 +38,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from datasets import EncodedPairs, Pairs, Vocabulary, bucketed, encode_pairs, in_order
+from datasets import EncodedPairs, Pairs, Tokenizer, Vocabulary, bucketed, encode_pairs, in_order
 from datasets.parallel_text import parallel_text
 from datasets.tokens import Unit
 from datasets.vocabulary import PAD
-from examples.shared.files import UserError, prepare_folder
+from examples.shared.files import UserError, prepare_folder, save_model, saved_model
 from examples.shared.options import fill_in, pick
 from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
-from examples.shared.trainer import Trainer, one_cycle, parameters
+from examples.shared.trainer import Trainer, load_weights, one_cycle, own_weights, parameters
 from sequence_attn.seq2seq import RecurrentEncoder, Seq2Seq, bahdanau, generate, luong, plain
 
 ALPHABET = ascii_lowercase
@@ -85,6 +87,7 @@ class Task(NamedTuple):
         test: pairs of 1 to 2 · L source tokens, none of which is trained on.
         source, target: the vocabularies.
         unit: of the target, "words" or "characters".
+        tokenizers: of source and target.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Task(NamedTuple):
     source: Vocabulary
     target: Vocabulary
     unit: Unit
+    tokenizers: tuple[Tokenizer, Tokenizer] = (Tokenizer("characters"), Tokenizer("characters"))
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -175,7 +179,8 @@ def text_task(
     source_words, target_words = (
         Vocabulary.build(side, min_count=min_count) for side in (train.source, train.target)
     )
-    return Task(splits.name, length, train, Pairs(*both), source_words, target_words, unit)
+    return Task(splits.name, length, train, Pairs(*both), source_words, target_words, unit,
+                (splits.source_tokenizer, splits.target_tokenizer))  # fmt: skip
 
 
 def build(task: Task, name: str, widths: Widths) -> Seq2Seq:
@@ -223,7 +228,7 @@ def train(
     training: Training,
     seed: int,
     progress: Callable[[float], object] = lambda loss: None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Seq2Seq]:
     """Trains one of `MODELS` from one seed, and measures it.
 
     The seed is that of the first weights and of the order of the pairs. `widths` are those of the
@@ -256,7 +261,7 @@ def train(
         "loss": trainer.train(progress),
         "seconds": trainer.seconds,
         "buckets": measure(task, model),
-    }
+    }, model
 
 
 def measure(task: Task, model: Seq2Seq) -> list[dict[str, Any]]:
@@ -356,17 +361,47 @@ def run(args: argparse.Namespace) -> int:
     found = run_all(
         args,
         dict.fromkeys(args.models, args.epochs),
-        lambda name, seed, step: (train(task, name, widths, training, seed, step), None),
+        lambda name, seed, step: train(task, name, widths, training, seed, step),
         RESULT,
         metrics,
         describe(task),
+        lambda name: build(task, name, fair_widths(task, name, widths)),
     )
+    for name, model in found.models.items():
+        about = {"name": name, "widths": fair_widths(task, name, widths)._asdict(),
+                 "source": task.source.to_dict(), "target": task.target.to_dict(),
+                 "tokenizers": [dataclasses.asdict(t) for t in task.tokenizers]}  # fmt: skip
+        prepare_folder(folder / name)
+        save_model(folder / name, own_weights(model), about)
     results["models"] = {name: of for name, of in found.results.items() if of}
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     draw(figure, results)
     save_figure(folder / "length.png", figure)
     print(f"\n{table(results)}\n\nmetrics.json and length.png are in {folder}")
     return 0 if found.complete else 130
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Prints what each model in a folder makes of sentences."""
+    folders = [folder for name in MODELS if (folder := Path(args.model, name)).is_dir()]
+    if not folders:
+        raise UserError(f"there is no model in {args.model}; --model must name a training's --out")
+    for folder in folders:
+        with saved_model(folder) as (config, weights):
+            source, target = (Vocabulary.from_dict(config[side]) for side in ("source", "target"))
+            read, write = (Tokenizer(**settings) for settings in config["tokenizers"])
+            nothing = Pairs([], [], [], [])
+            task = Task("", 0, nothing, nothing, source, target, write.unit)
+            model = build(task, config["name"], Widths(**config["widths"]))
+            load_weights(model, weights)
+        for sentence in args.sentences:
+            numbers = torch.tensor([source.encode(read.tokenize(sentence), eos=True)])
+            longest = 2 * numbers.shape[1] + 10
+            lengths = torch.tensor([numbers.shape[1]])
+            (best, *_), *_ = generate(model.eval(), numbers, lengths, max_length=longest)
+            said = write.detokenize(target.decode(best.tokens))
+            print(f"{config['name']:10}  {sentence} → {said}")
+    return 0
 
 
 def summarise(found: list[dict[str, Any]], measures: Sequence[str]) -> list[dict[str, Any]]:
@@ -442,7 +477,12 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    return exit_status(lambda: run(parser().parse_args(argv)))
+
+    def work() -> int:
+        args = parser().parse_args(argv)
+        return ask(args) if args.command == "ask" else run(args)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

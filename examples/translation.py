@@ -70,12 +70,14 @@ from examples.shared.files import (
 )
 from examples.shared.options import fill_in, pick
 from examples.shared.pictures import save_figure
+from examples.shared.processes import joined
 from examples.shared.program import check_device, exit_status, progress_bar, remaining, versions
 from examples.shared.tables import aligned
 from examples.shared.trainer import parameters
 from sequence_attn.plot import heatmap
 
 PROGRAM = "python -m examples.translation"
+DRAWN = 40  # tokens of a side in a picture of their alignment
 # What suits the data; chosen on its validation pairs. For files see `suited`.
 DATES: dict[str, Any] = {
     "embedding_size": 64, "state_size": 128, "layers": 1, "heads": 4, "feed_forward_size": 256,
@@ -414,16 +416,23 @@ def draw(task: Task, sentences: Sequence[list[str]]) -> None:
 
 
 def save_alignment(path: Path, source: Sequence[str], found: Found) -> None:
-    """Draws where each token of a translation came from; of a Transformer the mean of the heads."""
+    """Draws where each token of a translation came from; of a Transformer the mean of the heads.
+
+    The darkest is a weight of 1, so that attention which is nearly even looks pale. Of each side
+    there are no more than `DRAWN` tokens.
+    """
     assert found.weights is not None
     weights: Tensor = found.weights.mean(1) if found.weights.dim() == 4 else found.weights
-    what = "layer" if found.weights.dim() == 4 else "read"
-    titles = [f"{what} {n + 1}" for n in range(len(weights))] if len(weights) > 1 else [""]
-    labels = [*source, "<eos>"], found.labels
+    what = "attention" + (", layer" if found.weights.dim() == 4 else ", read")
+    titles = [f"{what} {n + 1}" for n in range(len(weights))] if len(weights) > 1 else ["attention"]
+    sides = [*source, "<eos>"], found.labels
+    if max(map(len, sides)) > DRAWN:
+        titles = [f"{title}, the first {DRAWN} tokens" for title in titles]
+    labels = [side[:DRAWN] for side in sides]
     columns, rows = (max(1.5, 0.3 * len(side)) for side in labels)
     figure = Figure(figsize=((columns + 2) * len(weights), rows + 1.5), layout="constrained")
     axes = figure.subplots(1, len(weights), squeeze=False)[0]
-    heatmap(weights, *labels, titles=titles, ax=axes)
+    heatmap(weights[:, :DRAWN, :DRAWN], *labels, titles=titles, vmax=1.0, ax=axes)
     save_figure(path, figure, bbox_inches="tight")
 
 
@@ -749,7 +758,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         args = parser().parse_args(words)
-        return commands[args.command](args, words)
+        with joined():
+            return commands[args.command](args, words)
 
     return exit_status(work, flush_denormal=True)
 

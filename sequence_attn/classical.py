@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import Additive, Dot, Normalizer, Score, Softmax
+from attn_core.bounded import within
 from attn_core.normalizers import at_least_float32
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.scored import Parts, SequenceAttention
@@ -147,8 +148,8 @@ class CosineAttention(Attention):
         size: the width of queries and keys.
         temperature: τ of `softmax(score / τ)`. Since the scores differ by 2 at most, τ = 1 spreads
             the weights wide; a number below 1 narrows them. Default 1.
-        learn_temperature: learn log τ, from that value on, so that τ stays above 0 whatever the
-            step. Default False.
+        learn_temperature: learn log τ, from that value on, so that steps are alike in proportion;
+            τ is taken within the bounds of `Softmax`. Default False.
         dropout: as in `Attention`.
 
     Raises:
@@ -176,9 +177,8 @@ class CosineAttention(Attention):
     @property
     def normalizer(self) -> Normalizer:
         if self.learn_temperature:
-            # Where rounding would make it 0 or infinite it stops
-            logarithm = at_least_float32(self.normalizer_log_temperature).clamp(-20, 20)
-            return Softmax(logarithm.exp())
+            logarithm = at_least_float32(self.normalizer_log_temperature)
+            return Softmax(within(logarithm, *map(math.log, Softmax.bounds["temperature"])).exp())
         return self._normalizer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

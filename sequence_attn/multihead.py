@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import attn_core
 from attn_core import Dense, Edges, Normalizer, Score, Support, Window
 from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
-from sequence_attn.checks import check_lengths, check_part, check_tokens, check_window, padding
+from attn_core.registry import check_part
+from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
 from sequence_attn.pairs import (
     both,
     check_key_mask,

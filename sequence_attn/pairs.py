@@ -79,9 +79,9 @@ def places(
     query_length`, all queries being real by default. As many queries as keys are the same steps,
     padding included, unless query_lengths says otherwise. None where that is `i + Tk - Tq`.
     """
-    if key_lengths is None or query_lengths is key_lengths:
+    if key_lengths is None:
         return None
-    if query_lengths is None and queries == keys:
+    if queries == keys and (query_lengths is None or query_lengths is key_lengths):
         return None
     first = key_lengths - (queries if query_lengths is None else query_lengths)
     return torch.arange(queries, device=first.device) + first[..., None]

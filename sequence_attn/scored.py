@@ -25,8 +25,9 @@ from attn_core import (
 )
 from attn_core import weights as attention_weights
 from attn_core.parameters import learned, named_normalizer, named_score, redraw, register, with_own
+from attn_core.registry import check_part
 from attn_core.scores import ACTIVATIONS
-from sequence_attn.checks import check_part, check_tokens
+from sequence_attn.checks import check_tokens
 
 
 class SequenceAttention(NamedTuple):

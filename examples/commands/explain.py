@@ -19,6 +19,9 @@ def parser() -> Parser:
     add_graph_options(parser)
     add = parser.group("model")
     add("--model", choices=MODELS, default="gat", help="default: gat")
+    add("--trained", metavar="DIR",
+        help="explain the model in this --out, of this program or of node_classification, and train"
+        " none")  # fmt: skip
     add("--epochs", type=COUNT, default=200, help="at most; default: 200")
     add("--seed", type=SEED, default=0, help="default: 0")
     add = parser.group("explanations")

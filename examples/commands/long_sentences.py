@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple
 
 from examples.shared.options import (
     COUNT,
+    Commands,
     Count,
     Parser,
     Rate,
@@ -41,8 +42,22 @@ class Training(NamedTuple):
     lr: Annotated[Rate, "the highest rate of Adam, reached after a tenth of the steps"]
 
 
-def parser() -> Parser:
-    """The options of the program."""
+def parser() -> Commands:
+    """The commands of the program."""
+    commands = {"train": training_parser, "ask": asking_parser}
+    return Commands("long_sentences", commands, default="train")
+
+
+def asking_parser() -> Parser:
+    """The options of a question."""
+    parser = Parser("long_sentences ask", "What trained models make of sentences.")
+    parser.add_argument("sentences", nargs="+", metavar="SENTENCE", help="or letters, in quotes")
+    parser.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
+    return parser
+
+
+def training_parser() -> Parser:
+    """The options of a training."""
     parser = Parser("long_sentences", "Compare encoder–decoders on long sentences.")
     add = parser.group("sequences (defaults: small; --data has its own)")
     add("--task", choices=TASKS, help="of random letters; default: reverse")

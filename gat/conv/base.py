@@ -25,7 +25,7 @@ _HOOKS = tuple(
     for step in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
     for when in ("pre_", "")
 )
-_STEPS = frozenset(("message", "edge_update", "aggregate", "update", "message_and_aggregate"))
+_STEPS = "message", "edge_update", "aggregate", "update", "message_and_aggregate"
 
 
 class AttentionConv(MessagePassing):
@@ -36,7 +36,7 @@ class AttentionConv(MessagePassing):
     `attn_core.attend` on its nodes and edges.
     """
 
-    _own_steps: ClassVar[frozenset[str]] = frozenset()
+    _own_steps: ClassVar[tuple[str, ...]] = ()
     """Methods of the layer's own that its messages call, which a subclass may replace."""
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
@@ -75,7 +75,7 @@ class AttentionConv(MessagePassing):
             and not self.explain
             and self.decomposed_layers == 1
             and not any(map(own.get, _HOOKS))
-            and (_STEPS | self._own_steps).isdisjoint(own)
+            and not any(map(own.get, _STEPS + self._own_steps))
             and _are_own(type(self))
         )
 
@@ -114,7 +114,7 @@ class AttentionConv(MessagePassing):
             sizes = num_targets, x.shape[0]
         if isinstance(edge_index, Edges):
             _check_sizes(edge_index, *sizes)
-            if not self_loops or edge_index.given is not edge_index:
+            if not self_loops or edge_index.adds_loops:
                 return edge_index
             if torch.compiler.is_compiling():  # the op finds these Edges by the pairs they own
                 return PendingEdges(edge_index.pairs, *sizes, self_loops=True)
@@ -265,15 +265,19 @@ def _is_own(cls: type, step: str) -> bool:
     return next(c for c in cls.__mro__ if step in c.__dict__) in _TRUSTED
 
 
-# torch 2.7: Dynamo looks into a class's __dict__.
-@torch.compiler.assume_constant_result
 @functools.cache  # a class is looked through once: its steps are what they were when it was made
-def _are_own(cls: Any) -> bool:
-    """Whether all steps are ours, and no subclass has a `propagate` but its generated one."""
+def _seen_own(cls: Any) -> bool:
     first = next(c for c in cls.__mro__ if "propagate" in c.__dict__)
     made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
     generated = first is MessagePassing or made is not before
-    return generated and all(_is_own(cls, step) for step in _STEPS | cls._own_steps)
+    return generated and all(_is_own(cls, step) for step in _STEPS + cls._own_steps)
+
+
+# torch 2.7: Dynamo looks into a class's __dict__. (It looks past functools.cache, hence two.)
+@torch.compiler.assume_constant_result
+def _are_own(cls: Any) -> bool:
+    """Whether all steps are ours, and no subclass has a `propagate` but its generated one."""
+    return _seen_own(cls)
 
 
 def trusted(layer: type[AttentionConv]) -> type[AttentionConv]:

@@ -62,7 +62,7 @@ class GeneralConv(AttentionConv, torch_geometric.nn.GeneralConv):
     torch.Size([3, 8])
     """
 
-    _own_steps = frozenset(("message_basic",))
+    _own_steps = ("message_basic",)
 
     def __init__(
         self,

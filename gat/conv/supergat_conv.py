@@ -75,7 +75,7 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
     torch.Size([])
     """
 
-    _own_steps = frozenset(("get_attention", "positive_sampling", "negative_sampling"))
+    _own_steps = ("get_attention", "positive_sampling", "negative_sampling")
     att_x: Tensor | None
     att_y: Tensor | None
 

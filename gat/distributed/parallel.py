@@ -23,7 +23,7 @@ from attn_core.distributed import (
 from gat.conv.base import AttentionConv
 from gat.distributed.partition import Partition
 from gat.models.body import AttentionNetwork
-from gat.sparse import SparseDropout
+from gat.sparse import Dropout
 
 # What looks at all nodes of a graph, of which a process sees its own alone
 _ACROSS_NODES = (
@@ -131,7 +131,7 @@ def _refusal(part: nn.Module) -> str | None:
 @contextmanager
 def _rows_of(model: nn.Module, nodes: Tensor) -> Iterator[None]:
     """Inside, features are dropped by the numbers of the nodes in the whole graph."""
-    parts = [part for part in model.modules() if isinstance(part, SparseDropout)]
+    parts = [part for part in model.modules() if isinstance(part, Dropout)]
     for part in parts:
         part.rows = nodes
     try:

@@ -24,11 +24,11 @@ PROGRAMS = {
     "graph_classification": (),
     "inflection": (),
     "link_prediction": (),
-    "long_sentences": (),
+    "long_sentences": ("train", "ask"),
     "node_classification": ("train", "predict"),
     "sentiment": ("train", "predict"),
     "sequence_as_graph": (),
-    "tagging": (),
+    "tagging": ("train", "predict"),
     "translation": ("train", "translate", "evaluate"),
     "tuned_tables": (),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from examples import node_classification
+from examples import node_classification, translation
 from examples.shared.files import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,27 @@ def test_a_killed_process_ends_all_and_nothing_is_lost(tmp_path: Path) -> None:
     assert code == 0, errors[:3000]
     expected = alone(options, tmp_path / "one")
     assert run_of(tmp_path / "two") == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_processes_translate_as_one(tmp_path: Path) -> None:
+    words = ["".join(letters) for letters in itertools.product("abc", repeat=4)]
+    for name, lines in (("there", words), ("back", [word[::-1] for word in words])):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    options = ["train", "--data", str(tmp_path / "there"), str(tmp_path / "back")]
+    options += ["--unit", "characters", "--embedding-size", "8", "--state-size", "8"]
+    options += ["--layers", "1", "--min-count", "1", "--batch-tokens", "100", "--epochs", "2"]
+    options += ["--dropout", "0", "--no-baseline"]
+    code, printed, errors = ended(start("translation", options, tmp_path / "two"))
+    assert code == 0, errors[:3000]
+    assert printed.count("metrics and pictures are in") == 1
+    assert translation.main([*options, "--out", str(tmp_path / "one")]) == 0
+    two, one = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "one")
+    )
+    assert len(two["history"]) == 2
+    for found, expected in zip(two["history"], one["history"], strict=True):
+        for name in ("train_loss", "valid_perplexity"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-5)
 
 
 def test_small_graphs_are_not_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -583,8 +583,8 @@ class TestOwnSentences:
         assert "Ka" in found[nth].split()
 
     def test_settings_follow_the_number_of_pairs(self):
-        def suited(n, kind="luong"):
-            pairs = Pairs([["a"] * 8] * n, [["b"] * 6] * n, [""] * n, [""] * n)
+        def suited(n, kind="luong", length=16):
+            pairs = Pairs([["a"] * length] * n, [["b"] * 6] * n, [""] * n, [""] * n)
             splits = PairSplits("", pairs, pairs, pairs, Tokenizer(), Tokenizer())
             return _translation.suited(kind, splits)
 
@@ -592,8 +592,9 @@ class TestOwnSentences:
         assert few["batch_tokens"] < some["batch_tokens"] < many["batch_tokens"]
         assert few["epochs"] > some["epochs"] > many["epochs"]
         assert few["state_size"] < some["state_size"] < many["state_size"]
-        steps = 10_000 / (some["batch_tokens"] / 10) * some["epochs"]
-        assert 1500 < steps < 2500 and some["warmup"] < steps / 5
+        steps = 10_000 / (some["batch_tokens"] / 18) * some["epochs"]
+        assert 1000 < steps < 2000 and some["warmup"] < steps / 5
+        assert suited(10_000, length=8)["epochs"] == 2 * some["epochs"]  # they take half the time
         assert suited(10_000, "transformer")["embedding_size"] % 16 == 0
 
     def test_bleu_that_is_noise_does_not_choose_an_epoch(self):
@@ -607,3 +608,14 @@ class TestOwnSentences:
     def test_bleu_is_of_characters_where_nothing_stands_between_words(self):
         assert _translation.bleu_tokens(["我们是学生。", "你好。"]) == "char"
         assert _translation.bleu_tokens(["We are students.", "Hello."]) == "13a"
+
+
+def test_a_picture_shows_no_more_than_forty_rows_and_how_even_attention_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(translation, "save_figure", lambda path, figure, **_: drawn.append(figure))
+    even = _translation.Found(["b"] * 60, ["b"] * 60, torch.full((1, 60, 4), 0.25))
+    translation.save_alignment(tmp_path / "x.png", ["a"] * 3, even)
+    panel = drawn[0].axes[0]
+    assert panel.images[0].get_array().shape == (40, 4)
+    assert panel.images[0].get_clim() == (0, 1)  # a quarter is a quarter as dark as can be
+    assert panel.get_title() == "attention, the first 40 tokens"

@@ -22,6 +22,9 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_t
 from attn_core import Edges, backend
 from gat import GATConv
 
+#: The release of torch_geometric that ours is compared with
+PYG = tuple(int(part) for part in torch_geometric.__version__.split(".")[:2])
+
 
 class Twins(Protocol):
     def __call__(
