@@ -100,6 +100,20 @@ struct Call {
   }
 };
 
+// For each pair by query, where the same pair is by key; both know its place in the unsorted list.
+std::unique_ptr<uint32_t[]> places_by_query(const int64_t* by_query, const int64_t* by_key,
+                                            int64_t pairs, int threads) {
+  constexpr int64_t TASK = 1 << 14;
+  const std::unique_ptr<uint32_t[]> position(new uint32_t[pairs]());
+  std::unique_ptr<uint32_t[]> from(new uint32_t[pairs]);
+  for (int64_t e = 0; e < pairs; e++) position[by_key[e]] = uint32_t(e);
+  attn::share((pairs + TASK - 1) / TASK, threads, [&](int64_t i, int) {
+    const int64_t end = std::min(pairs, (i + 1) * TASK);
+    for (int64_t e = i * TASK; e < end; e++) from[e] = position[by_query[e]];
+  });
+  return from;
+}
+
 template <class T>
 void forward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
              const Maybe<const T>& vector, const Maybe<const T>& bias,
@@ -183,20 +197,30 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
     if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
   }
   std::unique_ptr<T[]> statistics(new T[nq * attn::NUMBERS * p.heads]), of_queries;
-  std::unique_ptr<uint32_t[]> position;
+  std::unique_ptr<uint8_t[]> signs;
+  std::unique_ptr<uint32_t[]> from;
   p.statistics = statistics.get();
   attn::run(p, attn::STATISTICS, threads, of_vector);
-  if (p.numbers() && p.grad_query) {
+  const bool of_pairs = p.pair_key || p.pair_value || p.grad_pair_key || p.grad_pair_value;
+  const bool leaves = by_key && (p.numbers() ? bool(p.grad_query) : by_query && !of_pairs);
+  if (leaves) {
     const int64_t size = call.pairs * p.heads;
     of_queries.reset(p.of_queries = new T[size]);
     attn::use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
-    position.reset(new uint32_t[call.pairs]());
-    for (int64_t e = 0; e < call.pairs; e++) position[key_place.data()[e]] = uint32_t(e);
-    p.position = position.get();
+    if (p.kind == attn::LEAKY_RELU && !p.numbers()) {
+      const int64_t vector = attn::vector_of(p.width, attn::chosen<T>().lanes);
+      p.sign_bytes = p.heads * p.width / vector * (vector > 8 ? 2 : 1);
+      signs.reset(p.signs = new uint8_t[call.pairs * p.sign_bytes]);
+      attn::use_large_pages(p.signs, call.pairs * p.sign_bytes);
+    }
+    if (p.grad_query) {
+      from = places_by_query(p.by_query.place, key_place.data(), call.pairs, threads);
+      p.from = from.get();
+    }
   }
-  if (by_query && !p.numbers()) attn::run(p, attn::BY_QUERY, threads, of_vector);
+  if (by_query && !p.numbers() && !leaves) attn::run(p, attn::BY_QUERY, threads, of_vector);
   if (by_key) attn::run(p, attn::BY_KEY, threads, of_vector);
-  if (p.of_queries) attn::run(p, attn::SUM_QUERY, threads, of_vector);
+  if (leaves && p.grad_query) attn::run(p, attn::SUM_QUERY, threads, of_vector);
 }
 
 template <class T>
@@ -312,6 +336,7 @@ NB_MODULE(_cpu, m) {
   define<float>(m);
   define<double>(m);
   attn::define_pairs(m);
+  attn::define_additive(m);
   m.def("sort", &sort, "nodes"_a.noconvert(), "others"_a.noconvert(), "pointer"_a.noconvert(),
         "place"_a.noconvert(), "other"_a.noconvert());
   m.def("checksum", &checksum<int32_t>, "x"_a.noconvert(), "threads"_a);

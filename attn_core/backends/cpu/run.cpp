@@ -59,7 +59,7 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
 
   const int64_t partial = p.partial_size(pass), size = int64_t(p.heads) * p.width;
   const int64_t scratch = (p.scratch_size() + 31) / 32 * 32;
-  const Pass of_vector = p.numbers() ? BY_KEY : BY_QUERY;
+  const Pass of_vector = p.numbers() || p.leaves() ? BY_KEY : BY_QUERY;
   const bool vector = p.need_vector && (pass == of_vector || pass == SUMS);
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, int64_t(tasks.size()))));
   std::unique_ptr<T[]> memory(new T[scratch * threads]), partials(new T[parts * partial]);
