@@ -26,7 +26,7 @@ OTHER_SETS := from attn_core import compiled; print(*compiled.module.instruction
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint wheel sanitize fuzz bench clean
+.PHONY: help demo test test-versions lint docs wheel sanitize fuzz bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -55,8 +55,7 @@ test-versions: ## the layers' tests with the oldest and the newest torch, from a
 	  tools/versions.sh test
 
 wheel: ## build sdist and wheels to dist/, check them, try them with the oldest and the newest torch
-	OLDEST_PYTHON="$(OLDEST_PYTHON)" NEWEST_PYTHON="$(NEWEST_PYTHON)" PYTHON="$(PYTHON)" \
-	  tools/versions.sh wheel
+	PYTHON="$(PYTHON)" tools/versions.sh wheel
 
 lint: $(INSTALLED) ## style, types and the rules of who may import whom
 	$(PY) -m ruff check .
@@ -79,6 +78,10 @@ sanitize: $(INSTALLED) ## the tests of the compiled kernels under GCC's address 
 
 fuzz: $(INSTALLED) ## draw calls of attend for FUZZ_MINUTES and compare every backend with float64 (FUZZ_SEED draws one again)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m tests.fuzz --minutes $(FUZZ_MINUTES) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED))
+
+docs: $(INSTALLED) ## build the documentation site to build/site; a warning is an error
+	$(PY) -m pip install -q -r docs/requirements.txt -c constraints.txt
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/site
 
 bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
 	$(PY) -m benchmarks graph $(BENCH_ARGS)

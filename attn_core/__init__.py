@@ -4,6 +4,7 @@ from attn_core.attend import (
     attend,
     backend,
     hard_log_prob,
+    logits,
     scatter_softmax,
     softmax,
     weights,
@@ -30,6 +31,7 @@ from attn_core.scores import (
     ScaledDot,
     Score,
     Separable,
+    Trilinear,
 )
 from attn_core.supports import Dense, Edges, PendingEdges, Support, Window, patterns
 
@@ -58,12 +60,14 @@ __all__ = [
     "Softmax",
     "Sparsemax",
     "Support",
+    "Trilinear",
     "Window",
     "__version__",
     "attend",
     "backend",
     "clear_cache",
     "hard_log_prob",
+    "logits",
     "patterns",
     "scatter_softmax",
     "softmax",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled, ops
+from attn_core.batched import fold
 from attn_core.call import Attended, Call
 from attn_core.normalizers import Hard, HardLogProb, Normalizer, Softmax
 from attn_core.scores import Score
@@ -41,7 +42,8 @@ def attend(
     """Attend: `output_i = Σ_j weight_ij value_j`, with `weight_i = normalizer(score(q_i, k_j))`.
 
     One layout serves sequences `[B, T, H, D]` and graphs `[N, H, D]`: `...` stands for any batch
-    dimensions, T for positions or nodes, H for heads, D for channels per head.
+    dimensions, T for positions or nodes, H for heads, D for channels per head. A batch over edges,
+    `[B, N, H, D]`, is many states of one graph, which is sorted once.
 
     Args:
         query: `[..., Tq, H, D]`. None for additive scores of the key alone; over a dense support
@@ -52,9 +54,9 @@ def attend(
         normalizer: how scores become weights (`attn_core.normalizers`). Default softmax.
         support: which pairs exist (`attn_core.supports`).
         bias: one number per pair, added to the score: broadcasts to `[..., H, Tq, Tk]`, or is
-            `[E, H]`, `[E, 1]` or `[E]` over edges. Default: none.
+            `[..., E, H]`, `[..., E, 1]` or `[E]` over edges. Default: none.
         pair_key: one vector per pair, added to the key inside the score: broadcasts to
-            `[..., Tq, Tk, H, D]`, or is `[E, H, D]` or `[E, 1, D]`. Default: none.
+            `[..., Tq, Tk, H, D]`, or is `[..., E, H, D]` or `[..., E, 1, D]`. Default: none.
         pair_value: one vector per pair, added to the value, likewise. Default: none.
         dropout: the probability with which a weight is dropped, in [0, 1]. Default 0.
         need_weights: return the weights as well, or, over edges, those of some queries alone:
@@ -88,15 +90,23 @@ def attend(
     dtype = _output_dtype(value) if autocast else value.dtype
     with _without_autocast(key) if autocast else _NOTHING:
         call = call.prepared()
-        output, weights, log_sum_exp = ops.attend(call)
-        output = output.to(dtype)
-        if needed and chosen is not None:
-            call, positions = call.of_queries(chosen)
-            weights = None if weights is None else weights.index_select(0, positions)
-        if needed and weights is None:
-            weights = ops.weights(call)  # of whole rows, which have their own maximum and sum
-        weights = weights.to(dtype) if needed and weights is not None else None
+        each = [_attended(state, chosen) for state in call.states()]
+        output, weights, log_sum_exp = (call.joined(list(x)) for x in zip(*each, strict=True))
+    output, weights = (None if x is None else x.to(dtype) for x in (output, weights))
     return Attended(*apart(output, weights, log_sum_exp))
+
+
+def _attended(call: Call, chosen: Tensor | None) -> Attended:
+    """A prepared call by the fastest way, with what was asked for and nothing else."""
+    output, weights, log_sum_exp = ops.attend(call)
+    if not call.need_weights:
+        return Attended(output, None, log_sum_exp)
+    if chosen is not None:
+        call, positions = call.of_queries(chosen)
+        weights = None if weights is None else weights.index_select(0, positions)
+    if weights is None:
+        weights = ops.weights(call)  # of whole rows, which have their own maximum and sum
+    return Attended(output, weights, log_sum_exp)
 
 
 def weights(
@@ -125,7 +135,7 @@ def weights(
             by `queries`, whose weights are right whatever the scale.
 
     Returns:
-        `[..., H, Tq, Tk]`, or `[E, H]` over edges, with gradients.
+        `[..., H, Tq, Tk]`, or `[..., E, H]` over edges, with gradients.
 
     Raises:
         ValueError, TypeError, IndexError: an argument that does not fit the others.
@@ -149,10 +159,52 @@ def weights(
     call.check()
     dtype = _output_dtype(key)
     with _without_autocast(key):
-        call = call.prepared()
+        whole = call.prepared()
+        call = whole.folded()
         if queries is not None:
             call, _ = call.of_queries(queries)
-        return apart(ops.weights(call, log_sum_exp).to(dtype))[0]
+        if log_sum_exp is not None and whole.batch:
+            log_sum_exp = fold(log_sum_exp, whole.batch)
+        found = whole.joined([ops.weights(call, log_sum_exp)])
+        assert found is not None
+        return apart(found.to(dtype))[0]
+
+
+def logits(
+    query: Tensor | None,
+    key: Tensor,
+    *,
+    score: Score,
+    support: Support,
+    bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+) -> Tensor:
+    """The scores of all pairs, before any normaliser.
+
+    What a layer makes of several scores (a gate, an activation of a product) goes back into
+    `attend` as its `bias`, beside the score of a key of zeros.
+
+    Args:
+        query, key, score, support, bias, pair_key: as in `attend`.
+
+    Returns:
+        `[..., H, Tq, Tk]`, or `[E, H]` over edges, float32 at least, with gradients; -inf where a
+        pair does not exist.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit the others.
+
+    >>> from attn_core import Dot, Edges
+    >>> x = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])  # two nodes, one head
+    >>> logits(x, x, score=Dot(), support=Edges(torch.tensor([[0, 1], [1, 1]])))
+    tensor([[11.],
+            [25.]])
+    """
+    call = Call(score, softmax, support, query, key, key, bias, pair_key)
+    call.check()
+    with _without_autocast(key):
+        _, scores, _ = ops.steps().scored(call.prepared().ungrouped())
+        return apart(scores)[0]
 
 
 def hard_log_prob(
@@ -176,7 +228,7 @@ def hard_log_prob(
         drawn: the weights that it returned, with `normalizer=Hard("sample")` or `Hard("gumbel")`.
 
     Returns:
-        HardLogProb(log_prob, entropy), `[..., H, Tq]` or `[Nq, H]`, float32 at least, with
+        HardLogProb(log_prob, entropy), `[..., H, Tq]` or `[..., Nq, H]`, float32 at least, with
         gradients; both 0 for a query without any pair.
 
     Raises:
@@ -193,8 +245,11 @@ def hard_log_prob(
     call = Call(score, hard, support, query, key, key, bias, pair_key)
     call.check()
     with _without_autocast(key):
-        _, scores, rows = ops.steps().scored(call.prepared().ungrouped())
-        return hard.log_prob(scores, drawn, rows)
+        call = call.prepared()
+        _, scores, rows = ops.steps().scored(call.folded().ungrouped())
+        drawn = fold(drawn, call.batch) if call.batch else drawn
+        found = (call.joined([x]) for x in hard.log_prob(scores, drawn, rows))
+        return HardLogProb(*found)  # type: ignore[arg-type]
 
 
 def _output_dtype(like: Tensor) -> torch.dtype:

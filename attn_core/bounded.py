@@ -8,6 +8,22 @@ import torch
 from torch import Tensor, nn
 
 
+def within(x: Tensor, low: float, high: float) -> Tensor:
+    """The number cut to its range, with the gradient of the number itself, which leads back.
+
+    What layers do with a learned temperature or α of theirs: its name and value in `state_dict` are
+    those of the parameter.
+
+    >>> x = torch.tensor([-3.0, 0.5], requires_grad=True)
+    >>> within(x, 0.1, 10)
+    tensor([0.1000, 0.5000], grad_fn=<AddBackward0>)
+    >>> within(x, 0.1, 10).sum().backward()
+    >>> x.grad
+    tensor([1., 1.])
+    """
+    return x.detach().clamp(low, high) + (x - x.detach())
+
+
 class Bounded(nn.Module):
     r"""A parametrisation that keeps a parameter between two bounds, whatever an optimiser does.
 
@@ -15,9 +31,9 @@ class Bounded(nn.Module):
         p = \exp\big(\ln a + (\ln b - \ln a)\, \sigma(r)\big)
 
     What is learned is r, which may take any value; p lies between a and b, in steps that are alike
-    in proportion. A temperature that a step of gradient descent makes negative, or an α below 1,
-    would stop training with an error. For `torch.nn.utils.parametrize`, which goes on from the
-    value that is there.
+    in proportion. For `torch.nn.utils.parametrize`, which goes on from the value that is there: for
+    bounds of one's own. Without it, a layer that learns its temperature or α takes it within wide
+    bounds (`Normalizer.bounds`), so that no step of gradient descent stops training.
 
     Args:
         low, high: the bounds a and b, 0 < a < b.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from attn_core.batched import Repeated, fold, repeated, unfold
+from attn_core.compat import replaced
 from attn_core.dropout import draw_seed
 from attn_core.gpu import DTYPES
 from attn_core.normalizers import Normalizer, Softmax, scaled
@@ -21,6 +24,7 @@ from attn_core.supports.window import Window
 _TOKENS = "query", "key", "value"
 _PER_PAIR = "bias", "pair_key", "pair_value"
 _TENSORS = *_TOKENS, *_PER_PAIR
+_ENOUGH = 2**20  # numbers in the pairs × heads × channels of one state of a batch over edges
 
 
 class Attended(NamedTuple):
@@ -29,10 +33,10 @@ class Attended(NamedTuple):
     Attributes:
         output: the weighted sums of the values, `[..., Tq, H, Dv]`, in the dtype of the values
             (under autocast, in its dtype).
-        weights: `[..., H, Tq, Tk]` over dense supports, `[E, H]` over edges, before dropout; None
-            unless asked for.
-        log_sum_exp: the logarithm of the softmax's divisor, `[..., H, Tq]` or `[Nq, H]`, at least
-            float32; `weights` turns it back into the weights of chosen pairs. None for other
+        weights: `[..., H, Tq, Tk]` over dense supports, `[..., E, H]` over edges, before dropout;
+            None unless asked for.
+        log_sum_exp: the logarithm of the softmax's divisor, `[..., H, Tq]` or `[..., Nq, H]`, at
+            least float32; `weights` turns it back into the weights of chosen pairs. None for other
             normalisers, and where it was not asked for and would cost something.
     """
 
@@ -58,9 +62,11 @@ class Call:
     need_weights: bool = False
     need_log_sum_exp: bool = False
     # Of a prepared call: the seed of dropout over edges, what kernels know of its score, its heads
+    # and, over edges, its batch dimensions
     seed: Tensor | None = None
     formula: Formula | None = None
     heads: int = 1
+    batch: tuple[int, ...] = ()
 
     def check(self) -> None:
         """Raise if an argument does not fit the others."""
@@ -97,22 +103,69 @@ class Call:
             score=score, query=query, key=key, pair_key=pair_key, formula=score.formula()
         )
         batch, heads = call._batch(), call._heads()
-        full: dict[str, Any] = call.__dict__  # nobody else has it yet
-        full["heads"] = heads
+        full: dict[str, Any] = {"heads": heads}
         for name in _TOKENS:
             x = getattr(call, name)
             if x is not None and (x.shape[-2] != heads or x.shape[:-3] != batch):
                 own = heads if x.shape[-2] == 1 else x.shape[-2]
                 full[name] = x.expand(*batch, x.shape[-3], own, x.shape[-1])
-        support = self.support
+        call, support = call._with(**full), self.support
         if isinstance(support, (Pairs, PendingEdges)):
+            full = {"batch": batch}
             if self.bias is not None or pair_key is not None or self.pair_value is not None:
-                full |= call._edge_pairs(support, heads)
+                full.update(call._edge_pairs(support, batch, heads))
+            if call.formula is not None:
+                full["formula"] = call.formula.of_heads(heads)
             if self.dropout > 0:
                 full["seed"] = draw_seed(self.value.device)
-        elif isinstance(support, (Dense, Window)):
+            return call._with(**full)
+        if isinstance(support, (Dense, Window)):
             call._check_dense_pairs(support, batch, heads)
         return call
+
+    def states(self) -> tuple[Call, ...]:
+        """The same without batch dimensions over edges: as more heads, or state by state.
+
+        One call for all costs least until a state alone is enough work, and its rows fit the cache.
+        """
+        support = self.support
+        if not self.batch:
+            return (self,)
+        work = 0 if torch.compiler.is_compiling() else self.heads * self.key.shape[-1]
+        assert isinstance(support, (Pairs, PendingEdges))
+        if math.prod(self.batch) < 2 or support.num_rows * work < _ENOUGH:
+            return (self.folded(),)
+        given = {n: x.flatten(0, -4 if n != "bias" else -3) for n, x in self._tensors().items()}
+        seeds = None if self.seed is None else draw_seed(self.value.device, math.prod(self.batch))
+        if seeds is not None:
+            given["seed"] = seeds
+        each = zip(*(x.unbind() for x in given.values()), strict=True)
+        return tuple(self._with(batch=(), **dict(zip(given, xs, strict=True))) for xs in each)
+
+    def folded(self) -> Call:
+        """The same call without batch dimensions over edges, which become heads."""
+        batch, heads, times = self.batch, self.heads, math.prod(self.batch)
+        if not batch:
+            return self
+        score = Repeated(self.score, times)
+        formula = score.formula()
+        return self._with(
+            score=score,
+            normalizer=repeated(self.normalizer, heads, times),
+            formula=None if formula is None else formula.of_heads(times * heads),
+            heads=times * heads,
+            batch=(),
+            **{name: fold(x, batch) for name, x in self._tensors().items()},
+        )
+
+    def joined(self, results: list[Tensor | None]) -> Tensor | None:
+        """One result over edges of what the `states` gave, with the batch dimensions again."""
+        first = results[0]
+        if first is None or not self.batch:
+            return first
+        if len(results) > 1:
+            return torch.stack(results).unflatten(0, self.batch)  # type: ignore[arg-type]
+        return unfold(first, self.batch, self.heads)
 
     def ungrouped(self) -> Call:
         """The same call with the heads of keys and values once for each query head they serve."""
@@ -142,7 +195,7 @@ class Call:
             vector = formula.vector
             vector = key.new_ones(self.heads, key.shape[-1]) if vector is None else vector
             score = Additive(vector * factor[:, None], formula.kind, formula.constant)
-            changes |= {"score": score, "formula": score.formula()}
+            changes.update(score=score, formula=score.formula())
         if self.bias is not None:
             pairs = isinstance(self.support, (Pairs, PendingEdges))
             changes["bias"] = scaled(self.bias, factor if pairs else factor[:, None, None])
@@ -154,9 +207,7 @@ class Call:
 
     def _with(self, **changes: Any) -> Call:
         """The same call with some other arguments; `dataclasses.replace` in one step."""
-        call: Call = object.__new__(Call)
-        call.__dict__.update(self.__dict__, **changes)
-        return call
+        return replaced(self, changes)
 
     @property
     def num_keys(self) -> int:
@@ -221,7 +272,9 @@ class Call:
                     "broadcasts to it"
                 )
 
-    def _edge_pairs(self, support: Pairs | PendingEdges, heads: int) -> dict[str, Any]:
+    def _edge_pairs(
+        self, support: Pairs | PendingEdges, batch: tuple[int, ...], heads: int
+    ) -> dict[str, Any]:
         """What is given for each pair, checked and given its heads."""
         rows, loops = support.num_rows, isinstance(support, PendingEdges) and support.self_loops
         full: dict[str, Any] = {}
@@ -234,13 +287,16 @@ class Call:
             if tensor is None:
                 continue
             shaped = tensor.unsqueeze(1) if name == "bias" and tensor.dim() == 1 else tensor
-            if shaped.shape not in ((rows, 1, *width), (rows, heads, *width)):
+            own = shaped.dim() - len(width) - 2  # how many batch dimensions it has
+            fits = own >= 0 and broadcasts_to(shaped.shape[:own], batch)
+            if not fits or shaped.shape[own:] not in ((rows, 1, *width), (rows, heads, *width)):
                 raise ValueError(
                     f"{name} has shape {list(tensor.shape)}; expected {[rows, heads, *width]}, or "
                     f"1 in place of {heads} heads: one row for each edge"
                     + (", then one for each self-loop" if loops else "")
+                    + (f", for all of the batch {list(batch)} or for each of it" if batch else "")
                 )
-            full[name] = shaped.expand(rows, heads, *width)
+            full[name] = shaped.expand(*batch, rows, heads, *width)
         return full
 
     def in_full_precision(self) -> Call:
@@ -279,6 +335,10 @@ class Call:
             )
         edges, positions = call.support.of_queries(queries)
         return call._with(support=edges, **call._given(positions)), positions
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors that are given."""
+        return {n: x for n in _TENSORS if (x := getattr(self, n)) is not None}
 
     def _given(self, rows: Tensor) -> dict[str, Any]:
         """Some rows of what is given per pair."""

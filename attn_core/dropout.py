@@ -16,9 +16,9 @@ from torch import Tensor
 _MASK = 0xFFFFFFFF
 
 
-def draw_seed(device: torch.device) -> Tensor:
-    """A fresh seed from torch's generator of the device: int64 `[]`."""
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+def draw_seed(device: torch.device, *shape: int) -> Tensor:
+    """A fresh seed from torch's generator of the device, int64 `[]`, or many of them."""
+    return torch.randint(-(2**63), 2**63 - 1, shape, dtype=torch.int64, device=device)
 
 
 def dropout_scale(seed: Tensor, edge: Tensor, heads: int, p: float) -> Tensor:

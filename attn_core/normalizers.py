@@ -45,6 +45,8 @@ class Normalizer(metaclass=ABCMeta):
     """
 
     named: ClassVar[dict[str, type[Normalizer]]] = {}
+    # Within which a layer takes a parameter that it learns, by field
+    bounds: ClassVar[dict[str, tuple[float, float]]] = {}
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -125,7 +127,8 @@ class Softmax(Normalizer, name="softmax"):
     """`exp(s/τ) / Σ exp(s/τ)`.
 
     Args:
-        temperature: τ > 0, a number or a tensor `[]` or `[H]`; below 1 it sharpens. Default 1.
+        temperature: τ > 0, a number or a tensor `[]` or `[H]`; below 1 it sharpens. A layer that
+            learns it (an `nn.Parameter`) takes it within 1e-4 and 1e4. Default 1.
 
     Raises:
         ValueError: a temperature that is not above 0.
@@ -135,6 +138,7 @@ class Softmax(Normalizer, name="softmax"):
     """
 
     temperature: float | Tensor = 1.0
+    bounds: ClassVar = {"temperature": (1e-4, 1e4)}
 
     def __post_init__(self) -> None:
         if not _is_above(self.temperature, 0):
@@ -206,7 +210,8 @@ class Entmax(Normalizer, name="entmax"):
     bisection. Below 1 no weight is zero, and low scores get more than Softmax gives them.
 
     Args:
-        alpha: α > 0, a number, or a tensor `[]` or `[H]` (which may be learned). Default 1.5.
+        alpha: α > 0, a number, or a tensor `[]` or `[H]`. A layer that learns it (an
+            `nn.Parameter`) takes it within 0.1 and 10. Default 1.5.
 
     Raises:
         ValueError: an alpha that is not above 0.
@@ -216,6 +221,7 @@ class Entmax(Normalizer, name="entmax"):
     """
 
     alpha: float | Tensor = 1.5
+    bounds: ClassVar = {"alpha": (0.1, 10.0)}
 
     def __post_init__(self) -> None:
         if not _is_above(self.alpha, 0):

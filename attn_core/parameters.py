@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from attn_core.bounded import within
 from attn_core.normalizers import Normalizer
 from attn_core.registry import look_up
 from attn_core.scores import Score
@@ -33,7 +34,7 @@ def named_normalizer(normalizer: str | Normalizer) -> Normalizer:
     """
     if isinstance(normalizer, Normalizer):
         return normalizer
-    return look_up("normalizer", normalizer, Normalizer.named, Normalizer)()
+    return look_up("normalizer", normalizer, Normalizer)()
 
 
 def named_score(score: str | Score, heads: int, size: int, max_length: int | None = None) -> Score:
@@ -55,7 +56,7 @@ def named_score(score: str | Score, heads: int, size: int, max_length: int | Non
     """
     if isinstance(score, Score):
         return score
-    cls = look_up("score", score, Score.named, Score)
+    cls = look_up("score", score, Score)
     if cls.needs_max_length != (max_length is not None):
         needs = "needs" if max_length is None else "has no use for"
         raise ValueError(f"score {score!r} {needs} max_length; got max_length={max_length}")
@@ -89,6 +90,9 @@ def with_own(module: nn.Module, prefix: str, part: _Part) -> _Part:
     torch.func, a wrapper or a move to another device may have swapped them for others.
     """
     own: dict[str, Any] = {field: getattr(module, f"{prefix}_{field}") for field in learned(part)}
+    for field, (low, high) in getattr(part, "bounds", {}).items():
+        if field in own:  # which a step of gradient descent may have carried out of its range
+            own[field] = within(own[field], low, high)
     return dataclasses.replace(part, **own) if own else part  # type: ignore[type-var]
 
 

@@ -20,17 +20,24 @@ def register(named: dict[str, Any], name: str | None, cls: type) -> None:
     named[name] = cls
 
 
-def look_up(kind: str, given: Any, named: dict[str, Any], base: Any) -> Any:
-    """The class of a name.
+def check_part(kind: str, given: object, base: Any) -> None:
+    """Raise unless this is an instance of a Score or Normalizer, or the name of one.
 
     Raises:
         ValueError: no class has the name.
-        TypeError: what is given is no name.
+        TypeError: what is given is neither.
     """
-    if isinstance(given, str) and given in named:
-        return named[given]
+    named = base.named
+    if isinstance(given, base) or (isinstance(given, str) and given in named):
+        return
     expected = f"known ones are {', '.join(named)}, or pass an attn_core.{base.__name__}"
     if isinstance(given, type) and issubclass(given, base):
         raise TypeError(f"{kind} is the class {given.__name__}; pass an instance of it")
     error = ValueError if isinstance(given, str) else TypeError
     raise error(f"{kind} is {given!r}; {expected}")
+
+
+def look_up(kind: str, given: Any, base: Any) -> Any:
+    """The class of a name; what `check_part` raises for anything else."""
+    check_part(kind, given, base)
+    return base.named[given]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.activations import ACTIVATIONS, Activation, activate
-from attn_core.compat import ABCMeta
+from attn_core.compat import ABCMeta, fields_of
 from attn_core.registry import register
 
 _Self = TypeVar("_Self", bound="Score")
@@ -52,6 +52,13 @@ class Formula(NamedTuple):
     kind: str
     constant: float
     vector: Tensor | None
+
+    def of_heads(self, heads: int) -> Formula:
+        """The same for kernels, which want a vector for each head."""
+        vector = self.vector
+        if vector is None or vector.shape[0] == heads:
+            return self
+        return self._replace(vector=vector.expand(heads, -1).contiguous())
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +126,7 @@ class Score(metaclass=ABCMeta):
     def to(self: _Self, dtype: torch.dtype) -> _Self:
         """The same score with its parameters in `dtype`."""
         tensors: dict[str, Tensor] = {}
-        for name, value in vars(self).items():
+        for name, value in fields_of(self).items():
             if isinstance(value, Tensor) and value.dtype != dtype:
                 tensors[name] = value.to(dtype)
         return dataclasses.replace(self, **tensors) if tensors else self
@@ -419,6 +426,58 @@ class Separable(Score, name="separable"):
                 f"{name.replace('pair_', '')}_vector of shape [heads, {token.shape[-1]}]"
             )
         return token if vector is None else (token * vector).sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Trilinear(Score, name="trilinear"):
+    """`aᵀq + bᵀk + cᵀ(q ∘ k)`, a linear map of `[q; k; q ∘ k]` (Seo et al., 2017).
+
+    It is the dot product of `[c ∘ q; 1; aᵀq]` and `[k; bᵀk; 1]`, and computed so.
+
+    Args:
+        query_vector, key_vector, product_vector: a, b and c, `[H, D]`.
+
+    Raises:
+        ValueError: no query, or widths that do not fit (when it is used).
+
+    >>> score = Trilinear(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([[1.0, 0.0]]))
+    >>> score.pair(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([13.])
+    """
+
+    query_vector: Tensor
+    key_vector: Tensor
+    product_vector: Tensor
+
+    @classmethod
+    def parameter_shapes(
+        cls, heads: int, size: int, max_length: int | None
+    ) -> dict[str, tuple[int, ...]]:
+        names = "query_vector", "key_vector", "product_vector"
+        return dict.fromkeys(names, (heads, size))
+
+    def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        score, query, key, _ = self.prepare(query, key, None)
+        return score.pair(query, key)
+
+    def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
+        query = _same_width(self, query, key)
+        if self.product_vector.shape[-1] != key.shape[-1]:
+            raise ValueError(
+                f"product_vector of Trilinear has shape {list(self.product_vector.shape)}, but the "
+                f"key has width {key.shape[-1]}: give it the shape [heads, {key.shape[-1]}]"
+            )
+        of_query = (query * self.query_vector).sum(-1, keepdim=True)
+        query = torch.cat([query * self.product_vector, torch.ones_like(of_query), of_query], -1)
+        pair_key = None if pair_key is None else self._beside(pair_key, 0)
+        return Prepared(Dot(), query, self._beside(key, 1), pair_key)
+
+    def _beside(self, key: Tensor, constant: float) -> Tensor:
+        """`[k; bᵀk; constant]`."""
+        key = _for_each_head(key, self.key_vector.shape[0])
+        of_key = (key * self.key_vector).sum(-1, keepdim=True)
+        parts = key.expand(*of_key.shape[:-1], -1), of_key, torch.full_like(of_key, constant)
+        return torch.cat(parts, -1)
 
 
 @dataclass(frozen=True, eq=False)

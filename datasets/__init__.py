@@ -17,13 +17,16 @@ from .fetch import DataFileError, cache_folder
 from .files import GraphFileError, from_files
 from .human_dates import human_dates
 from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, split_words
+from .inflections import Inflections, inflections, read_inflections
 from .karate import karate_club
 from .multi30k import multi30k
+from .node_benchmarks import gnn_benchmark, heterophilous
 from .pairs import Pairs, PairSplits
 from .parallel_text import TextFileError, parallel_text
 from .planetoid import planetoid
 from .ppi import PPIGraphs, ppi
 from .tokens import Tokenizer
+from .tudataset import tudataset
 from .vocabulary import Vocabulary, VocabularyError
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "DictionaryLookup",
     "EncodedPairs",
     "GraphFileError",
+    "Inflections",
     "LabelledReviews",
     "LookupGraphs",
     "PPIGraphs",
@@ -50,9 +54,12 @@ __all__ = [
     "digits_graph",
     "encode_pairs",
     "from_files",
+    "gnn_benchmark",
+    "heterophilous",
     "human_dates",
     "imdb",
     "in_order",
+    "inflections",
     "karate_club",
     "last_words",
     "multi30k",
@@ -60,6 +67,8 @@ __all__ = [
     "planetoid",
     "ppi",
     "read_conllu",
+    "read_inflections",
     "reviews_from_csv",
     "split_words",
+    "tudataset",
 ]

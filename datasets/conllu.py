@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,11 @@ class TaggedSentences(NamedTuple):
 
     words: list[list[str]]
     tags: list[list[str]]
+
+    def only(self, places: Iterable[int]) -> "TaggedSentences":
+        """Return the sentences of these places."""
+        chosen = list(places)
+        return TaggedSentences([self.words[n] for n in chosen], [self.tags[n] for n in chosen])
 
 
 def read_conllu(path: str | os.PathLike[str], *, column: str = "upos") -> TaggedSentences:

@@ -6,11 +6,13 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import load_npz
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
@@ -19,6 +21,12 @@ from .parallel_text import MAX_UNPACKED
 from .splits import stratified_split
 
 SPLITS = ("train", "val", "test")
+# Other names that these have in people's files, whatever their case
+ALIASES = {
+    "source": ("src", "from"), "target": ("dst", "to", "dest", "destination"),
+    "node": ("id", "node_id", "nodeid", "name"), "label": ("class", "y"), "split": ("mask", "set"),
+    "train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",),
+}  # fmt: skip
 MAX_ONE_HOT = 10_000  # nodes; their one-hot features take 400 MB
 
 
@@ -37,13 +45,18 @@ def from_files(
 ) -> Data:
     """Read a graph from an edge list and, if there are any, node features and labels.
 
-    The csv files are comma-separated UTF-8 with a header; node ids may be any text.
+    The csv files are UTF-8 with a header, separated by commas, semicolons, tabs or spaces,
+    whichever the first line has most of; node ids may be any text. Columns and splits may have any
+    case and the names of ``ALIASES``, such as ``src`` and ``validation``.
 
     - ``edges``: columns ``source`` and ``target``; all other columns are numbers and become
-      ``edge_attr``. A file with a header only is a graph without edges.
+      ``edge_attr``. A file with a header only is a graph without edges. If the first line begins
+      with two whole numbers, there is no header, and it is an edge.
     - ``features``: a csv with a column ``node`` and one numeric column per feature; or an npz
       with an array ``x`` ``[N, F]`` and, unless the ids are 0 to N-1, an array ``node`` ``[N]``;
-      a compressed one may unpack to 1 GiB for each array.
+      a compressed one may unpack to 1 GiB for each array. An npz of a sparse matrix, as
+      ``scipy.sparse.save_npz`` writes it, gives a sparse ``x``, and so does a file in the format of
+      libsvm (``.svm``, ``.libsvm``), whose labels are not read; their ids are 0 to N-1.
     - ``labels``: columns ``node``, ``label`` and perhaps ``split`` (train, val or test). An empty
       label means unknown, an empty split means in no mask. Without a ``split`` column the masks
       are drawn: from each class ``labels_per_class`` nodes to train on, but at most half of the
@@ -63,7 +76,8 @@ def from_files(
         seed: of the drawn split.
 
     Returns:
-        Data with ``x`` ``[N, F]``, ``edge_index`` ``[2, E]``, ``edge_attr`` ``[E, A]`` if the
+        Data with ``x`` ``[N, F]`` (``torch.sparse_csr`` where the features' file is sparse),
+        ``edge_index`` ``[2, E]``, ``edge_attr`` ``[E, A]`` if the
         edge list has further columns, ``y`` ``[N]`` (-1 where unlabelled), the masks, ``name``,
         ``node_ids`` (list of str) and ``class_names`` (list of str, sorted, by number if all of
         them are whole numbers). A class of one or two nodes may be missing from a drawn mask.
@@ -90,7 +104,12 @@ def from_files(
     index: dict[str, int] = {}  # the number of each node id
     x = None
     if feature_path is not None:
-        index, x = (_read_npz if feature_path.suffix == ".npz" else _read_features)(feature_path)
+        readers: dict[str, Callable[[Path], tuple[dict[str, int], Tensor]]] = {
+            ".npz": _read_npz,
+            ".svm": _read_libsvm,
+            ".libsvm": _read_libsvm,
+        }
+        index, x = readers.get(feature_path.suffix, _read_features)(feature_path)
     label_of: dict[str, str] = {}
     split_of: dict[str, str] | None = None
     if labels is not None:
@@ -133,19 +152,42 @@ def _error(path: Path, line: int | None, problem: str, mend: str) -> GraphFileEr
     return GraphFileError(f"{where}: {problem}; {mend}")
 
 
-def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+def _called(name: str, known: Iterable[str]) -> str:
+    """Return which of the known names this is; the name itself if it is none."""
+    folded = name.casefold()
+    return next((k for k in known if folded == k or folded in ALIASES.get(k, ())), name)
+
+
+def _separator(line: str) -> str:
+    found = max(",;\t", key=line.count)
+    return found if found in line or " " not in line.strip() else " "
+
+
+def _read_csv(
+    path: Path, required: Sequence[str], without_header: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """Yield the line number and the stripped fields of each row, the header first."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            separator = _separator(first)
+            rows = csv.reader(file, strict=True, delimiter=separator, skipinitialspace=True)
             columns: list[str] = []
             try:
                 for row in rows:
                     fields = [field.strip() for field in row]
                     if fields in ([], [""]):
                         continue
-                    if not columns:
-                        columns = fields
+                    if not columns and without_header and all(map(str.isdecimal, fields[:2])):
+                        further = [f"column {n}" for n in range(3, len(fields) + 1)]
+                        columns = [*required, *further]
+                        yield 0, columns
+                    elif not columns:
+                        known = (*required, "split") if "label" in required else required
+                        lacking = [name for name in known if name not in fields]
+                        columns = [f if f in known else _called(f, lacking) for f in fields]
+                        fields = columns
                         _check_header(path, rows.line_num, columns, required)
                     elif len(fields) != len(columns):
                         problem = f"{len(fields)} fields, but the header has {len(columns)}"
@@ -238,6 +280,8 @@ def _read_npz(path: Path) -> tuple[dict[str, int], Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if {"indptr.npy", "indices.npy", "data.npy", "shape.npy"} <= {*names}:
+                return _sparse(path, load_npz(path))
             if "x.npy" not in names:
                 raise _error(path, None, "no array 'x'", mend)
             x = _read_array(archive, "x.npy")
@@ -270,6 +314,29 @@ def _read_npz(path: Path) -> tuple[dict[str, int], Tensor]:
             raise _error(path, None, problem, "keep one of the two rows")
         index[name] = row
     return index, torch.from_numpy(values)
+
+
+def _read_libsvm(path: Path) -> tuple[dict[str, int], Tensor]:
+    # Imported here, since it takes a second.
+    from sklearn.datasets import load_svmlight_file
+
+    try:
+        matrix, _ = load_svmlight_file(str(path), dtype=np.float32)
+    except (ValueError, OSError) as error:
+        mend = "write rows such as '1 3:0.5 7:2', a label and columns with their values"
+        raise _error(path, None, f"no readable libsvm file ({error})", mend) from error
+    return _sparse(path, matrix)
+
+
+def _sparse(path: Path, matrix: Any) -> tuple[dict[str, int], Tensor]:
+    matrix = matrix.tocsr().astype(np.float32)
+    matrix.sum_duplicates()
+    if 0 in matrix.shape or not np.isfinite(matrix.data).all():
+        problem = f"the matrix of shape {list(matrix.shape)} is empty or not finite"
+        raise _error(path, None, problem, "save a row of finite numbers for each node")
+    rows, columns = (torch.from_numpy(p.astype(np.int64)) for p in (matrix.indptr, matrix.indices))
+    x = torch.sparse_csr_tensor(rows, columns, torch.from_numpy(matrix.data), matrix.shape)
+    return {str(row): row for row in range(matrix.shape[0])}, x
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -319,7 +386,8 @@ def _read_labels(
     lines: dict[str, int] = {}
     for line, fields in rows:
         entry = dict(zip(columns, fields, strict=True))
-        node, label, split = entry["node"], entry["label"], entry.get("split", "")
+        node, label = entry["node"], entry["label"]
+        split = _called(entry.get("split", ""), SPLITS)
         _number_of(node, index, features, path, line)
         _once(node, lines, path, line)
         if split not in ("", *SPLITS):
@@ -336,7 +404,7 @@ def _read_edges(
     path: Path, index: dict[str, int], features: Path | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return edge_index and, where there are further columns, edge_attr; adds new nodes."""
-    rows = _read_csv(path, ["source", "target"])
+    rows = _read_csv(path, ["source", "target"], without_header=True)
     _, columns = next(rows)
     ends = [columns.index("source"), columns.index("target")]
     others = [at for at in range(len(columns)) if at not in ends]

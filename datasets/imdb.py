@@ -33,7 +33,7 @@ class Reviews(NamedTuple):
 
     Attributes:
         texts: as they were written.
-        labels: for each text the number of its class, 0 or 1.
+        labels: for each text the number of its class, from 0.
     """
 
     texts: list[str]
@@ -47,7 +47,7 @@ class LabelledReviews(NamedTuple):
         train: reviews.
         test: reviews.
         name: of the whole.
-        class_names: of class 0 and of class 1.
+        class_names: of class 0, class 1 and so on.
     """
 
     train: Reviews
@@ -114,10 +114,10 @@ def _read_archive(path: Path) -> Iterator[tuple[str, int, int, str]]:
 
 
 def reviews_from_csv(path: str | os.PathLike[str], *, seed: int = 0) -> LabelledReviews:
-    """Read a reader's own texts of two classes, and hold a fifth of each class out for testing.
+    """Read a reader's own texts with their classes, and hold a fifth of each out for testing.
 
-    The file is comma-separated UTF-8 with a header; it has the columns ``text`` and ``label``, and
-    others are ignored. The labels may be any two names.
+    The file is UTF-8 with a header, separated by commas, semicolons or tabs; it has the columns
+    ``text`` and ``label``, and others are ignored. The labels may be any names, two at least.
 
     Args:
         path: of the csv file.
@@ -129,7 +129,7 @@ def reviews_from_csv(path: str | os.PathLike[str], *, seed: int = 0) -> Labelled
 
     Raises:
         ValueError: the file cannot be read, is empty, is not UTF-8 or lacks a column; a text or
-            label is empty; there are more or fewer than two labels; a label has one text only.
+            label is empty; there is one label alone; a label has one text only.
 
     Example:
         >>> import tempfile
@@ -153,10 +153,9 @@ def reviews_from_csv(path: str | os.PathLike[str], *, seed: int = 0) -> Labelled
     count = Counter(names)
     if not count:
         raise _error(path, None, "a header but no rows", "add one row per text")
-    if len(count) != 2:
-        some = ", ".join(map(repr, sorted(count)[:5])) + (", …" if len(count) > 5 else "")
-        problem = f"the column 'label' has {len(count)} different labels ({some})"
-        raise _error(path, None, problem, "give each text one of exactly two labels")
+    if len(count) == 1:
+        problem = f"the column 'label' has one label alone ({names[0]!r})"
+        raise _error(path, None, problem, "give each text one of two labels or more")
     if rare := [name for name in count if count[name] < 2]:
         problem = f"only one text is labelled {rare[0]!r}"
         raise _error(path, None, problem, "add more: one to train on and one to test on at least")
@@ -165,7 +164,7 @@ def reviews_from_csv(path: str | os.PathLike[str], *, seed: int = 0) -> Labelled
     labels = [class_names.index(name) for name in names]
     generator = torch.Generator().manual_seed(seed)
     held_out: set[int] = set()
-    for label in (0, 1):
+    for label in range(len(class_names)):
         members = [number for number, own in enumerate(labels) if own == label]
         shuffled = torch.randperm(len(members), generator=generator).tolist()
         held_out |= {members[at] for at in shuffled[: max(1, len(members) // 5)]}

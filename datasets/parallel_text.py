@@ -24,6 +24,7 @@ def parallel_text(
     languages: tuple[str, str] = ("en", "en"),
     unit: Unit = "words",
     lower: bool = False,
+    subwords: int | None = None,
     held_out: int | None = None,
     seed: int = 0,
 ) -> PairSplits:
@@ -36,8 +37,10 @@ def parallel_text(
         source: path of the source sentences, plain or gzip-compressed, one per line.
         target: path of the target sentences, line by line those of ``source``.
         languages: two-letter codes of source and target, for the word tokeniser.
-        unit: tokens are "words" (default) or "characters"; see `Tokenizer`.
+        unit: tokens are "words" (default), "characters", or "subwords" that are learned from the
+            training sentences of each side; see `Tokenizer`.
         lower: lower-case the tokens; by default they stay as they are.
+        subwords: how many of each side at most; see `Tokenizer.learned` for the default.
         held_out: pairs to validate on, and as many again to test on (a few more where a source
             sentence occurs several times). By default a twentieth of all, 1 to 1,000.
         seed: of the split.
@@ -48,7 +51,8 @@ def parallel_text(
     Raises:
         TextFileError: a file is missing, damaged, empty or not UTF-8, unpacks to more than 1 GiB,
             or the files differ in length.
-        ValueError: too few pairs remain to train on, or ``held_out`` is below 1.
+        ValueError: too few pairs remain to train on, ``held_out`` is below 1, or there is no room
+            for all characters among the ``subwords``.
 
     Example:
         >>> import tempfile
@@ -78,25 +82,28 @@ def parallel_text(
             "find the line from which on they differ, and give both the same number of lines",
         )
 
-    tokenizers = Tokenizer(unit, languages[0], lower), Tokenizer(unit, languages[1], lower)
-    everything = Pairs.from_text(*texts, *tokenizers)
-    kept = [i for i in range(len(everything)) if everything.source[i] and everything.target[i]]
+    kept = [i for i in range(counts[0]) if _has_text(texts[0][i]) and _has_text(texts[1][i])]
     size = held_out if held_out is not None else min(1000, max(1, len(kept) // 20))
-    train, valid, test = _split([everything.source_text[i] for i in kept], size, seed)
+    train, valid, test = _split([texts[0][i] for i in kept], size, seed)
     if not train or not valid:
         raise ValueError(
             f"{paths[0]} and {paths[1]} have {len(kept)} pairs without an empty side, too few to "
             f"hold out twice {size} and to train on the rest; give more lines or a smaller held_out"
         )
 
+    def of(chosen: list[int], side: int) -> list[str]:
+        return [texts[side][kept[i]] for i in chosen]
+
+    def tokenizer(side: int) -> Tokenizer:
+        language = languages[side]
+        if unit != "subwords":
+            return Tokenizer(unit, language, lower)
+        return Tokenizer.learned(of(train, side), size=subwords, language=language, lower=lower)
+
+    tokenizers = tokenizer(0), tokenizer(1)
+
     def pairs(chosen: list[int]) -> Pairs:
-        rows = [kept[i] for i in chosen]
-        return Pairs(
-            [everything.source[i] for i in rows],
-            [everything.target[i] for i in rows],
-            [everything.source_text[i] for i in rows],
-            [everything.target_text[i] for i in rows],
-        )
+        return Pairs.from_text(of(chosen, 0), of(chosen, 1), *tokenizers)
 
     return PairSplits(
         f"{paths[0].name}-{paths[1].name}",
@@ -104,7 +111,7 @@ def parallel_text(
         pairs(valid),
         pairs(test),
         *tokenizers,
-        dropped=len(everything) - len(kept),
+        dropped=counts[0] - len(kept),
     )
 
 
@@ -152,6 +159,10 @@ def read_lines(path: Path) -> list[str]:
 def _error(path: Path, line: int | None, problem: str, mend: str) -> TextFileError:
     where = path if line is None else f"{path}, line {line}"
     return TextFileError(f"{where}: {problem}; {mend}")
+
+
+def _has_text(line: str) -> bool:
+    return any(letter.isprintable() and not letter.isspace() for letter in line)
 
 
 def _split(sentences: list[str], size: int, seed: int) -> tuple[list[int], list[int], list[int]]:

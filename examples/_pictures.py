@@ -46,7 +46,7 @@ def save_pictures(
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     draw_embedding(
-        hidden, labels=labels, edge_index=edge_index, weights=weights,
+        hidden, max_nodes=2000, labels=labels, edge_index=edge_index, weights=weights,
         class_names=data.class_names, ax=figure.add_subplot(),
     )  # fmt: skip
     save_figure(folder / "embedding.png", figure)
@@ -56,6 +56,7 @@ def save_pictures(
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     draw_attention(
         edge_index, weights, labels=labels, node=node, class_names=data.class_names,
+        node_names=data.get("node_ids"),
         ax=figure.add_subplot(),
     )  # fmt: skip
     save_figure(folder / "attention.png", figure)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sacrebleu import corpus_bleu
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attn_core import Score
+from attn_core.distributed import sum_over, summed_gradients
 from datasets import (
     Batch,
     Batches,
@@ -33,10 +34,10 @@ from datasets import (
     multi30k,
     parallel_text,
 )
-from datasets.tokens import Unit
 from datasets.vocabulary import BOS, EOS, PAD
+from examples.commands.translation import KINDS, ArchitectureOptions, DataOptions, Settings
 from examples.shared.files import UserError, check_kind, save_model, saved_model, write_json
-from examples.shared.options import FACTOR, Count, Factor, Natural, Rate, Share, at_least
+from examples.shared.processes import rank, world_size
 from examples.shared.trainer import Trainer, load_weights
 from sequence_attn import Attention, HardAttention, LocalAttention
 from sequence_attn.seq2seq import (
@@ -53,35 +54,13 @@ from sequence_attn.seq2seq import (
     plain,
     sampled_softmax_loss,
 )
-from sequence_attn.seq2seq.models import POSITIONS
 
-KINDS = ("bahdanau", "luong", "context_only", "grammar", "rnn", "transformer")
-SCORES = (*Score.named, "local-m", "local-p", "hard")
-NORMALIZERS = ("softmax", "sparsemax", "entmax")
-SCHEDULES = ("constant", "inverse-sqrt", "cosine")
 Model = EncoderDecoder[Any]
 
 
 @dataclass(frozen=True)
-class Data:
-    """A choice of sentence pairs: plain values, which are saved beside a model.
-
-    `names` are "dates", "multi30k", or two files of source and target sentences. Dates are
-    characters and Multi30k words, both lower-cased; `unit` and `lower` are for files. `seed` is
-    that of the dates, or of the split of files.
-    """
-
-    names: tuple[str, ...]
-    languages: Annotated[
-        tuple[str, str], "two-letter codes", {"nargs": 2, "metavar": ("SRC", "TGT")}
-    ] = ("de", "en")
-    unit: Annotated[Unit, ("words", "characters"), "of files"] = "words"
-    lower: Annotated[bool, "lower-case the tokens of files"] = False
-    min_count: Annotated[Count, "of a token in training that has a place in the vocabulary"] = 1
-    vocabulary_size: Annotated[
-        int | None, at_least(5), "tokens on either side at most", {"flag": "vocabulary"}
-    ] = None
-    seed: int = 0
+class Data(DataOptions):
+    """A choice of sentence pairs."""
 
     def pairs(self) -> PairSplits:
         """Reads or generates the pairs.
@@ -99,7 +78,7 @@ class Data:
                 case (source, target):
                     return parallel_text(
                         source, target, languages=self.languages, unit=self.unit,
-                        lower=self.lower, seed=self.seed,
+                        lower=self.lower, seed=self.seed, subwords=self.vocabulary_size,
                     )  # fmt: skip
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -111,8 +90,9 @@ class Data:
     def corpus(self) -> Corpus:
         """The pairs with the vocabularies of the training sentences."""
         pairs = self.pairs()
+        most = None if pairs.source_tokenizer.unit == "subwords" else self.vocabulary_size
         source, target = (
-            Vocabulary.build(side, min_count=self.min_count, max_size=self.vocabulary_size)
+            Vocabulary.build(side, min_count=self.min_count, max_size=most)
             for side in (pairs.train.source, pairs.train.target)
         )
         return Corpus(pairs, source, target)
@@ -160,34 +140,8 @@ def fingerprint(corpus: Corpus) -> str:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What a model is built from: plain values, which are saved beside its weights.
-
-    `kind` is one of `KINDS`, the sizes are those of the vocabularies. An attention of None is the
-    paper's; of a Transformer it is that of a sequence to itself.
-    """
-
-    kind: str
-    source_size: int
-    target_size: int
-    embedding_size: Annotated[Count, "of both sides; of a Transformer the width of all"] = 256
-    state_size: Annotated[Count, "of the recurrent decoder; even, for the encoder's halves"] = 512
-    layers: Annotated[Count, "of encoder and decoder each"] = 1
-    cell: Annotated[str, ("gru", "lstm", "rnn"), "of recurrent models"] = "gru"
-    attention: Annotated[str | None, SCORES, "the score, or a local or a hard attention"] = None
-    normalizer: Annotated[str, NORMALIZERS, "how scores become weights"] = "softmax"
-    window: Annotated[Count, "of a local attention"] = 10
-    input_feeding: Annotated[bool, "of luong"] = False
-    context: Annotated[bool, "of rnn: the encoder's last state enters every step"] = False
-    reads: Annotated[Count, "of grammar"] = 1
-    heads: Annotated[Count, "of a Transformer"] = 8
-    feed_forward_size: Annotated[Count, "of a Transformer"] = 512
-    positions: Annotated[str, POSITIONS, "of a Transformer"] = "sinusoidal"
-    max_length: Annotated[
-        int | None, at_least(2), "tokens, of learned positions and of the score 'location'"
-    ] = None
-    dropout: Annotated[Share, "of embeddings, between layers and of outputs"] = 0.0
-    tie: Annotated[bool, "one matrix for target embedding and output"] = False
+class Architecture(ArchitectureOptions):
+    """What a model is built from."""
 
     @property
     def source_limit(self) -> int | None:
@@ -315,35 +269,6 @@ def hidden_outputs(model: Model, source: Tensor, lengths: Tensor, target: Tensor
     return output
 
 
-def probability(text: str) -> float:
-    """A type for argparse: a number from 0 to 1."""
-    value: float = FACTOR(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1: {text!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a model is trained, by Adam with β = (0.9, 0.98)."""
-
-    epochs: Annotated[Count, "at most"]
-    patience: Annotated[Count, "epochs without a new best before stopping"]
-    batch_tokens: Annotated[Count, "padded size of a batch at most"]
-    lr: Annotated[Rate, "the highest learning rate"]
-    schedule: Annotated[str, SCHEDULES, "of the rate behind the warm-up"] = "cosine"
-    warmup: Annotated[Natural, "steps in which the rate rises from zero"] = 0
-    clip: Annotated[Factor, "gradient norm at most"] = 1.0
-    label_smoothing: Annotated[Share, "of the target's probability, spread over all tokens"] = 0.0
-    sampled_softmax: Annotated[Natural, "classes drawn in each step in place of all; 0: all"] = 0
-    teacher_forcing: Annotated[
-        float, probability,
-        "how likely a step gets the true token before rather than the model's guess",
-    ] = 1.0  # fmt: skip
-    average: Annotated[Share, "decay of the average of the weights that is kept; 0: none"] = 0.0
-    bfloat16: Annotated[bool, "for the products in training; weights stay float32"] = False
-
-
 class Run(Trainer):
     """One training, which may be stopped behind any batch.
 
@@ -406,9 +331,27 @@ class Run(Trainer):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         batch = batch.to(self.device)
+        if world_size() > 1:
+            return self._shared_loss(batch), batch.num_predictions
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self._error(batch.source, batch.source_lengths, batch.target)
         return loss, batch.num_predictions
+
+    def _shared_loss(self, batch: Batch) -> Tensor:
+        """The same of a batch whose pairs the processes share out; gradients are summed.
+
+        Each process draws by itself, and after a resumption as it would have drawn.
+        """
+        torch.manual_seed((self.seed * 1_000_003 + self.steps) * world_size() + rank())
+        mine = slice(rank(), None, world_size()) if rank() < len(batch) else slice(0, 1)
+        part = Batch(**{name: tensor[mine] for name, tensor in vars(batch).items()})
+        share = part.num_predictions / batch.num_predictions if rank() < len(batch) else 0.0
+        with (
+            summed_gradients(self.model),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bfloat16),
+        ):
+            loss = self._error(part.source, part.source_lengths, part.target)
+        return sum_over(loss * share)
 
     def _error(self, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
         settings, inputs, truth = self.settings, target[:, :-1], target[:, 1:]
@@ -427,10 +370,11 @@ class Run(Trainer):
             label_smoothing=settings.label_smoothing,
         )  # fmt: skip
 
-    def validate(self) -> dict[str, float]:
-        """The scores of the epoch that is over; changes nothing."""
+    def validate(self, found: list[Found] | None = None) -> dict[str, float]:
+        """The scores of the epoch that is over; the translations go to `found`."""
         corpus, model = self.corpus, self.judged
-        found = translate(model, self._valid, corpus.target, self.architecture, self.device)
+        found = [] if found is None else found
+        found += translate(model, self._valid, corpus.target, self.architecture, self.device)
         measured = quality([one.tokens for one in found], corpus.splits.valid, corpus)
         measured["perplexity"] = perplexity(model, self._valid, self.device)
         return {
@@ -442,9 +386,78 @@ class Run(Trainer):
 
 
 def merit(scores: dict[str, Any]) -> tuple[float, float]:
-    """What makes one epoch better than another: the translations, then the perplexity."""
-    quality = scores["valid_bleu"] if "valid_bleu" in scores else scores["valid_exact_match"]
-    return quality, -scores["valid_perplexity"]
+    """What makes one epoch better than another: the translations, then the perplexity.
+
+    A BLEU below 5, or fewer exact matches than 5 %, are noise, and count as none.
+    """
+    exact = 100 * scores["valid_exact_match"]
+    quality = scores.get("valid_bleu", scores.get("valid_sacrebleu", exact))
+    return quality if quality >= 5 else 0.0, -scores["valid_perplexity"]
+
+
+def suited(kind: str, splits: PairSplits) -> dict[str, Any]:
+    """Sizes and settings that suit a reader's own pairs, from their number and their length.
+
+    They were chosen on parts of Multi30k (validation pairs, both directions, 10,000 pairs), so that
+    10,000 short pairs take four minutes on one core. With n pairs to train on:
+
+    - n / 170 pairs in a batch, 16 to 64: few enough that an epoch has many steps. The batch is
+      measured in tokens, by the mean of each pair's longer side.
+    - 8 epochs for 10,000 pairs whose longer side has 16 tokens: by the root of n fewer for more,
+      and up to twice as many for shorter ones, which take less time; 4 to 30. A tenth of all steps
+      warms up, 400 at most. The weights are averaged over about a fortieth of the steps.
+    - States are 256 wide (128 below 2,000 pairs, 512 from 50,000 on), and the rate is 0.003 for
+      256, less for wider ones. A Transformer has half the width, and two layers.
+    """
+    pairs = splits.train
+    n = len(pairs)
+    batch = min(64, max(16, round(n / 170)))
+    longer = sum(max(len(s), len(t)) for s, t in zip(pairs.source, pairs.target, strict=True)) / n
+    epochs = round(8 * math.sqrt(10_000 / n) * min(2.0, max(0.75, 16 / longer)))
+    epochs = min(30, max(4, epochs))
+    steps = epochs * math.ceil(n / batch)
+    width = 128 if n < 2_000 else 256 if n < 50_000 else 512
+    settings = {
+        "embedding_size": min(width, 256), "state_size": width, "layers": 1, "heads": 4,
+        "feed_forward_size": 2 * width, "dropout": 0.3, "epochs": epochs, "patience": 5,
+        "batch_tokens": round(batch * (longer + 2)), "lr": min(5e-3, 3e-3 * 256 / width),
+        "warmup": min(400, steps // 10), "label_smoothing": 0.1,
+        "average": round(min(0.999, max(0.9, 1 - 40 / steps)), 4), "beam": 5, "alpha": 1.0,
+    }  # fmt: skip
+    if kind == "transformer":
+        settings |= {"embedding_size": max(64, width // 2), "layers": 2, "dropout": 0.15,
+                     "lr": 2 / 3 * settings["lr"], "warmup": min(400, steps // 5)}  # fmt: skip
+    return settings
+
+
+def word_by_word(splits: PairSplits, sentences: int = 20_000) -> list[str]:
+    """The test sentences translated word by word: what a model must be better than.
+
+    Each word becomes the one that keeps it company most strictly in the first `sentences` training
+    pairs, by Dice's 2 · both / (one + other), and itself if it was never seen.
+    """
+    sides = splits.source_tokenizer, splits.target_tokenizer
+    read, write = (Tokenizer("words", side.language, side.lower) for side in sides)
+    known: list[Counter[Any]] = [Counter(), Counter(), Counter()]
+    texts = zip(splits.train.source_text, splits.train.target_text, strict=True)
+    for source, target in islice(texts, sentences):
+        words = set(read.tokenize(source)), set(write.tokenize(target))
+        for counts, of in zip(known, (*words, product(*words)), strict=True):
+            counts.update(of)
+    best: dict[str, tuple[float, str]] = {}
+    for (one, other), both in known[2].items():
+        score = 2 * both / (known[0][one] + known[1][other])
+        best[one] = max(best.get(one, (0.0, "")), (score, other))
+    return [
+        write.detokenize([best.get(word, (0, word))[1] for word in read.tokenize(line)])
+        for line in splits.test.source_text
+    ]
+
+
+def bleu_tokens(texts: Sequence[str]) -> str:
+    """What sacreBLEU counts: its default, or characters where words have no space between."""
+    letters = sum(map(len, texts))
+    return "char" if 20 * sum(text.count(" ") for text in texts) < letters else "13a"
 
 
 @torch.no_grad()
@@ -519,27 +532,30 @@ def translate(
 def quality(
     found: Sequence[Sequence[str]], pairs: Pairs, corpus: Corpus, *, full: bool = False
 ) -> dict[str, float]:
-    """How good translations are: exact match, and for words the corpus BLEU of the tokens.
+    """How good translations are: exact match, and the corpus BLEU, but for characters.
 
     "exact_match" is the share of translations that equal the reference token by token. "bleu" is
-    that of sacreBLEU on the tokens joined by spaces, with tokenize="none" (Papineni et al., 2002).
-    With `full` there is "sacrebleu" as well: sacreBLEU as it is by default (tokenize="13a") on the
-    detokenised translations and the references as they were written, both lower-cased if the
-    tokens are.
+    that of sacreBLEU on the words joined by spaces, with tokenize="none" (Papineni et al., 2002);
+    subwords, which are no words, have "sacrebleu" alone. With `full` there is "sacrebleu" as well:
+    sacreBLEU as it is by default (tokenize="13a", or "char", see `bleu_tokens`) on the detokenised
+    translations and the references as they were written, both lower-cased if the tokens are.
     """
     same = [list(a) == b for a, b in zip(found, pairs.target, strict=True)]
     scores = {"exact_match": sum(same) / max(1, len(same))}
     tokenizer = corpus.splits.target_tokenizer
     if tokenizer.unit == "characters":
         return scores
-    spaced = [" ".join(tokens) for tokens in found]
-    references = [" ".join(tokens) for tokens in pairs.target]
-    # force: that the text is tokenised is known, and meant
-    scores["bleu"] = corpus_bleu(spaced, [references], tokenize="none", force=True).score
-    if full:
+    if tokenizer.unit == "words":
+        spaced = [" ".join(tokens) for tokens in found]
+        references = [" ".join(tokens) for tokens in pairs.target]
+        # force: that the text is tokenised is known, and meant
+        scores["bleu"] = corpus_bleu(spaced, [references], tokenize="none", force=True).score
+    if full or tokenizer.unit == "subwords":
         texts = [tokenizer.detokenize(tokens) for tokens in found]
-        written = [pairs.target_text]
-        scores["sacrebleu"] = corpus_bleu(texts, written, lowercase=tokenizer.lower).score
+        scores["sacrebleu"] = corpus_bleu(
+            texts, [pairs.target_text], lowercase=tokenizer.lower,
+            tokenize=bleu_tokens(pairs.target_text),
+        ).score  # fmt: skip
     return scores
 
 
@@ -574,11 +590,14 @@ def save_translator(
 ) -> None:
     """Writes vocabulary.json, model.safetensors and config.json, which names the other two."""
     sides = dict(zip(("source", "target"), vocabularies, strict=True))
-    write_json(folder / "vocabulary.json", {side: v.to_dict() for side, v in sides.items()})
+    settings = [dataclasses.asdict(tokenizer) for tokenizer in tokenizers]
+    pieces = [{"pieces": of_side.pop("pieces")} for of_side in settings]  # too long for config.json
+    saved = [v.to_dict() | of_side for v, of_side in zip(vocabularies, pieces, strict=True)]
+    write_json(folder / "vocabulary.json", dict(zip(sides, saved, strict=True)))
     config = {
         "model": dataclasses.asdict(architecture),
         "vocabularies": {side: vocabulary.fingerprint for side, vocabulary in sides.items()},
-        "tokenizers": [dataclasses.asdict(tokenizer) for tokenizer in tokenizers],
+        "tokenizers": settings,
         **about,
     }
     save_model(folder, weights, config)
@@ -603,7 +622,10 @@ def load_translator(folder: Path, device: str = "cpu") -> Translator:
         architecture = Architecture(**config["model"])
         if (architecture.source_size, architecture.target_size) != (len(source), len(target)):
             raise ValueError("the sizes of model and vocabularies differ")
-        read, written = (Tokenizer(**settings) for settings in config["tokenizers"])
+        read, written = (
+            Tokenizer(**settings, pieces=of_side["pieces"])
+            for settings, of_side in zip(config["tokenizers"], saved.values(), strict=True)
+        )
         model = architecture.build()
         load_weights(model, weights)
     return Translator(model.to(device).eval(), architecture, source, target, read, written, config)

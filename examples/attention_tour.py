@@ -11,6 +11,12 @@ the others are the figures of docs/from-formula-to-code.md.
 
 from __future__ import annotations
 
+from examples.commands.attention_tour import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -45,7 +51,6 @@ from attn_core import (
 from attn_core import weights as attention_weights
 from datasets import karate_club
 from examples.shared.files import prepare_folder
-from examples.shared.options import Parser
 from examples.shared.pictures import bare, save_figure
 from examples.shared.program import exit_status
 from gat import GATConv
@@ -556,15 +561,6 @@ def draw_picture(picture: Picture, tour: Tour) -> Figure:
                 va="bottom",
             )  # fmt: skip
     return figure
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    options = Parser("attention_tour", "Draw every attention mechanism at work on one sentence.")
-    options.add_argument(
-        "--out", metavar="DIR", default="runs/tour", help="for the pictures; default: runs/tour"
-    )
-    return options
 
 
 def run(folder: Path) -> int:

@@ -16,13 +16,19 @@ where each letter looked (letters-1.png, letters-2.png).
 
 from __future__ import annotations
 
+from examples.commands.captioning import MODELS, Training, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,10 +48,10 @@ from attn_core import Normalizer, Softmax
 from datasets import Vocabulary
 from datasets.vocabulary import BOS, EOS, PAD
 from examples.shared.files import prepare_folder
-from examples.shared.options import COUNT, Count, Factor, Parser, Rate, Share, number, pick
+from examples.shared.options import pick
 from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
-from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import Trainer, one_cycle, parameters
 from sequence_attn import Attention, BahdanauAttention, HardAttention, HardAttentionLoss
@@ -63,12 +69,6 @@ LETTERS = Vocabulary([*sorted(set("".join(NAMES))), " "])
 SIDE = 8  # pixels, of the image of a digit
 REACH = 5  # pixels across that two convolutions of 3 × 3 see
 GREYS = 17  # a pixel is a whole number from 0, paper, to 16, ink
-MODELS = {
-    "soft": "soft (a mean of all pixels)",
-    "reinforce": "hard, REINFORCE",
-    "gumbel": "hard, Gumbel straight-through",
-    "none": "no attention",
-}
 SHORT = {"soft": "soft", "reinforce": "hard,\nREINFORCE", "gumbel": "hard,\nGumbel"}
 COLOURS = {"soft": "#3f90da", "reinforce": "#e76300", "gumbel": "#832db6", "none": "#94a4a2"}
 LOOK = "#e76300"
@@ -287,31 +287,6 @@ class Speller(EncoderDecoder[DecoderState]):
         decoded = self.decoder(self.embedding(target), encoded, need_weights=need_weights)
         logits = self.output(decoded.output)
         return Predicted(logits, decoded.weights, decoded.log_prob, decoded.entropy)
-
-
-class Training(NamedTuple):
-    """How a model is trained."""
-
-    epochs: int
-    rounds: Annotated[Count, "how often an epoch has each image in every place of a strip"] = 1
-    batch_size: Annotated[Count, "strips in a batch"] = 64
-    lr: Annotated[Rate, "highest rate of Adam, reached after a tenth of the steps"] = 0.01
-    # λ of the doubly stochastic regulariser, `λ Σ_i (1 - Σ_t α_ti)²` (Xu et al., 2015)
-    coverage: Annotated[
-        Factor, "of soft attention: how much it is asked to look everywhere in the end"
-    ] = 0.0
-    entropy: Annotated[
-        Factor, "of reinforce: how much it is asked to try out other pixels (λ_H)"
-    ] = 0.01
-    reward: Annotated[Factor, "weight of its loss in reinforce (λ_r)"] = 1.0
-    discount: Annotated[
-        float, number(float, 0, below=1.001), "of reinforce: how much the letters behind count (γ)"
-    ] = 0.8
-    # From places drawn at random a decoder hardly learns to read, and REINFORCE then has nothing to
-    # go by. (For the same reason the paper reads half of the images softly, throughout.)
-    softly: Annotated[
-        Share, "of reinforce: the part of the training that it begins with soft attention"
-    ] = 0.5
 
 
 # What `train` and `measure` return
@@ -686,33 +661,6 @@ def look(panel: Axes, image: Tensor, weight: Tensor, *, hard: bool) -> None:
         y, x = divmod(int(weight.argmax()), weight.shape[1])
         corner = x - REACH / 2, y - REACH / 2
         panel.add_patch(Rectangle(corner, REACH, REACH, fill=False, edgecolor=LOOK, linewidth=1))
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("captioning", "Compare soft and hard attention at spelling handwritten digits.")
-    add = parser.group("what is learned")
-    add("--digits", nargs="+", type=number(int, 1, below=6), default=[1, 2], metavar="N",
-        help="digits in a strip, one or several numbers; default: 1 2")  # fmt: skip
-    add_model_option(parser, MODELS)
-    add = parser.group("model")
-    add("--size", type=COUNT, default=32, help="channels of a pixel; default: 32")
-    add("--state", type=COUNT, default=64, help="of the decoder; default: 64")
-    add("--glance", action="store_true",
-        help="let the decoder start from the mean of all pixels, as in the paper")  # fmt: skip
-    add("--temperature", type=temperature, default=1.0, help="of gumbel; default: 1")
-    add = parser.add_settings("training", Training)
-    add("--epochs", type=COUNT, help="default: 40 for single digits, 24 for strips")
-    add_run_options(add, "captioning", runs=1)
-    return parser
-
-
-def temperature(words: str) -> float:
-    """A type for argparse: a number above 0."""
-    value: float = number(float, 0)(words)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"must be above 0: {words!r}")
-    return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,12 @@ below --out. Stopped, the same command goes on where it was; what is complete is
 
 from __future__ import annotations
 
+from examples.commands.citation_graphs import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import json
 import sys
@@ -17,12 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from examples import node_classification
-from examples.node_classification import CHOICES, NAMES
-from examples.shared.options import COUNT, Parser
+from examples.node_classification import NAMES
 from examples.shared.program import exit_status
 from examples.shared.tables import percent
 
-DATASETS = ("cora", "citeseer", "pubmed")
 # Test accuracy in % of "Graph Attention Networks" (Veličković et al., 2018), table 2.
 PAPER = {"cora": 83.0, "citeseer": 72.5, "pubmed": 79.0}
 
@@ -41,21 +45,6 @@ def run(args: argparse.Namespace) -> int:
                 return status
     print(table(args))
     return 0
-
-
-def parser() -> Parser:
-    """The options."""
-    result = Parser(
-        "citation_graphs", "Train models on the citation graphs from many seeds; print one table."
-    )
-    models, add = ("gat", "gatv2", "transformer"), result.add_argument
-    add("--models", nargs="+", choices=CHOICES, default=models, metavar="MODEL",
-        help=f"of {', '.join(CHOICES)}; default: {' '.join(models)}")  # fmt: skip
-    add("--datasets", nargs="+", choices=DATASETS, default=DATASETS, metavar="DATASET",
-        help=f"default: {' '.join(DATASETS)}")  # fmt: skip
-    add("--runs", type=COUNT, default=20, help="seeds each; default: 20")
-    add("--out", metavar="DIR", default="runs/citation", help="default: %(default)s")
-    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

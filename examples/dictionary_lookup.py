@@ -25,12 +25,18 @@ Attentive are Graph Attention Networks?, ICLR 2022.)
 
 from __future__ import annotations
 
+from examples.commands.dictionary_lookup import Settings, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -41,10 +47,10 @@ from torch_geometric.data import Data
 
 from datasets import LookupGraphs, dictionary_lookup
 from examples.shared.files import UserError, prepare_folder
-from examples.shared.options import Count, Parser, Rate, number, pick
+from examples.shared.options import pick
 from examples.shared.pictures import bare, save_figure
 from examples.shared.program import exit_status
-from examples.shared.runner import Results, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import Trainer
 from gat import GATConv, GATv2Conv
@@ -54,22 +60,6 @@ MODELS = {"gat": "GAT", "gatv2": "GATv2"}
 MEASURES = ("train_accuracy", "test_accuracy", "disagreement", "seconds")
 TRIAL = 25  # steps in which first weights show what they are worth
 _LEGIBLE = 12  # keys, more of which leave no room for a number in each cell
-
-
-class Settings(NamedTuple):
-    """What is trained, and how."""
-
-    k: Annotated[int, number(int, 2), "keys of each dictionary"] = 10
-    graphs: Annotated[
-        int, number(int, 2), "dictionaries in all, to train and to test on, at most"
-    ] = 32_000
-    size: Annotated[Count, "channels of the embeddings and of all heads together"] = 256
-    heads: Annotated[Count, "of the one attention layer, which share them"] = 1
-    self_loops: Annotated[bool, "let each query listen to itself too"] = False
-    epochs: Annotated[Count, "how often each dictionary is seen"] = 3
-    starts: Annotated[Count, "first weights to choose from, see `begin`"] = 10
-    batch_size: Annotated[Count, "dictionaries in a batch"] = 128
-    lr: Annotated[Rate, "the learning rate of Adam"] = 1e-3
 
 
 class Lookup(nn.Module):
@@ -331,14 +321,6 @@ def _draw_lines(ax: Axes, paid: Tensor) -> None:
     which = "the same key" if peaks == 1 else f"{peaks} different keys"
     ax.set_title(f"a line for each query: they listen most to {which}", fontsize=10)
     bare(ax)
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("dictionary_lookup", "Train GAT and GATv2 to look up values in dictionaries.")
-    add = parser.add_settings("dictionaries, models, training", Settings)
-    add_run_options(add, "dictionary_lookup", runs=3)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

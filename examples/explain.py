@@ -3,6 +3,7 @@
     python -m examples.explain                                # handwritten digits, offline
     python -m examples.explain --dataset karate --top 8
     python -m examples.explain --dataset cora --model gatv2 --nodes 1710 2000
+    python -m examples.explain --trained runs/explain --nodes 7   # the same network, asked again
 
 Which of the edges that reach a node decided its class? Three answers:
 
@@ -20,6 +21,12 @@ are worth. That a network attends to an edge is no proof that it needs it.
 """
 
 from __future__ import annotations
+
+from examples.commands.explain import MODELS, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
 
 import argparse
 import math
@@ -52,21 +59,20 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.explain.metric import fidelity, unfaithfulness
 from torch_geometric.utils import k_hop_subgraph, remove_self_loops
 
-from examples.node_classification import Run, Settings
-from examples.shared.files import UserError, prepare_folder, write_json
+from examples.node_classification import Model, Run, Settings, evaluate, load_model
+from examples.shared.files import UserError, prepare_folder, save_model, write_json
 from examples.shared.graphs import (
-    add_graph_options,
     check_splits,
     describe,
     is_multi_label,
     load_graph,
+    standardise,
 )
-from examples.shared.options import COUNT, NATURAL, SEED, Parser
 from examples.shared.pictures import save_figure
 from examples.shared.program import exit_status, progress_bar
 from examples.shared.tables import aligned
+from examples.shared.trainer import own_weights
 
-MODELS = ("gat", "gatv2", "transformer")  # AGNN shows its weights to no explainer
 LAYERS = 2
 MEASURES = {
     "fidelity_plus": "fidelity+",
@@ -232,7 +238,7 @@ def explain(model: nn.Module, around: Neighbourhood, top: int) -> Iterator[Reaso
         )
 
 
-def load(args: argparse.Namespace) -> Data:
+def load_data(args: argparse.Namespace) -> Data:
     """The graph that the options name, without features of edges and without self-loops.
 
     Raises:
@@ -256,7 +262,29 @@ def load(args: argparse.Namespace) -> Data:
     return data
 
 
-def train(data: Data, args: argparse.Namespace) -> tuple[nn.Module, float]:
+def load(folder: str, data: Data) -> tuple[Model, float]:
+    """The model that a training left in a folder, and its accuracy on the test nodes.
+
+    Raises:
+        UserError: there is none, or it is of another graph or shows its attention to no explainer.
+    """
+    model, config = load_model(Path(folder))
+    if config["kind"] not in (*MODELS, "attention"):
+        raise UserError(f"the model in {folder} is {config['kind']}, which no explainer can ask")
+    if config["scale"] is not None:
+        standardise(data, config["scale"])
+    if (model.config["in_channels"], config["class_names"]) != (
+        data.num_features, data.class_names
+    ):  # fmt: skip
+        raise UserError(
+            f"the model in {folder} was trained on another graph, with"
+            f" {model.config['in_channels']} features and the classes"
+            f" {', '.join(config['class_names'])}: name the graph that it was trained on"
+        )
+    return model, evaluate(model, data, ["test"])["test"][1]
+
+
+def train(data: Data, args: argparse.Namespace) -> tuple[Model, float]:
     """A trained model, and its accuracy on the test nodes."""
     settings = Settings(
         model={
@@ -299,7 +327,7 @@ def choose(model: nn.Module, data: Data) -> list[int]:
     return chosen
 
 
-def judge(model: nn.Module, data: Data, args: argparse.Namespace) -> dict[str, list[Reason]]:
+def judge(model: Model, data: Data, args: argparse.Namespace) -> dict[str, list[Reason]]:
     """The explanations of test nodes drawn at random; those so far when interrupted."""
     nodes = data.test_mask.nonzero().flatten()
     generator = torch.Generator().manual_seed(args.seed)
@@ -308,7 +336,7 @@ def judge(model: nn.Module, data: Data, args: argparse.Namespace) -> dict[str, l
     bar = progress_bar("judging", len(nodes), "node")
     for node in nodes.tolist():
         bar.update()
-        around = neighbourhood(data, node, LAYERS)
+        around = neighbourhood(data, node, model.config["num_layers"])
         if around.graph.num_edges:  # else there is nothing to explain
             for reason in explain(model, around, args.top):
                 found[reason.method].append(reason)
@@ -444,21 +472,28 @@ def _draw_nodes(ax: Axes, data: Data, node: int, place: Mapping[int, Place]) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, explains, draws and judges."""
-    data = load(args)
+    data = load_data(args)
     folder = Path(args.out)
     prepare_folder(folder)
     print(describe(data))
-    model, accuracy = train(data, args)
-    print(f"{args.model}: test accuracy {accuracy:.1%}")
+    if args.trained is None:
+        model, accuracy = train(data, args)
+        config = {"kind": args.model, "model": model.config, "class_names": data.class_names,
+                  "multi_label": False, "node_ids": None, "scale": None}  # fmt: skip
+        save_model(folder, own_weights(model), config)
+    else:
+        model, accuracy = load(args.trained, data)
+    layers = model.config["num_layers"]
+    print(f"{args.model if args.trained is None else args.trained}: test accuracy {accuracy:.1%}")
     torch.manual_seed(args.seed)  # whatever the number of epochs
     explained: dict[int, list[Reason]] = {}
     for node in args.nodes or choose(model, data):
-        around = neighbourhood(data, node, LAYERS)
+        around = neighbourhood(data, node, layers)
         if not around.graph.num_edges:
             raise UserError(f"--nodes {node}: no edge reaches this node; choose another one")
         explained[node] = list(explain(model, around, args.top))
     figure = Figure(figsize=(13, 5.2 * len(explained)), layout="constrained")
-    draw(figure, model, data, explained, LAYERS)
+    draw(figure, model, data, explained, layers)
     path = folder / "explanations.png"
     save_figure(path, figure, dpi=130)
     print(f"the explanations of {', '.join(f'node {node}' for node in explained)} are in {path}")
@@ -482,23 +517,6 @@ def run(args: argparse.Namespace) -> int:
         " better); p: the probability of the predicted class then"
     )
     return 0
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("explain", "Explain predictions of a graph network.")
-    add_graph_options(parser)
-    add = parser.group("model")
-    add("--model", choices=MODELS, default="gat", help="default: gat")
-    add("--epochs", type=COUNT, default=200, help="at most; default: 200")
-    add("--seed", type=SEED, default=0, help="default: 0")
-    add = parser.group("explanations")
-    add("--nodes", type=NATURAL, nargs="+", metavar="NODE",
-        help="to explain and draw; default: the surest right and the surest wrong")  # fmt: skip
-    add("--top", type=COUNT, default=15, help="edges of each; default: 15")
-    add("--judge", type=COUNT, default=20, help="test nodes; default: 20")
-    add("--out", metavar="DIR", default="runs/explain", help="default: runs/explain")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
     python -m examples.long_sentences                                # reverse letters, offline
     python -m examples.long_sentences --task sort --length 20
     python -m examples.long_sentences --data source.txt target.txt   # translate your own text
+    python -m examples.long_sentences ask abcdefghijkl --model runs/long_sentences
 
 An encoder–decoder without attention must squeeze a whole sentence into one vector, so it gets worse
 with every word; attention lets the decoder look back. This is the experiment behind figure 2 of
@@ -10,19 +11,26 @@ Bahdanau, Cho, Bengio, "Neural Machine Translation by Jointly Learning to Align 
 (2015). All models train on the same sequences of up to L tokens, for as many updates, and are
 tested on those of up to 2 L; the ones without attention are widened until they have at least as
 many parameters as the others. The program prints a table by length, and writes the same to
-metrics.json and length.png in --out.
+metrics.json and length.png in --out, beside the models of the first seed, which can be asked.
 """
 
 from __future__ import annotations
 
+from examples.commands.long_sentences import MODELS, Training, Widths, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
+import dataclasses
 import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from string import ascii_lowercase
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import sacrebleu
 import torch
@@ -30,30 +38,24 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from datasets import EncodedPairs, Pairs, Vocabulary, bucketed, encode_pairs, in_order
+from datasets import EncodedPairs, Pairs, Tokenizer, Vocabulary, bucketed, encode_pairs, in_order
 from datasets.parallel_text import parallel_text
 from datasets.tokens import Unit
 from datasets.vocabulary import PAD
-from examples.shared.files import UserError, prepare_folder
-from examples.shared.options import COUNT, Count, Parser, Rate, Share, fill_in, number, pick
+from examples.shared.files import UserError, prepare_folder, save_model, saved_model
+from examples.shared.options import fill_in, pick
 from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
-from examples.shared.runner import Results, add_model_option, add_run_options, run_all
+from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
-from examples.shared.trainer import Trainer, one_cycle, parameters
+from examples.shared.trainer import Trainer, load_weights, one_cycle, own_weights, parameters
 from sequence_attn.seq2seq import RecurrentEncoder, Seq2Seq, bahdanau, generate, luong, plain
 
 ALPHABET = ascii_lowercase
-TASKS: dict[str, Callable[[list[str]], list[str]]] = {
+ANSWERS: dict[str, Callable[[list[str]], list[str]]] = {
     "copy": list,
     "reverse": lambda letters: letters[::-1],
     "sort": sorted,
-}
-MODELS = {
-    "rnn": "no attention: the last state starts the decoder",
-    "context": "no attention: the last state enters every step",
-    "bahdanau": "attention, Bahdanau et al.",
-    "luong": "attention, Luong et al.",
 }
 WITHOUT_ATTENTION = ("rnn", "context")
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -85,6 +87,7 @@ class Task(NamedTuple):
         test: pairs of 1 to 2 · L source tokens, none of which is trained on.
         source, target: the vocabularies.
         unit: of the target, "words" or "characters".
+        tokenizers: of source and target.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Task(NamedTuple):
     source: Vocabulary
     target: Vocabulary
     unit: Unit
+    tokenizers: tuple[Tokenizer, Tokenizer] = (Tokenizer("characters"), Tokenizer("characters"))
 
     @property
     def buckets(self) -> list[tuple[int, int]]:
@@ -134,7 +138,7 @@ def letters_task(kind: str, length: int, sentences: int, per_bucket: int) -> Tas
         rng = random.Random(seed)
         rows = [rng.choices(ALPHABET, k=n) for n in lengths]
         rows = [row for row in rows if "".join(row) not in known]
-        made = [TASKS[kind](row) for row in rows]
+        made = [ANSWERS[kind](row) for row in rows]
         return Pairs(rows, made, ["".join(row) for row in rows], ["".join(row) for row in made])
 
     train = pairs([1 + i % length for i in range(sentences)], 0, set())
@@ -175,15 +179,8 @@ def text_task(
     source_words, target_words = (
         Vocabulary.build(side, min_count=min_count) for side in (train.source, train.target)
     )
-    return Task(splits.name, length, train, Pairs(*both), source_words, target_words, unit)
-
-
-class Widths(NamedTuple):
-    """How large the models are."""
-
-    embedding: Annotated[Count, "the width of an embedded token"]
-    state: Annotated[int, number(int, 2), "the width of decoders with attention; others are wider"]
-    dropout: Annotated[Share, "of embeddings and outputs"]
+    return Task(splits.name, length, train, Pairs(*both), source_words, target_words, unit,
+                (splits.source_tokenizer, splits.target_tokenizer))  # fmt: skip
 
 
 def build(task: Task, name: str, widths: Widths) -> Seq2Seq:
@@ -219,14 +216,6 @@ def fair_widths(task: Task, name: str, widths: Widths) -> Widths:
     return widths
 
 
-class Training(NamedTuple):
-    """How every model is trained."""
-
-    epochs: Annotated[Count, "how often each pair is seen"]
-    batch_size: Annotated[Count, "pairs in a batch"]
-    lr: Annotated[Rate, "the highest rate of Adam, reached after a tenth of the steps"]
-
-
 # What `train` returns
 RESULT = {"seed": int, "state": int, "parameters": int, "seconds": float, "loss": float,
           "buckets": [{str: float}]}  # fmt: skip
@@ -239,7 +228,7 @@ def train(
     training: Training,
     seed: int,
     progress: Callable[[float], object] = lambda loss: None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Seq2Seq]:
     """Trains one of `MODELS` from one seed, and measures it.
 
     The seed is that of the first weights and of the order of the pairs. `widths` are those of the
@@ -272,7 +261,7 @@ def train(
         "loss": trainer.train(progress),
         "seconds": trainer.seconds,
         "buckets": measure(task, model),
-    }
+    }, model
 
 
 def measure(task: Task, model: Seq2Seq) -> list[dict[str, Any]]:
@@ -372,17 +361,47 @@ def run(args: argparse.Namespace) -> int:
     found = run_all(
         args,
         dict.fromkeys(args.models, args.epochs),
-        lambda name, seed, step: (train(task, name, widths, training, seed, step), None),
+        lambda name, seed, step: train(task, name, widths, training, seed, step),
         RESULT,
         metrics,
         describe(task),
+        lambda name: build(task, name, fair_widths(task, name, widths)),
     )
+    for name, model in found.models.items():
+        about = {"name": name, "widths": fair_widths(task, name, widths)._asdict(),
+                 "source": task.source.to_dict(), "target": task.target.to_dict(),
+                 "tokenizers": [dataclasses.asdict(t) for t in task.tokenizers]}  # fmt: skip
+        prepare_folder(folder / name)
+        save_model(folder / name, own_weights(model), about)
     results["models"] = {name: of for name, of in found.results.items() if of}
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     draw(figure, results)
     save_figure(folder / "length.png", figure)
     print(f"\n{table(results)}\n\nmetrics.json and length.png are in {folder}")
     return 0 if found.complete else 130
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Prints what each model in a folder makes of sentences."""
+    folders = [folder for name in MODELS if (folder := Path(args.model, name)).is_dir()]
+    if not folders:
+        raise UserError(f"there is no model in {args.model}; --model must name a training's --out")
+    for folder in folders:
+        with saved_model(folder) as (config, weights):
+            source, target = (Vocabulary.from_dict(config[side]) for side in ("source", "target"))
+            read, write = (Tokenizer(**settings) for settings in config["tokenizers"])
+            nothing = Pairs([], [], [], [])
+            task = Task("", 0, nothing, nothing, source, target, write.unit)
+            model = build(task, config["name"], Widths(**config["widths"]))
+            load_weights(model, weights)
+        for sentence in args.sentences:
+            numbers = torch.tensor([source.encode(read.tokenize(sentence), eos=True)])
+            longest = 2 * numbers.shape[1] + 10
+            lengths = torch.tensor([numbers.shape[1]])
+            (best, *_), *_ = generate(model.eval(), numbers, lengths, max_length=longest)
+            said = write.detokenize(target.decode(best.tokens))
+            print(f"{config['name']:10}  {sentence} → {said}")
+    return 0
 
 
 def summarise(found: list[dict[str, Any]], measures: Sequence[str]) -> list[dict[str, Any]]:
@@ -456,28 +475,14 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
     legend_below(figure, panels[:1], ncols=2, handlelength=3)
 
 
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser("long_sentences", "Compare encoder–decoders on long sentences.")
-    add = parser.group("sequences (defaults: small; --data has its own)")
-    add("--task", choices=TASKS, help="of random letters; default: reverse")
-    add("--data", nargs=2, metavar=("SRC", "TGT"), help="your own: two files, line by line")
-    add("--length", type=number(int, 2),
-        help="L: train up to it, test to twice as much; default: 12, or 15 of --data")  # fmt: skip
-    add("--sentences", type=COUNT, help="generated to train on; default: 8000")
-    add("--unit", choices=("words", "characters"), help="of --data; default: words")
-    add("--lower", action="store_true", default=None, help="lower-case --data")
-    add("--min-count", type=COUNT, help="rarer tokens of --data count as unknown; default: 2")
-    add_model_option(parser, MODELS)
-    parser.add_settings("models (defaults: small; --data has its own)", Widths)
-    add = parser.add_settings("training (defaults: as above)", Training)
-    add_run_options(add, "long_sentences", runs=2)
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    return exit_status(lambda: run(parser().parse_args(argv)))
+
+    def work() -> int:
+        args = parser().parse_args(argv)
+        return ask(args) if args.command == "ask" else run(args)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
     python -m examples.node_classification --dataset cora --model gatv2
     python -m examples.node_classification --dataset ppi          # graphs never trained on
     python -m examples.node_classification --edges edges.csv --features x.csv --labels labels.csv
+    python -m examples.node_classification --dataset pubmed --sampled 15 10  # in mini-batches
+    torchrun --nproc-per-node 2 -m examples.node_classification   # the graph in two parts
     python -m examples.node_classification predict --model runs/digits --output predictions.csv
 
 Training writes the best model, its scores beside simple baselines, and pictures to --out. Ctrl-C
@@ -12,6 +14,12 @@ keeps what there is; the same command with --resume goes on to the same final nu
 """
 
 from __future__ import annotations
+
+from examples.commands.node_classification import NAMES, PROGRAM, parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
 
 import argparse
 import math
@@ -25,12 +33,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch_geometric.data import Batch, Data
 
-from attn_core import Normalizer, Score
 from examples._baselines import Baseline, baselines
 from examples._pictures import save_pictures
 from examples.shared.files import (
@@ -38,6 +45,7 @@ from examples.shared.files import (
     check_kind,
     check_settings,
     damage_told,
+    is_first_process,
     load_checkpoint,
     prepare_folder,
     remove,
@@ -48,20 +56,23 @@ from examples.shared.files import (
     write_json,
 )
 from examples.shared.graphs import (
-    add_graph_options,
     check_splits,
     describe,
+    doubts,
     fingerprint,
     graphs_of,
     is_multi_label,
     load_graph,
     score_name,
     split_views,
+    standardise,
 )
-from examples.shared.options import COUNT, FACTOR, NATURAL, RATE, SEED, SHARE, Parser, fill_in
+from examples.shared.options import fill_in
+from examples.shared.processes import joined, world_size
 from examples.shared.program import SIGNALS, check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import WEIGHTS, Trainer, load_weights, own_weights, seed_everything
+from examples.shared.ways import way_of
 from gat import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
 
 Model = GAT | GATv2 | GraphTransformer | GraphAttention | AGNN
@@ -69,13 +80,9 @@ MODELS: dict[str, type[Model]] = {
     "gat": GAT, "gatv2": GATv2, "transformer": GraphTransformer, "agnn": AGNN,
     "attention": GraphAttention,
 }  # fmt: skip
-NAMES = {"gat": "GAT", "gatv2": "GATv2", "transformer": "GraphTransformer", "agnn": "AGNN"}
 # Options that a model of another kind has no use for.
 ATTENTION = ("heads", "out_heads", "value_dropout", "residual", "norm", "feed_forward", "jumping")
 PARTS = ("score", "normalizer")
-CHOICES = ("gat", "gatv2", "transformer", "agnn")
-SCORES = [name for name in Score.named if name != "location"]  # nodes have no order
-NORMALIZERS = list(Normalizer.named)
 # A model as a GraphAttention, in which its score and its normaliser can be replaced.
 AS_ATTENTION: dict[str, dict[str, Any]] = {
     "gat": {"score": "separable", "share_weights": True, "value_projection": False},
@@ -197,11 +204,12 @@ BINDING = (
     "neighbours",
     "labels_per_class",
     "split_seed",
+    "sampled",
+    "batch_size",
     *PAPER,
     "seed",
     "device",
 )
-PROGRAM = "python -m examples.node_classification"
 HISTORY = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 TOO_FAST = "lower --lr, or bring the features to a common scale"
 # What `Run.result` returns
@@ -224,6 +232,9 @@ class Settings:
         patience: stop after this many epochs without a new best on the validation nodes.
         kind: of the model, one of `MODELS`.
         batch_graphs: how many graphs a step looks at, where there are several.
+        sampled: how many neighbours are drawn for each layer, the last one first. Default: a step
+            looks at the whole graph.
+        batch_size: how many training nodes a step looks at then.
     """
 
     model: dict[str, Any]
@@ -233,6 +244,8 @@ class Settings:
     patience: int
     kind: str = "gat"
     batch_graphs: int = 2
+    sampled: Sequence[int] = ()
+    batch_size: int = 512
 
 
 @torch.no_grad()
@@ -268,9 +281,14 @@ def score(logits: Tensor, y: Tensor) -> tuple[float, float]:
 
 def loss_of(logits: Tensor, y: Tensor) -> Tensor:
     """The mean cross-entropy of one label per node, or of each of several that may be true."""
+    return losses_of(logits, y).mean()
+
+
+def losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    """What `loss_of` takes the mean of."""
     if y.dim() == 2:
-        return binary_cross_entropy_with_logits(logits, y)
-    return cross_entropy(logits, y)
+        return binary_cross_entropy_with_logits(logits, y, reduction="none")
+    return cross_entropy(logits, y, reduction="none")
 
 
 class Run(Trainer):
@@ -300,6 +318,7 @@ class Run(Trainer):
         self.views = split_views(data)
         self.graphs = graphs_of(self.views["train"])
         model = build(settings.kind, settings.model).to(data.x.device)
+        self.way = way_of(data, model, settings.sampled, settings.batch_size)
         optimizer = torch.optim.Adam(
             model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
@@ -320,7 +339,7 @@ class Run(Trainer):
         """Trains for one epoch, then validates."""
         self.train_epoch()
         started = time.perf_counter()
-        scores = flat(evaluate(self.model, self.views, ("train", "val")))
+        scores = flat(evaluate(self._judged(self.model), self.views, ("train", "val")))
         with SIGNALS.held():
             self.seconds += time.perf_counter() - started
             self.end_epoch(scores)
@@ -328,14 +347,21 @@ class Run(Trainer):
 
     def _batches(self, epoch: int = 0) -> list[Data]:
         """What the steps of an epoch look at: the graph, or a few of the training graphs each."""
+        if self.way is not None:
+            return list(self.way.batches(epoch))
         if len(self.graphs) == 1:
             return self.graphs
         order = torch.randperm(len(self.graphs)).split(self.settings.batch_graphs)
         return [Batch.from_data_list([self.graphs[i] for i in places]) for places in order]
 
     def _loss(self, data: Data) -> tuple[Tensor, int]:
+        if self.way is not None:
+            return self.way.loss(data, losses_of), 1
         logits = self.model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
         return loss_of(logits[data.train_mask], data.y[data.train_mask]), 1
+
+    def _judged(self, model: Any) -> Any:
+        return model if self.way is None else self.way.judge(model)
 
     def _stop_early(self, loss: float, accuracy: float) -> None:
         if not math.isfinite(loss):
@@ -353,7 +379,7 @@ class Run(Trainer):
             "seed": self.seed,
             "epochs": self.epoch,
             "best_epoch": self.best["epoch"],
-            **flat(evaluate(self.best_model(), self.views, ("train", "val", "test"))),
+            **flat(evaluate(self._judged(self.best_model()), self.views, ("train", "val", "test"))),
             "stopped_early": self.done and self.epoch < self.epochs,
             "seconds": self.seconds,
             "history": self.history,
@@ -424,6 +450,7 @@ class Task:
     settings: Settings
     config: dict[str, Any]  # names the settings that a checkpoint is bound to
     folder: Path
+    scale: dict[str, list[float]] | None = None  # of --standardise
     progress: Progress = field(default_factory=Progress)
     rivals: list[Baseline] = field(default_factory=list)
 
@@ -441,16 +468,19 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
     task = prepare(args)
     print(describe(task.data))
     try:
-        task.rivals = baselines(task.data)
+        task.rivals = baselines(task.data) if is_first_process() else []
         train_runs(task)
         write_results(task)
         print(f"\n{table(task)}\n")
-        draw(task)
+        print(f"{of_classes(task)}\n")
+        if is_first_process():
+            draw(task)
     except KeyboardInterrupt:
         if not task.progress.results and task.progress.run is None:
             raise  # there is nothing to keep
         task.save()
-        write_results(task)
+        if world_size() == 1:  # the others may have been interrupted elsewhere
+            write_results(task)
         again = [word for word in words if word not in ("--resume", "--restart")]
         print(
             f"\ninterrupted {how_far(task)}; the best model so far, its metrics and a checkpoint"
@@ -470,6 +500,9 @@ def prepare(args: argparse.Namespace) -> Task:
     check_device(args.device)
     data = load_graph(args)
     check_splits(data)
+    for doubt in doubts(data):
+        print(f"note: {doubt}", file=sys.stderr)
+    scale = standardise(data) if args.standardise else None
     check_options(args)
     fill_in(args, "", {"": DEFAULTS[args.dataset] | OF_MODEL[args.model]})
     settings = Settings(
@@ -479,11 +512,15 @@ def prepare(args: argparse.Namespace) -> Task:
         weight_decay=args.weight_decay,
         epochs=args.epochs,
         patience=args.patience,
+        sampled=args.sampled or (),
+        batch_size=args.batch_size,
     )
     config = {name: getattr(args, name) for name in BINDING} | {"graph": fingerprint(data)}
     parts = data.name, args.model if args.model != "gat" else None, args.score, args.normalizer
     name = "-".join(part for part in parts if part)
-    task = Task(args, data, settings, config, Path(args.out or Path("runs", name)))
+    if scale is not None:
+        config["standardise"] = True
+    task = Task(args, data, settings, config, Path(args.out or Path("runs", name)), scale)
     prepare_folder(task.folder)
     if args.resume:
         task.progress = resume(task)
@@ -593,7 +630,10 @@ def write_results(task: Task) -> None:
         "class_names": data.class_names,
         "multi_label": is_multi_label(data),
         "node_ids": own_nodes,
+        "scale": task.scale,
     }
+    if task.progress.best is not None and not is_multi_label(data):
+        metrics["test_of_best_run"] = judged_on_test(task)
     save_model(task.folder, best["weights"], model)
     write_json(task.folder / "metrics.json", metrics)
 
@@ -616,12 +656,63 @@ def table(task: Task) -> str:
     return text
 
 
-def draw(task: Task) -> None:
-    """Writes the pictures of the best run."""
+def best_model(task: Task) -> Model:
+    """The model of the best run, ready to predict."""
     best = task.progress.best
     assert best is not None
     model = build(task.settings.kind, task.settings.model)
     load_weights(model, best["weights"])
+    return model.eval()
+
+
+@torch.no_grad()
+def judged_on_test(task: Task) -> dict[str, Any]:
+    """What accuracy does not tell of the test nodes: macro-F1, ROC AUC, the confusion of classes.
+
+    The ROC AUC is that of each class against all others, the mean over those that the test nodes
+    have; None if they have one alone.
+    """
+    data = task.data
+    logits = best_model(task)(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
+    logits, y = logits[data.test_mask].double(), data.y[data.test_mask].numpy()
+    found, share = logits.argmax(dim=1).numpy(), logits.softmax(dim=1).numpy()
+    there = [c for c in range(len(data.class_names)) if 0 < (y == c).sum() < len(y)]
+    areas = [roc_auc_score(y == c, share[:, c]) for c in there]
+    confusion = confusion_matrix(y, found, labels=range(len(data.class_names)))
+    return {
+        "macro_f1": float(f1_score(y, found, average="macro", zero_division=0)),
+        "roc_auc": sum(map(float, areas)) / len(areas) if areas else None,
+        "confusion": confusion.tolist(),
+    }
+
+
+def of_classes(task: Task) -> str:
+    """The best run on the test nodes class by class, and a warning if it tells none apart."""
+    data = task.data
+    if is_multi_label(data):
+        return ""
+    test, names = judged_on_test(task), data.class_names
+    auc = "" if test["roc_auc"] is None else f", ROC AUC {100 * test['roc_auc']:.1f}"
+    lines = [f"best run, test nodes: macro-F1 {100 * test['macro_f1']:.1f}{auc}"]
+    if len(names) <= 12:
+        rows = [["class ↓  said →", *names]]
+        rows += [[n, *map(str, row)] for n, row in zip(names, test["confusion"], strict=True)]
+        lines.append(aligned(rows))
+    results = task.progress.results
+    reached = max((result["test_accuracy"] for result in results), default=1.0)
+    usual = next(r.test_accuracy for r in task.rivals if r.name == "majority class")
+    if reached <= usual:
+        lines.append(
+            f"note: nothing beats the majority class ({100 * usual:.1f} %): look at the ROC AUC"
+            " above, where 50 is chance; try other features, --layers, --lr or --model"
+        )
+    return "\n".join(lines)
+
+
+def draw(task: Task) -> None:
+    """Writes the pictures of the best run."""
+    best, model = task.progress.best, best_model(task)
+    assert best is not None
     save_pictures(task.folder, model, task.data, task.progress.results, best["seed"], task.rivals)
 
 
@@ -653,6 +744,8 @@ def predict(args: argparse.Namespace) -> int:
             f"the model in {args.model} was trained without --features, so it knows only the nodes"
             " of that graph, in that order; pass the same --edges and --labels"
         )
+    if config["scale"] is not None:
+        standardise(data, config["scale"])
     data, model = data.to(args.device), model.to(args.device)
     with torch.no_grad():
         logits = model(data.x, data.edge_index, edge_attr=data.get("edge_attr"))
@@ -664,17 +757,20 @@ def predict(args: argparse.Namespace) -> int:
 def predictions(
     logits: torch.Tensor, nodes: Sequence[str], config: dict[str, Any]
 ) -> list[tuple[str, ...]]:
-    """A table with the class of each node and its probability, or the labels that it has."""
+    """A table: each node's class, its probability and those of all classes; or its labels."""
     classes = config["class_names"]
     if config["multi_label"]:
         found = ([classes[c] for c in row.nonzero().flatten()] for row in logits.cpu() > 0)
         labelled = [(node, " ".join(names)) for node, names in zip(nodes, found, strict=True)]
         return [("node", "prediction"), *labelled]
-    probability, chosen = logits.softmax(dim=1).max(dim=1)
-    likely = zip(nodes, chosen.tolist(), probability.tolist(), strict=True)
+    shares = logits.softmax(dim=1)
+    likely = zip(nodes, shares.argmax(dim=1).tolist(), shares.tolist(), strict=True)
     return [
-        ("node", "prediction", "probability"),
-        *((node, classes[c], f"{p:.6f}") for node, c, p in likely),
+        ("node", "prediction", "probability", *(f"p({name})" for name in classes)),
+        *(
+            (node, classes[c], f"{row[c]:.6f}", *(f"{share:.6f}" for share in row))
+            for node, c, row in likely
+        ),
     ]
 
 
@@ -688,63 +784,12 @@ def load_model(folder: Path) -> tuple[Model, dict[str, Any]]:
         model = build(config["kind"], config["model"])
         check_kind(config["class_names"], [str], "class_names")
         check_kind(config["node_ids"], (type(None), [str]), "node_ids")
+        check_kind(config["scale"], (type(None), {str: [float]}), "scale")
         check_kind(config["multi_label"], bool, "multi_label")
         if len(config["class_names"]) != model.config["out_channels"]:
             raise ValueError("class_names do not match the model")
         load_weights(model, weights)
     return model.eval(), config
-
-
-def training_parser() -> Parser:
-    """The options of a training."""
-    parser = Parser(
-        "node_classification",
-        "Train a graph attention network to classify the nodes of a graph.",
-        epilog=f"'{PROGRAM} predict --help': apply a model that was trained.",
-    )
-    add_graph_options(parser)
-    add = parser.group("model (defaults: the paper's; --dataset digits has its own)")
-    add("--model", choices=CHOICES, default="gat", help="default: gat")
-    add("--score", choices=SCORES, help="instead of the model's own")
-    add("--normalizer", choices=NORMALIZERS, help="instead of softmax")
-    add("--layers", type=COUNT)
-    add("--hidden", type=COUNT, help="channels per head of the hidden layers")
-    add("--heads", type=COUNT, help="of the hidden layers")
-    add("--out-heads", type=COUNT, help="of the last layer, averaged")
-    add("--dropout", type=SHARE, help="of layer inputs and attention weights")
-    add("--value-dropout", type=SHARE,
-        help="of what nodes hand on, as in the code of GAT's authors")  # fmt: skip
-    add("--residual", action="store_true", default=None, help="add skip connections")
-    add("--norm", action="store_true", default=None, help="add layer normalisation")
-    add("--feed-forward", type=NATURAL, metavar="K",
-        help="add feed-forward networks with K times the width; 0: none")  # fmt: skip
-    add("--jumping", choices=("cat", "max", "lstm"), help="let the output see all layers")
-    add = parser.group("training (defaults: as above)")
-    add("--lr", type=RATE, help="learning rate of Adam")
-    add("--weight-decay", type=FACTOR)
-    add("--epochs", type=COUNT, help="at most")
-    add("--patience", type=COUNT, help="epochs without a new best before stopping")
-    add("--runs", type=COUNT, default=3, help="how many, each from another seed")
-    add("--seed", type=SEED, default=0, help="of the first run")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    add = parser.group("output")
-    add("--out", metavar="DIR", help="results already there are replaced; default: runs/<graph>")
-    add("--checkpoint-every", type=COUNT, default=100, metavar="EPOCHS")
-    parser.add_resumption(add)
-    return parser
-
-
-def prediction_parser() -> Parser:
-    """The options of a prediction."""
-    parser = Parser(
-        "node_classification predict", "Write a csv (node, prediction, probability) for a graph."
-    )
-    add_graph_options(parser)
-    add = parser.group("prediction")
-    add("--model", required=True, metavar="DIR", help="the --out of a training")
-    add("--output", required=True, metavar="CSV", help="where to write")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -753,9 +798,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> int:
-        if words[:1] == ["predict"]:
-            return predict(prediction_parser().parse_args(words[1:]))
-        return train(training_parser().parse_args(words), words)
+        args = parser().parse_args(words)
+        if args.command == "predict":
+            return predict(args)
+        with joined():
+            return train(args, words)
 
     return exit_status(work)
 

@@ -16,6 +16,12 @@ the attention of the first sentence as a matrix and as a graph.
 
 from __future__ import annotations
 
+from examples.commands.sequence_as_graph import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,18 +38,12 @@ from torch_geometric.nn import TransformerConv
 from attn_core import patterns
 from attn_core.supports.patterns import Pattern
 from examples.shared.files import UserError, prepare_folder
-from examples.shared.options import NATURAL, SEED, Parser
 from examples.shared.pictures import save_figure
 from examples.shared.program import exit_status
 from gat.plot import draw_attention
 from sequence_attn import MultiHead, SinusoidalPositions, TransformerEncoder, TransformerLayer
 from sequence_attn.plot import heatmap
 
-SENTENCES = (
-    "a Transformer is a graph network on a complete graph",
-    "each word listens to every word",
-    "so do nodes",
-)
 LAYERS, SIZE, HEADS = 2, 32, 4
 # Rounding, as a share of the largest number; two layers add up about a thousand products.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
@@ -280,20 +280,6 @@ def run(args: argparse.Namespace) -> int:
         print("\nAll are the same but for rounding.")
     print(f"The attention of the first sentence is drawn in {path}")
     return 1 if different else 0
-
-
-def parser() -> Parser:
-    """The options of the program."""
-    parser = Parser(
-        "sequence_as_graph", "Run one Transformer on sentences as sequences and as graphs."
-    )
-    add = parser.add_argument
-    add("sentences", nargs="*", default=list(SENTENCES), metavar="SENTENCE",
-        help="words between spaces; default: three examples")  # fmt: skip
-    add("--window", type=NATURAL, default=2, help="words to either side; default: 2")
-    add("--seed", type=SEED, default=1, help="of the weights; default: 1")
-    add("--out", metavar="DIR", default="runs/sequence_as_graph", help="default: %(default)s")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,12 @@ weights, bit for bit (on the same machine, with as many threads).
 
 from __future__ import annotations
 
+from examples.commands.translation import parser
+from examples.shared.options import answer_first
+
+if __name__ == "__main__":
+    answer_first(parser)  # for torch is not imported yet
+
 import argparse
 import dataclasses
 import shlex
@@ -40,6 +46,7 @@ from examples._translation import (
     Run,
     Settings,
     Translator,
+    bleu_tokens,
     describe,
     fingerprint,
     load_translator,
@@ -47,6 +54,8 @@ from examples._translation import (
     perplexity,
     quality,
     save_translator,
+    suited,
+    word_by_word,
 )
 from examples._translation import translate as translate_pairs
 from examples.shared.files import (
@@ -59,23 +68,25 @@ from examples.shared.files import (
     write_json,
     write_text,
 )
-from examples.shared.options import COUNT, FACTOR, SEED, Parser, fill_in, pick
+from examples.shared.options import fill_in, pick
 from examples.shared.pictures import save_figure
-from examples.shared.program import check_device, exit_status, progress_bar, versions
+from examples.shared.processes import joined
+from examples.shared.program import check_device, exit_status, progress_bar, remaining, versions
 from examples.shared.tables import aligned
 from examples.shared.trainer import parameters
 from sequence_attn.plot import heatmap
 
 PROGRAM = "python -m examples.translation"
-# What suits the data; chosen on its validation pairs. Files are taken to be like Multi30k.
+DRAWN = 40  # tokens of a side in a picture of their alignment
+# What suits the data; chosen on its validation pairs. For files see `suited`.
 DATES: dict[str, Any] = {
     "embedding_size": 64, "state_size": 128, "layers": 1, "heads": 4, "feed_forward_size": 256,
-    "dropout": 0.1, "min_count": 1, "epochs": 20, "patience": 20, "batch_tokens": 1500,
+    "dropout": 0.1, "epochs": 20, "patience": 20, "batch_tokens": 1500,
     "lr": 3e-3, "warmup": 100, "label_smoothing": 0.0, "average": 0.99, "beam": 1, "alpha": 1.0,
 }  # fmt: skip
 RECURRENT: dict[str, Any] = {
     "embedding_size": 256, "state_size": 512, "layers": 1, "heads": 8, "feed_forward_size": 512,
-    "dropout": 0.3, "min_count": 2, "epochs": 10, "patience": 5, "batch_tokens": 2500,
+    "dropout": 0.3, "epochs": 10, "patience": 5, "batch_tokens": 2500,
     "lr": 1e-3, "warmup": 200, "label_smoothing": 0.1, "average": 0.995, "beam": 5, "alpha": 1.0,
 }  # fmt: skip
 TRANSFORMER = {**RECURRENT, "dropout": 0.15, "epochs": 14, "warmup": 400, "alpha": 1.5}
@@ -139,15 +150,18 @@ class Task:
 def train(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Trains as the options say; writes the model, its metrics and pictures to --out."""
     check_device(args.device)
-    set_defaults(args)
+    check_useless(args)
     data = chosen_data(args)
     corpus = data.corpus()
+    set_defaults(args, corpus.splits)
     architecture, settings = chosen_architecture(args, corpus), chosen_settings(args)
     sentences = chosen_sentences(args, corpus, architecture)
     folder = Path(args.out or Path("runs", default_name(args)))
     begin(folder, args)
     print(describe(corpus))
     rows, task = [], None
+    if corpus.splits.target_tokenizer.unit != "characters":
+        rows.append(baseline(corpus))
     try:
         task = prepare(args, data, corpus, architecture, settings, folder)
         rows.append(finish(task, args))
@@ -172,7 +186,7 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 130
-    print(f"\n{table(rows)}\n\nmodel, metrics and pictures are in {folder}")
+    print(f"\n{table(rows)}\n\n{verdict(rows)}model, metrics and pictures are in {folder}")
     forget(folder)
     return 0
 
@@ -230,9 +244,15 @@ def prepare(
 def finish(task: Task, args: argparse.Namespace) -> dict[str, Any]:
     """Trains to the end, saving every now and then; returns what the table says of it."""
     run = task.run
-    print(f"{task.name}: {parameters(run.model):,} parameters", flush=True)
+    steps, epochs = len(run.plan), run.settings.epochs
+    print(
+        f"{task.name}: {parameters(run.model):,} parameters; {steps:,} steps in an epoch,"
+        f" {steps * epochs:,} in {epochs} epochs at most",
+        flush=True,
+    )
     predictions = sum(len(target) + 1 for target in run.corpus.splits.train.target)
-    saved = time.monotonic()
+    saved = started = time.monotonic()
+    before_start = run.epoch
     while not run.done:
         name = f"{task.name}, epoch {run.epoch + 1}/{run.settings.epochs}"
         with progress_bar(name, predictions, "tokens", run.loss_terms, patient=True) as bar:
@@ -244,13 +264,17 @@ def finish(task: Task, args: argparse.Namespace) -> dict[str, Any]:
                 if time.monotonic() - saved > 60 * args.checkpoint_minutes:
                     task.save()
                     saved = time.monotonic()
-        best, scores = run.best, run.validate()
+        found: list[Found] = []
+        best, scores = run.best, run.validate(found)
         run.end_epoch(scores, not best or merit(scores) > merit(best))
         task.save()
         if run.best is not best:
             task.write_model()
         saved = time.monotonic()
-        print(in_words(scores, run), flush=True)
+        time_left = remaining(run.epoch - before_start, epochs - before_start, saved - started)
+        print(f"{in_words(scores, run)}; {time_left}", flush=True)
+        for source, one in list(zip(run.corpus.splits.valid.source_text, found, strict=True))[:2]:
+            print(f"    {source} → {run.corpus.splits.target_tokenizer.detokenize(one.tokens)}")
     task.write_model()  # again, for an interruption may have come before it
     if run.epoch < run.settings.epochs:
         print(f"no better epoch for {run.waited} epochs: stopped early")
@@ -312,8 +336,9 @@ def in_words(scores: dict[str, float], run: Run) -> str:
         f"validation perplexity {scores['valid_perplexity']:.2f}",
         f"exact match {scores['valid_exact_match']:.1%}",
     ]
-    if "valid_bleu" in scores:
-        said.append(f"BLEU {scores['valid_bleu']:.2f}")
+    for name, kind in (("valid_bleu", "BLEU"), ("valid_sacrebleu", "sacreBLEU")):
+        if name in scores:
+            said.append(f"{kind} {scores[name]:.2f}")
     return ", ".join(said) + f"; {run.terms / max(run.seconds, 1e-9):,.0f} tokens/s"
 
 
@@ -330,10 +355,32 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "test_sacrebleu": ("test sacreBLEU", "{:.2f}"),
         "tokens_per_second": ("tokens/s", "{:,.0f}"),
     }
-    shown = {name: column for name, column in columns.items() if name in rows[0]}
+    shown = {name: column for name, column in columns.items() if name in rows[-1]}
     cells = [[head for head, _ in shown.values()]]
-    cells += [[form.format(row[name]) for name, (_, form) in shown.items()] for row in rows]
+    cells += [
+        [form.format(row[name]) if name in row else "" for name, (_, form) in shown.items()]
+        for row in rows
+    ]
     return aligned(cells, str.ljust)
+
+
+def baseline(corpus: Corpus) -> dict[str, Any]:
+    """The table's row of `word_by_word`."""
+    splits = corpus.splits
+    found = [splits.target_tokenizer.tokenize(line) for line in word_by_word(splits)]
+    scores = quality(found, splits.test, corpus, full=True)
+    return {"model": "word by word", **{f"test_{name}": value for name, value in scores.items()}}
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """Says so, if what was trained is no better than `word_by_word`."""
+    lazy, trained = rows[0].get("test_sacrebleu"), rows[1:]
+    if lazy is None or rows[0]["model"] != "word by word" or trained[0]["test_sacrebleu"] > lazy:
+        return ""
+    return (
+        f"{trained[0]['model']} translates no better than word by word: it has learned too little"
+        " to be of use. More pairs help most, then more --epochs.\n"
+    )
 
 
 def chosen_sentences(
@@ -369,16 +416,23 @@ def draw(task: Task, sentences: Sequence[list[str]]) -> None:
 
 
 def save_alignment(path: Path, source: Sequence[str], found: Found) -> None:
-    """Draws where each token of a translation came from; of a Transformer the mean of the heads."""
+    """Draws where each token of a translation came from; of a Transformer the mean of the heads.
+
+    The darkest is a weight of 1, so that attention which is nearly even looks pale. Of each side
+    there are no more than `DRAWN` tokens.
+    """
     assert found.weights is not None
     weights: Tensor = found.weights.mean(1) if found.weights.dim() == 4 else found.weights
-    what = "layer" if found.weights.dim() == 4 else "read"
-    titles = [f"{what} {n + 1}" for n in range(len(weights))] if len(weights) > 1 else [""]
-    labels = [*source, "<eos>"], found.labels
+    what = "attention" + (", layer" if found.weights.dim() == 4 else ", read")
+    titles = [f"{what} {n + 1}" for n in range(len(weights))] if len(weights) > 1 else ["attention"]
+    sides = [*source, "<eos>"], found.labels
+    if max(map(len, sides)) > DRAWN:
+        titles = [f"{title}, the first {DRAWN} tokens" for title in titles]
+    labels = [side[:DRAWN] for side in sides]
     columns, rows = (max(1.5, 0.3 * len(side)) for side in labels)
     figure = Figure(figsize=((columns + 2) * len(weights), rows + 1.5), layout="constrained")
     axes = figure.subplots(1, len(weights), squeeze=False)[0]
-    heatmap(weights, *labels, titles=titles, ax=axes)
+    heatmap(weights[:, :DRAWN, :DRAWN], *labels, titles=titles, vmax=1.0, ax=axes)
     save_figure(path, figure, bbox_inches="tight")
 
 
@@ -503,6 +557,18 @@ def converse(translator: Translator, args: argparse.Namespace) -> int:
             save_alignment(Path(args.pictures, f"alignment-{count}.png"), tokens, found)
 
 
+def retokenised(pairs: PairSplits, source: Tokenizer, target: Tokenizer) -> PairSplits:
+    """The same text as other tokens."""
+
+    def same(part: Pairs) -> Pairs:
+        return Pairs.from_text(part.source_text, part.target_text, source, target)
+
+    return PairSplits(
+        pairs.name, same(pairs.train), same(pairs.valid), same(pairs.test), source, target,
+        pairs.dropped,
+    )  # fmt: skip
+
+
 def everything(pairs: PairSplits) -> Pairs:
     """The pairs of all splits."""
     splits = pairs.train, pairs.valid, pairs.test
@@ -521,11 +587,12 @@ def evaluate(args: argparse.Namespace, words: Sequence[str]) -> int:
         pairs = data.pairs()
     else:
         source, target = tokenizers
+        learned = source.unit == "subwords"  # those of the model, not of these files
         data = dataclasses.replace(
             data, names=tuple(args.data), languages=(source.language, target.language),
-            unit=source.unit, lower=source.lower,
+            unit="characters" if learned else source.unit, lower=source.lower,
         )  # fmt: skip
-        pairs = data.pairs()
+        pairs = retokenised(data.pairs(), *tokenizers) if learned else data.pairs()
         if len(args.data) == 2:  # none of these files was trained on
             pairs, split = dataclasses.replace(pairs, test=everything(pairs)), "test"
     if (pairs.source_tokenizer, pairs.target_tokenizer) != tokenizers:
@@ -551,9 +618,11 @@ def evaluate(args: argparse.Namespace, words: Sequence[str]) -> int:
     print(f"exact match  {scores['exact_match']:8.2%}")
     if "bleu" in scores:
         kind = tokenizers[1].name
-        case = ", lower-cased" if tokenizers[1].lower else ""
         print(f"BLEU         {scores['bleu']:8.2f}  of tokens: {kind}; sacreBLEU, tokenize=none")
-        print(f"sacreBLEU    {scores['sacrebleu']:8.2f}  of detokenised text{case}; tokenize=13a")
+    if "sacrebleu" in scores:
+        case = ", lower-cased" if tokenizers[1].lower else ""
+        how = bleu_tokens(pairs.test.target_text)
+        print(f"sacreBLEU    {scores['sacrebleu']:8.2f}  of detokenised text{case}; tokenize={how}")
     if args.output is not None:
         lines = [translator.target_tokenizer.detokenize(one.tokens) for one in found]
         text = "".join(f"{line}\n" for line in lines)
@@ -574,6 +643,8 @@ def chosen_data(args: argparse.Namespace) -> Data:
         missing = [name for name in names if name in ("dates", "multi30k")]
         if missing:
             raise UserError(f"--data {' '.join(names)!r}: give {missing[0]!r} alone, or two files")
+    if args.min_count is None and args.data != ["dates"]:
+        args.min_count = 2 if names == ("multi30k",) or args.unit == "words" else 1
     return pick(
         args,
         Data,
@@ -583,16 +654,24 @@ def chosen_data(args: argparse.Namespace) -> Data:
     )
 
 
-def set_defaults(args: argparse.Namespace) -> None:
-    """Fills in what was left open, according to the data and the model."""
+def check_useless(args: argparse.Namespace) -> None:
+    """Raises UserError if an option is given that the model does not have."""
     for option, kinds in USELESS.items():
         if getattr(args, option) is not None and args.model not in kinds:
             flag = option.replace("_", "-")
             raise UserError(
                 f"--{flag} is for --model {' and '.join(kinds)}; {args.model!r} has no use for it"
             )
-    transformer = args.model == "transformer"
-    defaults = DATES if args.data == ["dates"] else TRANSFORMER if transformer else RECURRENT
+
+
+def set_defaults(args: argparse.Namespace, splits: PairSplits) -> None:
+    """Fills in what was left open, according to the data and the model."""
+    if args.data == ["dates"]:
+        defaults = DATES
+    elif args.data == ["multi30k"]:
+        defaults = TRANSFORMER if args.model == "transformer" else RECURRENT
+    else:
+        defaults = suited(args.model, splits)
     fill_in(args, "", {"": defaults})
     if args.cell is None:
         args.cell = "lstm" if args.model == "grammar" else "gru"
@@ -672,83 +751,15 @@ def wants_baseline(args: argparse.Namespace) -> bool:
     return bool(args.baseline)
 
 
-def training_parser() -> Parser:
-    """The options of a training."""
-    parser = Parser(
-        "translation train",
-        "Train a translation model.",
-        epilog="Many defaults depend on data and model; metrics.json tells them.",
-    )
-    add = parser.add_settings("data", Data, lazy=True)
-    add("--data", nargs="+", default=["dates"], metavar="NAME",
-        help="'dates' (default; generated), 'multi30k' (from $GAT_DATA/multi30k or downloaded), or"
-        " two UTF-8 files, whose n-th lines belong together")  # fmt: skip
-    add("--data-seed", type=SEED, default=0, help="of the dates or of the split")
-    add = parser.add_settings("model", Architecture, lazy=True)
-    add("--model", choices=KINDS, default="luong", help="default: luong")
-    add = parser.add_settings("training", Settings, lazy=True)
-    add("--baseline", action=argparse.BooleanOptionalAction,
-        help="train a model without attention too; default: with dates")  # fmt: skip
-    add("--seed", type=SEED, default=0)
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    add = parser.group("output")
-    add("--out", metavar="DIR", help="default: runs/<data>…")
-    add("--beam", type=COUNT, help="of the test; 1 is greedy")
-    add("--alpha", type=FACTOR, help="of the test's length penalty")
-    add("--picture", action="append", metavar="SENTENCE",
-        help="draw its alignment; may be given often")  # fmt: skip
-    add("--checkpoint-minutes", type=FACTOR, default=5.0, metavar="N", help="default: 5")
-    parser.add_resumption(add)
-    return parser
-
-
-def search_parser(command: str, description: str) -> Parser:
-    """What translation and evaluation have in common."""
-    parser = Parser(f"translation {command}", description)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="the --out of a training")
-    add("--beam", type=COUNT, help="1 is greedy; default: as in training")
-    add("--alpha", type=FACTOR, help="of the length penalty; default: as in training")
-    add("--device", default="cpu", help="as torch names it; default: cpu")
-    return parser
-
-
-def translation_parser() -> Parser:
-    """The options of a translation."""
-    parser = search_parser("translate", "Translate a file, or what is typed.")
-    parser.add_argument("--file", metavar="FILE", help="UTF-8, a sentence on each line")
-    parser.add_argument("--output", metavar="FILE", help="default: the screen")
-    parser.add_argument("--pictures", metavar="DIR", help="draw the alignment of each sentence")
-    return parser
-
-
-def evaluation_parser() -> Parser:
-    """The options of an evaluation."""
-    parser = search_parser("evaluate", "Print perplexity, exact match and BLEU of a trained model.")
-    add = parser.add_argument
-    add("--data", nargs="+", metavar="NAME", help="default: that of the training")
-    add("--split", choices=("train", "valid", "test"), default="test", help="default: test")
-    add("--output", metavar="FILE", help="write the translations")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = {
-        "train": (training_parser, train),
-        "translate": (translation_parser, translate),
-        "evaluate": (evaluation_parser, evaluate),
-    }
+    commands = {"train": train, "translate": translate, "evaluate": evaluate}
 
     def work() -> int:
-        if words[:1] in ([], ["-h"], ["--help"]):
-            print(f"{__doc__}\nEach command explains its options: {PROGRAM} train --help")
-            return 0 if words else 2
-        if words[0] not in commands:
-            raise UserError(f"{words[0]!r} is none of {', '.join(commands)}; begin with one")
-        parser, command = commands[words[0]]
-        return command(parser().parse_args(words[1:]), words)
+        args = parser().parse_args(words)
+        with joined():
+            return commands[args.command](args, words)
 
     return exit_status(work, flush_denormal=True)
 

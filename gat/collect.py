@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attn_core.graph.read import as_plain, read_edge_index
+from attn_core.graph.read import as_plain, is_sparse, read_edge_index
 from gat.conv.agnn_conv import AGNNConv
 from gat.conv.base import AttentionConv, of_targets
+from gat.conv.han_conv import HANConv
+from gat.conv.hgt_conv import HGTConv
+from gat.conv.hypergraph_conv import HypergraphConv
 from gat.edge_attention import EdgeAttention, TopEdges
 
 if TYPE_CHECKING:
@@ -29,12 +32,15 @@ class LayerAttention:
             layer was given, then the self-loops that it added.
         weights: `[E', H]`, before dropout, with gradients.
         size: the numbers of sources and targets.
+        edge_type: of a layer over several types of edges (HGTConv, HANConv), the type of these;
+            else None.
     """
 
     name: str
     edge_index: Tensor
     weights: Tensor
     size: tuple[int, int]
+    edge_type: tuple[str, str, str] | None = None
 
     def to_dense(self) -> Tensor:
         """The weights as matrices `[H, targets, sources]`; see `EdgeAttention.to_dense`."""
@@ -56,7 +62,11 @@ class LayerAttention:
 
     def __repr__(self) -> str:
         edges, heads = self.weights.shape
-        return f"LayerAttention({self.name!r}, edges={edges}, heads={heads}, size={self.size})"
+        of_type = "" if self.edge_type is None else f", edge_type={self.edge_type}"
+        return (
+            f"LayerAttention({self.name!r}, edges={edges}, heads={heads}, size={self.size}"
+            f"{of_type})"
+        )
 
 
 def attention_weights(
@@ -73,12 +83,14 @@ def attention_weights(
     Args:
         model: a module with attention layers of `gat` in it, or one such layer; those of
             torch_geometric become such by `gat.replace(model)`.
-        *args, **kwargs: what the model is called with.
+        args, kwargs: what the model is called with.
         nodes: only what these targets attended to, of every layer: integers `[n]`, or bool `[N]`.
-            The weights of no other edges are computed. Default: all.
+            The weights of no other edges are computed. Default: all. Of a layer over several types
+            of nodes, all are returned in any case.
 
     Returns:
-        One LayerAttention for each call of a layer, in the order of the calls.
+        One LayerAttention for each call of a layer (HGTConv, HANConv: and type of edges), in the
+        order of the calls.
 
     Raises:
         ValueError: the model has no attention layer.
@@ -106,7 +118,9 @@ def attention_weights(
     handles: list[Any] = []
     try:
         for name, layer in layers.items():
-            watch = _watch_agnn if isinstance(layer, AGNNConv) else _watch
+            watch = _watch
+            if isinstance(layer, (AGNNConv, HANConv, HGTConv)):
+                watch = _watch_agnn if isinstance(layer, AGNNConv) else _watch_types
             handles += watch(name, layer, nodes, found.append)
         with torch.compiler.set_stance("force_eager"):
             model(*args, **kwargs)
@@ -132,19 +146,49 @@ def _watch(name: str, layer: AttentionConv, nodes: Tensor | None, report: _Repor
     def ask(_: nn.Module, args: Any, kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         asked = layer.weights_for(given.arguments.get("return_attention_weights"))
-        calls.append((given.arguments["x"], asked))
+        calls.append((given.arguments, asked))
         wanted = True if nodes is None else nodes
         given.arguments["return_attention_weights"] = wanted if asked is False else asked
         return given.args, given.kwargs
 
     def take(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
-        x, asked = calls.pop()
+        given, asked = calls.pop()
         out, attention = result
         of_nodes = None if asked is False else nodes
-        report(_layer_attention(name, layer, x, out, attention, of_nodes))
+        size = _size(layer, given, out)
+        report(_layer_attention(name, layer, size, attention, of_nodes))
         return out if asked is False else result
 
     # Outside what else is hooked in, which should see nothing of this
+    return [
+        layer.register_forward_pre_hook(ask, with_kwargs=True),
+        layer.register_forward_hook(take, with_kwargs=True, prepend=True),
+    ]
+
+
+def _watch_types(
+    name: str, layer: HANConv | HGTConv, nodes: Tensor | None, report: _Report
+) -> list[Any]:
+    """Have a layer over several types of edges return the weights of each."""
+    signature = inspect.signature(layer.forward)
+    calls: list[tuple[Any, Any]] = []
+
+    def ask(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        calls.append((given.arguments["x_dict"], given.arguments.get("return_attention_weights")))
+        given.arguments["return_attention_weights"] = True
+        return given.args, given.kwargs
+
+    def take(_: nn.Module, args: Any, kwargs: Any, result: Any) -> Any:
+        x, asked = calls.pop()
+        *out, attention = result
+        for edge_type, (pairs, weights) in attention.items():
+            size = x[edge_type[0]].shape[0], x[edge_type[-1]].shape[0]
+            report(LayerAttention(name, pairs, weights, size, edge_type))
+        if asked:
+            return result
+        return out[0] if len(out) == 1 else tuple(out)
+
     return [
         layer.register_forward_pre_hook(ask, with_kwargs=True),
         layer.register_forward_hook(take, with_kwargs=True, prepend=True),
@@ -159,26 +203,38 @@ def _watch_agnn(name: str, layer: AGNNConv, nodes: Tensor | None, report: _Repor
         given = signature.bind(*args, **kwargs).arguments
         x, edge_index = given["x"], given["edge_index"]
         attention = layer.attention(x, edge_index, nodes)
-        report(_layer_attention(name, layer, x, out, attention, None))
+        report(_layer_attention(name, layer, _size(layer, given, out), attention, None))
 
     return [layer.register_forward_hook(take, with_kwargs=True, prepend=True)]
 
 
+def _size(layer: AttentionConv, given: dict[str, Any], out: Tensor) -> tuple[int, int]:
+    """How many are attended to, and how many attend."""
+    if isinstance(layer, HypergraphConv):
+        size = out.shape[0], given["hyperedge_attr"].shape[0]
+        return size if layer.attention_mode == "node" else size[::-1]
+    x = given["x"]
+    return x.shape[0] if isinstance(x, Tensor) else x[0].shape[0], out.shape[0]
+
+
 def _layer_attention(
-    name: str, layer: AttentionConv, x: Any, out: Tensor, attention: Any, nodes: Tensor | None
+    name: str,
+    layer: AttentionConv,
+    size: tuple[int, int],
+    attention: Any,
+    nodes: Tensor | None,
 ) -> LayerAttention:
     """Weights in any of the forms that torch_geometric returns, as pairs and their numbers."""
-    if isinstance(attention, EdgeAttention):
-        pairs, weights = as_plain(attention.edge_index), attention.weights
-    elif isinstance(attention, tuple):  # a sparse matrix, and the weights of its entries
-        matrix, weights = attention
-        pairs = read_edge_index(matrix, None).pairs
+    if isinstance(attention, tuple):
+        pairs, weights = attention
+        if isinstance(pairs, Tensor) and is_sparse(pairs):  # and the weights of its entries
+            pairs = read_edge_index(pairs, None).pairs
+        pairs = as_plain(pairs)
     else:  # a torch_sparse.SparseTensor, which holds the weights
         pairs, weights = read_edge_index(attention, None).pairs, attention.coo()[2]
     if layer.flow == "target_to_source":
         pairs = pairs.flip(0)
-    sources = x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
-    size = sources, out.shape[0]
+    weights = weights.unsqueeze(1) if weights.dim() == 1 else weights  # FAConv's
     if nodes is not None:
         pairs, weights = of_targets(pairs, weights, size, nodes)
     return LayerAttention(name, pairs, weights, size)

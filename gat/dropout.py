@@ -9,23 +9,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.dropout import draw_seed, dropout_scale
+from attn_core.dropout import draw_seed, dropout_scale, random_bits
 from attn_core.transforms import nobody_watches
 
 _DRAWS = 16  # neighbours in memory that the hash takes for the heads of one edge
 
 
-def drop(x: Tensor, p: float) -> Tensor:
+def drop(x: Tensor, p: float, rows: Tensor | None = None) -> Tensor:
     """x with numbers dropped with probability p, the others divided by 1 - p.
 
     That is `F.dropout(x, p)`, which on CPUs takes most of its time to draw. Here the hash that
     drops attention weights (`attn_core.dropout`) draws, several numbers at once, and once more in
     the backward pass, so that no mask is kept.
 
+    Args:
+        x: `[N, ...]`.
+        p: the probability.
+        rows: int64 `[N]`, the numbers of the rows among those of a larger x, which are dropped here
+            as they would be there, on any device. Default: x is the larger one.
+
     >>> drop(torch.ones(3), 1.0)
     tensor([0., 0., 0.])
     """
-    if x.device.type != "cpu" or p == 1 or not x.is_floating_point():
+    if p == 1 or not x.is_floating_point():
+        return F.dropout(x, p)
+    if rows is not None:
+        return _drop_rows(x, p, rows, draw_seed(x.device))
+    if x.device.type != "cpu":
         return F.dropout(x, p)
     if compiled.is_on() and x.dtype in (torch.float16, torch.bfloat16):
         return _drop(x.float(), p, draw_seed(x.device)).to(x.dtype)
@@ -34,6 +44,13 @@ def drop(x: Tensor, p: float) -> Tensor:
         drawn = torch.rand(x.shape, dtype=dtype, device=x.device)
         return x * (drawn >= p).to(x.dtype).mul_(1 / (1 - p))
     return _drop(x, p, draw_seed(x.device))
+
+
+def _drop_rows(x: Tensor, p: float, rows: Tensor, seed: Tensor) -> Tensor:
+    width = x[0].numel() if len(x) else 0
+    place = (rows[:, None] * width + torch.arange(width, device=x.device)).view(x.shape)
+    random = random_bits(seed, place // _DRAWS, place % _DRAWS)
+    return x * ((random >= int(p * 2**32)) * (1 / (1 - p))).to(x.dtype)
 
 
 def _drop(x: Tensor, p: float, seed: Tensor) -> Tensor:

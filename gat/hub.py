@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+try:
+    from huggingface_hub import ModelCard, PyTorchModelHubMixin
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"gat.hub needs {error.name}: pip install 'gat-attention[hub]'", name=error.name
+    ) from error
 
 import gat
 
@@ -43,6 +48,11 @@ class _Shared(  # type: ignore[call-arg, unused-ignore]
 ):
     """What a model gets: `save_pretrained` writes parameters, settings and a model card."""
 
+    @classmethod
+    def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Any:
+        """Parameters of another model are an error, where the mixin would keep random ones."""
+        return super()._from_pretrained(strict=strict, **kwargs)
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         kwargs.setdefault("settings", self._hub_mixin_config or {})
         return super().generate_model_card(*args, model=type(self).__name__, **kwargs)
@@ -58,6 +68,7 @@ class GAT(_Shared, gat.GAT):
 
     Raises:
         ModuleNotFoundError: at import, without the extra `gat-attention[hub]`.
+        RuntimeError: from `from_pretrained`, if the parameters are those of another model.
 
     >>> import tempfile, torch
     >>> model = GAT(in_channels=4, hidden_channels=8, num_layers=2, out_channels=3, heads=2)

@@ -8,13 +8,14 @@ nodes, colours and legends, and so stand in one file of a little more than 500 l
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from attn_core.plotting import COLOURS, Writer, plot_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,26 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_attention", "draw_embedding"]
 
-# Petroff (2021), "Accessible Color Sequences for Data Visualization": chosen to stay apart under
-# the common colour-vision deficiencies. Every five classes the marker changes too.
-_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-            "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
+# Every five classes the marker changes too.
 _DARK = (2, 4, 5, 8)  # of these, the ones on which black ink is hard to read
 _MARKERS = "os^Dv"
 _RING = "ring: attention to itself"
 _WHOLE_GRAPH_LIMIT = 300  # nodes; beyond that a drawing of the whole graph is a ball of wool
 _NUMBERED_LIMIT = 40  # nodes that can carry their number legibly
-
-
-@contextmanager
-def _plot_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"drawing needs {error.name}: pip install 'gat-attention[plot]'",
-            name=error.name,
-        ) from error
 
 
 def draw_attention(
@@ -54,6 +41,7 @@ def draw_attention(
     node: int | None = None,
     hops: int = 1,
     class_names: Sequence[str] | None = None,
+    node_names: Sequence[object] | None = None,
     head: int | None = None,
     max_neighbours: int = 60,
     positions: ArrayLike | None = None,
@@ -75,7 +63,8 @@ def draw_attention(
         node: the node whose neighbourhood is drawn. Default: the whole graph, which must then have
             at most 300 nodes.
         hops: how many layers deep the neighbourhood of `node` goes.
-        class_names: the name of each class in the legend. Default: their numbers.
+        class_names: the name of each class in the legend, in any script. Default: their numbers.
+        node_names: `[N]`, the name of each node, likewise. Default: their numbers.
         head: the head to draw. Default: the mean over heads.
         max_neighbours: draw at most this many nodes round `node`: the nearest, of these the most
             attended to. The title says how many there are.
@@ -92,6 +81,10 @@ def draw_attention(
         ValueError: if shapes or indices contradict each other, or the graph is too large to draw
             whole.
 
+    Warns:
+        UserWarning: no installed font has the glyphs of some names, which are then written as
+            escapes.
+
     Example:
         >>> import torch
         >>> edge_index = torch.tensor([[0, 1, 2, 0, 1, 2], [1, 1, 1, 0, 2, 2]])
@@ -100,7 +93,7 @@ def draw_attention(
         >>> ax.get_title()
         'attention, mean over 1 head'
     """
-    with _plot_extra():
+    with plot_extra():
         import networkx as nx
         from matplotlib.lines import Line2D
 
@@ -112,6 +105,11 @@ def draw_attention(
     num_nodes = known[0] if known else int(ends.max(initial=-1)) + 1
     label = np.full(num_nodes, -1) if label is None else label
     heads = per_head.shape[1]
+    if node_names is not None and len(node_names) != num_nodes:
+        raise ValueError(
+            f"node_names must have one entry per node, {num_nodes}; got {len(node_names)}"
+        )
+    name_of = [str(n) for n in (range(num_nodes) if node_names is None else node_names)]
     if head is not None and not 0 <= head < heads:
         raise ValueError(f"head must lie in 0..{heads - 1}, the heads of weights; got {head}")
     if position is not None and position.shape != (num_nodes, 2):
@@ -136,7 +134,7 @@ def draw_attention(
         pair, attention = pair[:, kept], attention[kept]
         few = "" if len(drawn) - 1 == found else f"the strongest {len(drawn) - 1} of "
         within = "" if hops == 1 else f" within {hops} hops"
-        title += f"\nnode {node} and {few}{_count(found, 'neighbour')}{within}"
+        title += f"\nnode {name_of[node]} and {few}{_count(found, 'neighbour')}{within}"
     elif num_nodes > _WHOLE_GRAPH_LIMIT:
         raise ValueError(
             f"a graph of {num_nodes} nodes is too large to draw whole (limit"
@@ -149,10 +147,13 @@ def draw_attention(
     graph.add_weighted_edges_from(zip(*pair[:, ~loop].tolist(), attention[~loop], strict=True))
     ring = dict(zip(pair[0, loop].tolist(), attention[loop], strict=True))
 
+    writer = Writer([*map(str, class_names or ()), *(name_of[n] for n in drawn.tolist())])
+    name_of = [writer.token(name) for name in name_of]
     numbered = len(graph) <= _NUMBERED_LIMIT
     size = max(40.0, 9000 / max(len(graph), 1))  # in square points
     if numbered:  # the longest number must fit in
-        size = (8.0 + 4 * max(2, len(str(drawn.max(initial=0))))) ** 2
+        longest = max((len(name_of[n]) for n in drawn.tolist()), default=0)
+        size = (8.0 + 4 * min(6, max(2, longest))) ** 2
     if position is not None:
         place = {n: position[n] for n in graph}
     elif node is not None and hops == 1:
@@ -180,14 +181,17 @@ def draw_attention(
         )
     if numbered:
         for n in drawn.tolist():
-            ink = "white" if label[n] >= 0 and label[n] % len(_COLOURS) in _DARK else "black"
+            ink = "white" if label[n] >= 0 and label[n] % len(COLOURS) in _DARK else "black"
             x, y = place[n]
-            ax.text(x, y, str(n), size=7, color=ink, ha="center", va="center", zorder=3)
-    ax.set_title(title, fontsize=11)
+            ax.text(
+                x, y, name_of[n], size=7, color=ink if len(name_of[n]) <= 6 else "black",
+                ha="center", va="center", zorder=3, parse_math=False, **writer.font,
+            )  # fmt: skip
+    ax.set_title(writer.text(title), fontsize=11, parse_math=False, **writer.font)
     ax.set_axis_off()
     ax.set_aspect("equal", adjustable="datalim")
     ax.margins(0.02)
-    _legend(ax, handles)
+    _legend(ax, handles, writer)
     ax.figure.colorbar(pen.mappable(), ax=ax, shrink=0.6, pad=0.02, label="attention weight")
     return ax
 
@@ -235,7 +239,7 @@ def draw_embedding(
         >>> ax.get_title()
         't-SNE of 6 nodes'
     """
-    with _plot_extra():
+    with plot_extra():
         from matplotlib.collections import LineCollection
         from sklearn.manifold import TSNE
 
@@ -301,7 +305,7 @@ def draw_embedding(
     handles = _draw_nodes(ax, xy, label[drawn], class_names, size=size)
     ax.set_title(title, fontsize=11)
     ax.set_axis_off()
-    _legend(ax, handles)
+    _legend(ax, handles, Writer(map(str, class_names or ())))
     return ax
 
 
@@ -490,7 +494,7 @@ def _draw_nodes(
             colour, marker, name = "white", "o", "unknown"
             edge: Any = "#555555" if isinstance(ring_colours, str) else ring_colours[chosen]
         else:
-            colour = _COLOURS[c % len(_COLOURS)]
+            colour = COLOURS[c % len(COLOURS)]
             marker = _MARKERS[c // 5 % len(_MARKERS)]
             name = str(c) if class_names is None else str(class_names[c])
             name = f"class {name}" if name.isdigit() else name  # not to be taken for a node
@@ -513,15 +517,20 @@ def _draw_nodes(
     return handles
 
 
-def _legend(ax: Axes, handles: list[Line2D]) -> None:
+def _legend(ax: Axes, handles: list[Line2D], writer: Writer) -> None:
     """Beneath the picture, where it hides no node."""
+    for handle in handles:
+        handle.set_label(writer.text(str(handle.get_label())))
     widths = [len(str(handle.get_label())) + 6 for handle in handles]
     columns = len(handles) if sum(widths) <= 90 else max(1, 90 // max(widths))
-    ax.legend(
+    family = writer.font.get("fontfamily")
+    legend = ax.legend(
         handles=handles,
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
         ncols=columns,
         frameon=False,
-        fontsize=9,
+        prop={"size": 9, **({"family": family} if family else {})},
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch_geometric.nn
-import torch_geometric.nn.dense.linear
 from torch import nn
 from torch_geometric.nn.conv import MessagePassing
 
-from gat.conv import AGNNConv, GATConv, GATv2Conv, TransformerConv
+from gat import conv
 from gat.conv.base import AttentionConv
+from gat.conv.drop_in import with_sparse_linears
 from gat.conv.projecting import check_fill_value
 from gat.models import GAT
-from gat.sparse import Dropout, Linear
+from gat.sparse import Dropout
 
-_OURS: dict[type[MessagePassing], type[AttentionConv]] = {
-    torch_geometric.nn.GATConv: GATConv,
-    torch_geometric.nn.GATv2Conv: GATv2Conv,
-    torch_geometric.nn.TransformerConv: TransformerConv,
-    torch_geometric.nn.AGNNConv: AGNNConv,
+_TYPES = ["node"], [("node", "to", "node")]
+# Our class, by the name that torch_geometric's has too, with arguments to build it with
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("GATConv", "GATv2Conv", "TransformerConv", "SuperGATConv"), (1, 1)),
+    **dict.fromkeys(("GeneralConv", "HypergraphConv"), (1, 1)),
+    **dict.fromkeys(("HGTConv", "HANConv"), (1, 1, _TYPES)),
+    "AGNNConv": (),
+    "FAConv": (1,),
+    "RGATConv": (1, 1, 1),
 }
-# These attend as well, but are no MessagePassing
-_DENSE = (torch_geometric.nn.DenseGATConv,)
+_OURS: dict[type[MessagePassing], type[AttentionConv]] = {
+    getattr(torch_geometric.nn, name): getattr(conv, name) for name in _ARGUMENTS
+}
+# These attend as well, but are no MessagePassing: nothing but their forward differs
+_PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    torch_geometric.nn.DenseGATConv: conv.DenseGATConv,
+    torch_geometric.nn.GPSConv: conv.GPSConv,
+}
 # What torch_geometric reads off a class and keeps in each instance
 _OF_CLASS = ("inspector", "fuse", "_user_args", "_fused_user_args", "_edge_user_args")
 _STEPS = (
@@ -59,12 +70,13 @@ class Replacement:
 def replace(model: nn.Module, dropout: bool = False) -> Replacement:
     """Turn torch_geometric's attention layers inside a model into ours, in place.
 
-    GATConv, GATv2Conv, TransformerConv, AGNNConv and the model GAT are replaced (which returns
-    attention weights then); a subclass of them is not, since what it changes would be lost. A layer
-    stays the same object and changes its class alone: its parameters and buffers are those that an
-    optimiser knows, hooks stay registered, training mode, dtype, device and lazy parameters are as
-    they were, and whoever refers to the layer (a list, the model twice) sees the new one. So a
-    model that is such a layer itself can be replaced too.
+    All layers that `gat` has too, and the model GAT, are replaced (which returns attention weights
+    then); HypergraphConv and GeneralConv where they were built with attention. A subclass of them
+    is not, since what it changes would be lost. A layer stays the same object and changes its class
+    alone: its parameters and buffers are those that an optimiser knows, hooks stay registered,
+    training mode, dtype, device and lazy parameters are as they were, and whoever refers to the
+    layer (a list, the model twice) sees the new one. So a model that is such a layer itself can be
+    replaced too.
 
     Args:
         model: any module.
@@ -104,11 +116,18 @@ def replace(model: nn.Module, dropout: bool = False) -> Replacement:
                 report.replaced[name] = GAT.__name__
                 module.__class__ = GAT
                 module.extend()
+        elif plain := next((cls for cls in _PLAIN if isinstance(module, cls)), None):
+            obstacle = _obstacle_of_plain(module, plain)
+            if obstacle is None:
+                report.replaced[name] = type(module).__name__
+                module.__class__ = _PLAIN[plain]
+                if plain is torch_geometric.nn.DenseGATConv:
+                    with_sparse_linears(module)
+            else:
+                report.left[name] = f"{type(module).__name__}: {obstacle}"
         elif dropout and type(module) is nn.Dropout and "forward" not in module.__dict__:
             report.replaced[name] = Dropout.__name__
             module.__class__ = Dropout
-        elif isinstance(module, _DENSE):
-            report.left[name] = f"{type(module).__name__}: gat has no layer on adjacency matrices"
         elif isinstance(module, MessagePassing):
             obstacle = _obstacle(module)
             if obstacle is None:
@@ -124,6 +143,15 @@ _SUBCLASS = "a subclass of {}, whose changes would be lost"
 _STEP = "its {} was replaced on this very module"
 
 
+def _obstacle_of_plain(module: nn.Module, theirs: type[nn.Module]) -> str | None:
+    """The same of a layer that passes no messages."""
+    if type(module) is _PLAIN[theirs]:
+        return "is gat's already"
+    if type(module) is not theirs:
+        return _SUBCLASS.format(theirs.__name__)
+    return _STEP.format("forward") if "forward" in module.__dict__ else None
+
+
 def _obstacle(module: MessagePassing) -> str | None:
     """Why this layer must stay as it is, if it must."""
     if isinstance(module, AttentionConv):
@@ -134,6 +162,8 @@ def _obstacle(module: MessagePassing) -> str | None:
         if parent is None:
             return "gat has no such layer"
         return _SUBCLASS.format(parent)
+    if getattr(module, "use_attention", getattr(module, "attention", True)) is False:
+        return "built without attention"
     if module.explain:
         return "being explained; set its `explain` to None first"
     for step in _STEPS:
@@ -155,7 +185,7 @@ def _is_generated(module: MessagePassing, step: str) -> bool:
 
 def _convert(module: MessagePassing, ours: type[AttentionConv]) -> None:
     with torch.device("meta"):  # where nothing is drawn, so that random numbers stay as they come
-        fresh = ours() if ours is AGNNConv else ours(1, 1)
+        fresh = ours(*_ARGUMENTS[ours.__name__])
     decomposed, module._decomposed_layers = module.decomposed_layers, 1
     module.__dict__.pop("propagate", None)
     for name in _OF_CLASS:
@@ -164,6 +194,4 @@ def _convert(module: MessagePassing, ours: type[AttentionConv]) -> None:
         module.fill_value = check_fill_value(module.fill_value)
     module.__class__ = ours
     module.decomposed_layers = decomposed
-    for child in module.children():
-        if type(child) is torch_geometric.nn.dense.linear.Linear:
-            child.__class__ = Linear
+    with_sparse_linears(module)

@@ -41,6 +41,10 @@ class Dropout(nn.Dropout):
     tensor([0., 0.])
     """
 
+    rows: Tensor | None = None
+    """The numbers of the nodes in a larger graph, where x has some of its rows (`gat.distributed`):
+    they are then dropped as they are there."""
+
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         check_probability("p", p)
         super().__init__(p, inplace)
@@ -63,7 +67,8 @@ class Dropout(nn.Dropout):
             return x
         if x.layout != torch.strided:
             return _drop_stored(_as_csr(x), self.p)
-        return x.copy_(drop(x, self.p)) if self.inplace else drop(x, self.p)
+        dropped = drop(x, self.p, self.rows)
+        return x.copy_(dropped) if self.inplace else dropped
 
 
 class SparseDropout(Dropout):

@@ -48,8 +48,8 @@ class Attention(ScoredAttention):
         score: which score matches queries with keys (`attn_core.scores` gives the formulas):
             "additive" (default; Bahdanau et al., 2015), "concat", "general", "dot", "location"
             (Luong et al., 2015), "scaled_dot" (Vaswani et al., 2017), "cosine" (Graves et al.,
-            2014), "separable" (Veličković et al., 2018); or a `attn_core.Score` for one head,
-            whose parameters are learned with the layer.
+            2014), "separable" (Veličković et al., 2018), "trilinear" (Seo et al., 2017); or a
+            `attn_core.Score` for one head, whose parameters are learned with the layer.
         normalizer: how scores become weights: "softmax" (default), "sparsemax", "entmax",
             "hard", "identity", or a `attn_core.Normalizer`; an `nn.Parameter` in it, such as the
             temperature of Softmax or the alpha of Entmax, is learned with the layer.

@@ -8,16 +8,6 @@ from torch import Tensor
 from attn_core.transforms import values_are_visible
 
 
-def check_part(name: str, given: object, kind: type) -> None:
-    """Raise unless `given` is a name, or an instance of Score or Normalizer, which `kind` is."""
-    if isinstance(given, (str, kind)):
-        return
-    mend = f"pass a name, or an instance of attn_core.{kind.__name__}"
-    if isinstance(given, type) and issubclass(given, kind):
-        mend = f"pass an instance of it, {given.__name__}(...)"
-    raise TypeError(f"{name} is {given!r}; {mend}")
-
-
 def check_window(window: int | None) -> None:
     """Raise unless this is a radius, or None."""
     if window is not None and window < 0:

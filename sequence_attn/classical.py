@@ -7,9 +7,11 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn_core import Dot, Normalizer, Score, Softmax
+from attn_core import Additive, Dot, Normalizer, Score, Softmax
+from attn_core.bounded import within
 from attn_core.normalizers import at_least_float32
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.scored import Parts, SequenceAttention
@@ -26,6 +28,9 @@ class BahdanauAttention(Attention):
         key_size: the width of an encoded step (twice the encoder's, if it runs both ways). Default:
             query_size.
         attention_size: the width of v. Default: key_size.
+        normalize: the vector is `g v / ‖v‖` with a learned length g, which starts at
+            1 / √attention_size (Salimans and Kingma, "Weight Normalization", 2016); with `bias` the
+            normalised Bahdanau attention of TensorFlow's decoders. Default False.
         normalizer, bias, dropout: as in `Attention`.
 
     >>> attention = BahdanauAttention(query_size=8, key_size=12)
@@ -39,6 +44,7 @@ class BahdanauAttention(Attention):
         key_size: int | None = None,
         attention_size: int | None = None,
         *,
+        normalize: bool = False,
         normalizer: str | Normalizer = "softmax",
         bias: bool = False,
         dropout: float = 0.0,
@@ -52,6 +58,20 @@ class BahdanauAttention(Attention):
             bias=bias,
             dropout=dropout,
         )
+        length = torch.tensor(len(self.vector) ** -0.5)
+        self.length = nn.Parameter(length) if normalize else None
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if getattr(self, "length", None) is not None:  # the first call precedes it
+            nn.init.constant_(self.length, len(self.vector) ** -0.5)  # type: ignore[arg-type]
+
+    @property
+    def score(self) -> Score:
+        if self.length is None:
+            return super().score
+        vector = self.length * F.normalize(self.vector, dim=0)
+        return Additive(vector[None], self.activation)
 
 
 class LuongAttention(Attention):
@@ -67,6 +87,8 @@ class LuongAttention(Attention):
         key_size: the width of an encoded step. Default: query_size.
         attention_size: the width of v in "concat". Default: key_size.
         max_length: the longest source that "location" can serve; needed for it alone.
+        scale: multiply the scores by a learned number that starts at 1, as the scaled Luong
+            attention of TensorFlow's decoders does. Default False.
         normalizer, dropout: as in `Attention`.
 
     Raises:
@@ -85,12 +107,18 @@ class LuongAttention(Attention):
         key_size: int | None = None,
         attention_size: int | None = None,
         max_length: int | None = None,
+        scale: bool = False,
         normalizer: str | Normalizer = "softmax",
         dropout: float = 0.0,
     ) -> None:
         if isinstance(score, str) and score not in ("dot", "general", "concat", "location"):
             raise ValueError(
                 f"score is {score!r}; Luong's are 'dot', 'general', 'concat' and 'location'"
+            )
+        if scale and score not in ("dot", "general", "location"):
+            raise ValueError(
+                f"scale goes with 'dot', 'general' and 'location', whose score is linear in the "
+                f"query; got score={score!r}"
             )
         super().__init__(
             score,
@@ -101,6 +129,16 @@ class LuongAttention(Attention):
             max_length=max_length,
             dropout=dropout,
         )
+        self.scale = nn.Parameter(torch.ones(())) if scale else None
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if getattr(self, "scale", None) is not None:  # the first call precedes it
+            nn.init.ones_(self.scale)  # type: ignore[arg-type]
+
+    def _project_query(self, query: Tensor) -> Tensor:
+        query = super()._project_query(query)
+        return query if self.scale is None else query * self.scale
 
 
 class CosineAttention(Attention):
@@ -110,8 +148,8 @@ class CosineAttention(Attention):
         size: the width of queries and keys.
         temperature: τ of `softmax(score / τ)`. Since the scores differ by 2 at most, τ = 1 spreads
             the weights wide; a number below 1 narrows them. Default 1.
-        learn_temperature: learn log τ, from that value on, so that τ stays above 0 whatever the
-            step. Default False.
+        learn_temperature: learn log τ, from that value on, so that steps are alike in proportion;
+            τ is taken within the bounds of `Softmax`. Default False.
         dropout: as in `Attention`.
 
     Raises:
@@ -139,9 +177,8 @@ class CosineAttention(Attention):
     @property
     def normalizer(self) -> Normalizer:
         if self.learn_temperature:
-            # Where rounding would make it 0 or infinite it stops
-            logarithm = at_least_float32(self.normalizer_log_temperature).clamp(-20, 20)
-            return Softmax(logarithm.exp())
+            logarithm = at_least_float32(self.normalizer_log_temperature)
+            return Softmax(within(logarithm, *map(math.log, Softmax.bounds["temperature"])).exp())
         return self._normalizer
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -8,12 +8,23 @@ import torch
 from torch import Tensor, nn
 
 import attn_core
-from attn_core import Dense, Normalizer, Score, Support, Window, attend
+from attn_core import Dense, Edges, Normalizer, Score, Support, Window
 from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
-from sequence_attn.checks import check_lengths, check_part, check_tokens, check_window, padding
-from sequence_attn.pairs import both, check_key_mask, dense, in_window, mask_bias, per_head, places
+from attn_core.registry import check_part
+from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
+from sequence_attn.pairs import (
+    both,
+    check_key_mask,
+    dense,
+    edge_bias,
+    in_window,
+    mask_bias,
+    per_head,
+    places,
+)
 from sequence_attn.positions import RotaryPositions
 from sequence_attn.scored import SequenceAttention
+from sequence_attn.shards import attend, refuse, split
 
 
 class KeyValueCache(NamedTuple):
@@ -236,10 +247,11 @@ class MultiHead(nn.Module):
                 sequence stands at its last real key (as many queries as keys are the same steps
                 unless query_lengths are given). Default False.
             bias: added to the scores: broadcasts to `[..., H, Tq, Tk]` (over a window
-                `[..., H, Tq, W]`), or is `[E, H]` over edges. Three dimensions are heads first,
-                `[H, Tq, Tk]`, where those of a mask are sequences first. Default: none.
+                `[..., H, Tq, W]`), or is `[..., E, H]` over edges. Three dimensions are heads
+                first, `[H, Tq, Tk]`, where those of a mask are sequences first. Default: none.
             support: which pairs exist, in place of mask, key_mask, key_lengths, causal and the
-                layer's window: `attn_core.Edges`, say. Default: none.
+                layer's window: `attn_core.Edges`, say, which all sequences of a batch share, and
+                of which key_mask and key_lengths leave out the pairs with padding. Default: none.
             positions: of the keys, `[Tk]` or `[..., Tk]`, by which `rotary` turns them and the
                 queries, which are the last of these steps. Default: 0, 1, …
             cache: keys and values from `precompute`, in place of keys and values. Default: none.
@@ -248,8 +260,8 @@ class MultiHead(nn.Module):
         Returns:
             SequenceAttention(context, weights): `[..., Tq, heads · size_per_head]`, or
             `[..., Tq, output_size]`; and before dropout `[..., H, Tq, Tk]` (over a window
-            `[..., H, Tq, W]`, over edges `[E, H]`). A query that may attend to no key reads zeros,
-            to which the output projection adds its bias.
+            `[..., H, Tq, W]`, over edges `[..., E, H]`). A query that may attend to no key reads
+            zeros, to which the output projection adds its bias.
 
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
@@ -330,6 +342,17 @@ class MultiHead(nn.Module):
         positions: Tensor | None,
     ) -> tuple[Tensor, Tensor, Support, Tensor | None]:
         """Queries and keys as they are scored, `[..., T, H, D]`, their support and bias."""
+        if (how := split()) is not None:
+            refuse(mask=mask, key_mask=key_mask, query_lengths=query_lengths, support=support)
+            refuse(positions=positions)
+            if self.rotary is not None:
+                query, key = (
+                    self.rotary(x, positions=how.positions(x.shape[-3], x.device))
+                    for x in (query, key)
+                )
+            if self.window is None:
+                return query, key, Dense(causal=causal, lengths=key_lengths), bias
+            return query, key, Window(self.window, causal=causal, lengths=key_lengths), bias
         if key_lengths is not None:
             check_lengths("key_lengths", key_lengths, key.flatten(-2))
         if key_mask is not None:
@@ -344,8 +367,12 @@ class MultiHead(nn.Module):
                 query, key, mask, key_mask, key_lengths, causal, bias, where
             )
             return query, key, support, bias
-        given = {"mask": mask, "key_mask": key_mask, "key_lengths": key_lengths}
-        for name, argument in (given | {"causal": causal or None}).items():
+        given = {"mask": mask, "causal": causal or None}
+        if isinstance(support, Edges):
+            bias = edge_bias(support, bias, key_mask, key_lengths, query)
+        else:
+            given |= {"key_mask": key_mask, "key_lengths": key_lengths}
+        for name, argument in given.items():
             if argument is not None:
                 raise ValueError(
                     f"{name} is given beside support, which says by itself which pairs exist"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn_core import Dense, ScaledDot, Support, Window, attend
+from attn_core import Dense, ScaledDot, Support, Window
 from sequence_attn.checks import check_tokens, check_window
 from sequence_attn.multihead import KeyValueCache
-from sequence_attn.pairs import in_window, mask_bias
+from sequence_attn.pairs import both, in_window, mask_bias, places
+from sequence_attn.shards import attend, refuse, split
 
 
 class MultiHeadAttention(nn.MultiheadAttention):
@@ -168,7 +170,9 @@ class MultiHeadAttention(nn.MultiheadAttention):
             average_attn_weights: return the mean of the heads' weights. Default True.
             is_causal: a hint that attn_mask, which must be given, is the causal mask of equally
                 many queries and keys; the mask need not be read then. Default False.
-            causal: query i sees the keys up to i + Tk - Tq, without any mask. Default False.
+            causal: query i sees the keys up to i + Tk - Tq, without any mask; with a
+                key_padding_mask and Tq other than Tk, the last query stands at the last key of its
+                sequence that is not ignored, and so do the windows. Default False.
             cache: keys and values from `precompute`, in place of key and value. Default: none.
 
         Returns:
@@ -212,6 +216,9 @@ class MultiHeadAttention(nn.MultiheadAttention):
         hint = is_causal and key_padding_mask is None and not need_weights
         if hint and shape[2] == shape[3] and not self._appended:
             attn_mask, causal = None, True
+        if split() is not None:
+            refuse(attn_mask=attn_mask, key_padding_mask=key_padding_mask)
+            refuse(add_bias_kv=self.bias_k, add_zero_attn=self.add_zero_attn, cache=cache)
         given = {"attn_mask": attn_mask, "key_padding_mask": key_padding_mask}
         support, bias = self._pairs(given, shape, causal, query.dim() == 3, heads)
         if self._appended:
@@ -291,12 +298,18 @@ class MultiHeadAttention(nn.MultiheadAttention):
                 allowed = ~mask if allowed is None else allowed & ~mask
             else:
                 bias = mask.to(like.dtype) if bias is None else bias + mask.to(like.dtype)
+        where = None
+        if causal or self.window is not None:
+            where = _places(masks["key_padding_mask"], *shape[2:])
         if self.window is not None:
-            window = Window(self.window, causal=causal)
+            window = Window(self.window, causal=causal, centre=where)
             allowed, bias = (
                 None if x is None else in_window(x, window, *shape[2:]) for x in (allowed, bias)
             )
             return window, bias if allowed is None else mask_bias(allowed, bias, like.dtype)
+        if causal and where is not None:
+            order = torch.arange(shape[3], device=where.device) <= where[..., None]
+            allowed, causal = both(allowed, order.unsqueeze(-3)), False
         if self._appended:  # everything may attend to what is appended
             allowed = Dense(allowed, causal=causal).allowed(*_split(shape), like.device)
             allowed = None if allowed is None else F.pad(allowed, (0, self._appended), value=True)
@@ -354,6 +367,16 @@ _NESTED = (
     "and value, batch_first=True, no mask): pad it with .to_padded_tensor(0.0) and pass "
     "key_padding_mask"
 )
+
+
+def _places(padding: Tensor | None, queries: int, keys: int) -> Tensor | None:
+    """Where each query stands, `[B, Tq]`, if the last stands at the last key that is real."""
+    if padding is None or queries == keys or not keys:
+        return None
+    ignored = padding if padding.dtype == torch.bool else padding == -math.inf
+    steps = torch.arange(1, keys + 1, device=padding.device)
+    lengths = steps.masked_fill(ignored.view(-1, keys), 0).amax(-1)
+    return places(queries, keys, lengths)
 
 
 def _split(shape: tuple[int, int, int, int]) -> tuple[tuple[int, ...], int, int, int]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from attn_core import Dense, Window
+from attn_core import Dense, Edges, Window
 
 
 def check_key_mask(name: str, mask: Tensor, keys: Tensor) -> None:
@@ -51,6 +51,25 @@ def mask_bias(allowed: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tenso
     return torch.where(allowed, bias, -math.inf)
 
 
+def edge_bias(
+    edges: Edges,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    like: Tensor,
+) -> Tensor | None:
+    """A bias `[..., E, 1 or H]` that is -inf at the edges from keys that are not real."""
+    real = key_mask
+    if key_lengths is not None:
+        steps = torch.arange(edges.num_keys, device=like.device)
+        real = both(real, steps < key_lengths[..., None])
+    if real is None:
+        return bias
+    if bias is not None and bias.dim() == 1:
+        bias = bias.unsqueeze(-1)
+    return mask_bias(real.index_select(-1, edges.key_index).unsqueeze(-1), bias, like.dtype)
+
+
 def places(
     queries: int, keys: int, key_lengths: Tensor | None, query_lengths: Tensor | None = None
 ) -> Tensor | None:
@@ -60,9 +79,9 @@ def places(
     query_length`, all queries being real by default. As many queries as keys are the same steps,
     padding included, unless query_lengths says otherwise. None where that is `i + Tk - Tq`.
     """
-    if key_lengths is None or query_lengths is key_lengths:
+    if key_lengths is None:
         return None
-    if query_lengths is None and queries == keys:
+    if queries == keys and (query_lengths is None or query_lengths is key_lengths):
         return None
     first = key_lengths - (queries if query_lengths is None else query_lengths)
     return torch.arange(queries, device=first.device) + first[..., None]

@@ -8,14 +8,13 @@ come back, or call `matplotlib.pyplot.show`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from sequence_attn.plot_text import Labels, Writer, fit
+from attn_core.plotting import COLOURS, Labels, Writer, fit, plot_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,25 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["alignment_flow", "heatmap"]
 
-# Petroff (2021), "Accessible Color Sequences for Data Visualization": chosen to stay apart under
-# the common colour-vision deficiencies.
-_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-            "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
 _ROOM = 12.0, 10.0  # inches that the cells of a new figure may take, across and down
 _PITCH = 0.2  # inches from token to token that make every token legible
 _BAR = 0.18  # inches, the thickness of a colour bar
 _LOW = 1.4  # inches, too low for a colour bar to stand
-
-
-@contextmanager
-def _plot_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"drawing needs {error.name}: pip install 'gat-attention[plot]'",
-            name=error.name,
-        ) from error
 
 
 # `| Any`: the shape of weights decides between axes and array, which a type checker cannot see.
@@ -102,7 +86,7 @@ def heatmap(
         >>> [ax.get_title() for ax in heatmap(torch.rand(2, 3, 4).softmax(-1))]
         ['head 0', 'head 1']
     """
-    with _plot_extra():
+    with plot_extra():
         from matplotlib.colors import Normalize
 
     weight = _weights(weights)
@@ -198,7 +182,7 @@ def alignment_flow(
         >>> len(ax.collections[0].get_paths())
         2
     """
-    with _plot_extra():
+    with plot_extra():
         from matplotlib import colormaps, pyplot
         from matplotlib.collections import PathCollection
         from matplotlib.colors import to_rgba_array
@@ -236,8 +220,8 @@ def alignment_flow(
     weight = weight[lanes]
     lane, i, j = _strongest(weight, threshold, top)
     strength = weight[lane, i, j] / max(1.0, weight.max())
-    if heads <= len(_COLOURS):
-        colours = to_rgba_array(_COLOURS)[lanes]
+    if heads <= len(COLOURS):
+        colours = to_rgba_array(COLOURS)[lanes]
     else:
         colours = colormaps["turbo"](np.linspace(0.03, 0.97, heads))[lanes]
     colour = colours[lane]

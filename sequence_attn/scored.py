@@ -25,8 +25,9 @@ from attn_core import (
 )
 from attn_core import weights as attention_weights
 from attn_core.parameters import learned, named_normalizer, named_score, redraw, register, with_own
+from attn_core.registry import check_part
 from attn_core.scores import ACTIVATIONS
-from sequence_attn.checks import check_part, check_tokens
+from sequence_attn.checks import check_tokens
 
 
 class SequenceAttention(NamedTuple):
@@ -212,7 +213,10 @@ class ScoredAttention(nn.Module):
             raise ValueError(f"score {score!r} {needs} max_length; got max_length={max_length}")
         if isinstance(score, Score):
             return score
-        if score in ("dot", "scaled_dot", "cosine") and self.query_size != self.key_size:
+        if (
+            score in ("dot", "scaled_dot", "cosine", "trilinear")
+            and self.query_size != self.key_size
+        ):
             raise ValueError(
                 f"score {score!r} needs queries and keys of one width, but query_size is "
                 f"{self.query_size} and key_size {self.key_size}: use 'general', 'concat' or "
@@ -230,7 +234,7 @@ class ScoredAttention(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if name == "hidden_bias":
                 nn.init.zeros_(parameter)
-            elif not name.startswith(("normalizer_", "score_")):
+            elif parameter.dim() and not name.startswith(("normalizer_", "score_")):
                 bound = 1 / math.sqrt(parameter.shape[-1])
                 nn.init.uniform_(parameter, -bound, bound)
 

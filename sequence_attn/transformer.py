@@ -12,6 +12,7 @@ from attn_core import Dense, Support, Window
 from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
 from sequence_attn.pairs import check_key_mask, in_window, per_head
+from sequence_attn.shards import Split, refuse, split
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
 
 
@@ -116,6 +117,10 @@ class _Transformer(nn.Module):
         memory: dict[str, Any],
         need_weights: bool,
     ) -> tuple[Tensor, TransformerCache, tuple[LayerWeights, ...] | None]:
+        if (how := split()) is not None:
+            refuse(key_mask=key_mask, positions=positions, mask=mask, support=support)
+            refuse(cache=cached, memory=memory or None, return_attention_weights=need_weights)
+            return self._run_split(how, x, cache, lengths)
         here = everywhere = None
         if lengths is not None:
             check_lengths("lengths", lengths, x)
@@ -153,6 +158,23 @@ class _Transformer(nn.Module):
             x = x.masked_fill(padding(lengths, x), 0)
         after = cache._replace(layers=tuple(caches), positions=everywhere)
         return x, after, tuple(weights) if need_weights else None
+
+    def _run_split(
+        self, how: Split, x: Tensor, cache: TransformerCache, lengths: Tensor | None
+    ) -> tuple[Tensor, TransformerCache, None]:
+        """The same for some steps of sequences that are split along time."""
+        here = how.positions(x.shape[-2], x.device)
+        if self.positions is not None:
+            x = self.positions(x, positions=here)
+        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        itself: dict[str, Any] = {"causal": self.causal, "key_lengths": lengths}
+        itself["bias"] = self.relative_bias
+        for layer, past in zip(self._stack, cache.layers, strict=True):
+            x, _, _ = layer(x, past, itself, {})
+        x = self.norm(x)
+        if lengths is not None:
+            x = x.masked_fill((here >= lengths[..., None])[..., None], 0)
+        return x, cache, None
 
     def _places(
         self,

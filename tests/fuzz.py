@@ -32,7 +32,7 @@ from attn_core.backends import cpu
 Tensors = dict[str, Tensor]
 BACKENDS = "auto", "torch", "reference"
 DTYPES = torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16
-SCALES = 0.01, 0.3, 1.0, 1.0, 1.0, 3.0, 10.0, 100.0
+SCALES = 0.01, 0.3, 1.0, 1.0, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6
 WIDTHS = 1, 1, 2, 3, 4, 5, 8, 16, 17, 33
 SLACK, CHANGES = 16.0, 3  # how many times what the definition changes by, in how many trials
 
@@ -156,8 +156,7 @@ def _score(r: random.Random, given: Any, heads: int, width: int) -> tuple[str, A
         ("dot", "scaled", "cosine", "general", "tanh", "leaky_relu", "relu", "separable", "concat")
     )
     if name == "cosine":
-        given("temperature", times=0.0)
-        return name, lambda t: attn_core.Cosine(1 + t["temperature"])
+        return name, lambda t: attn_core.Cosine()
     if name == "general":
         given("matrix", heads, width, width, times=1 / width)
         return name, lambda t: attn_core.General(t["matrix"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def test_lower_bounds_are_what_the_oldest_environment_installs() -> None:
     )
     # Tools look at the code whatever it runs with; Lightning draws in all that torch asks for; the
     # tests of ONNX want the exporter of a newer torch
-    apart = {"import-linter", "mypy", "ruff", "lightning", "onnxruntime", "onnxscript"}
+    apart = {"import-linter", "mypy", "ruff", "scikit-build-core"}
+    apart |= {"lightning", "onnxruntime", "onnxscript"}
     for requirement in requirements():
         name, _, bound = requirement.partition(";")[0].partition(">=")
         if name not in apart:
@@ -98,25 +100,32 @@ def test_importing_draws_nothing_and_compiles_nothing() -> None:
     assert not {"matplotlib", "networkx", "sklearn", "huggingface_hub", "scipy"} & set(names)
 
 
-@pytest.fixture(scope="module")
-def metadata() -> object:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import metadata
-    finally:
-        sys.path.pop(0)
-    return metadata
+def built_metadata(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a package index reads: METADATA of a wheel, built in `folder` without its kernels."""
+    from scikit_build_core.build import build_wheel
+
+    monkeypatch.chdir(ROOT)
+    wheel = build_wheel(str(folder), {"wheel.cmake": "false", "wheel.py-api": "py3"})
+    info = f"gat_attention-{gat.__version__}.dist-info/METADATA"
+    return zipfile.ZipFile(folder / wheel).read(info).decode()
 
 
 def test_the_released_readme_shows_its_pictures_everywhere(
-    metadata: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GAT_REPOSITORY", "https://example.org/gat/")
-    told = metadata.dynamic_metadata({}, {})  # type: ignore[attr-defined]
-    text, tag = told["readme"]["text"], f"v{gat.__version__}"
+    text, tag = built_metadata(tmp_path, monkeypatch), f"v{gat.__version__}"
     assert f"](https://example.org/gat/raw/{tag}/docs/images/embedding.png)" in text
     assert f"](https://example.org/gat/blob/{tag}/CONTRIBUTING.md)" in text
     assert not re.findall(r"\]\((?!https?:|#)[^)]*\)", text)
-    assert told["urls"]["Repository"] == "https://example.org/gat"
-    monkeypatch.delenv("GAT_REPOSITORY")
-    assert metadata.dynamic_metadata({}, {})["urls"] == {}  # type: ignore[attr-defined]
+    for link in ("Repository, https://example.org/gat", "Issues, https://example.org/gat/issues"):
+        assert f"Project-URL: {link}\n" in text
+
+
+def test_a_package_built_elsewhere_names_no_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GAT_REPOSITORY", raising=False)
+    text = built_metadata(tmp_path, monkeypatch)
+    assert f"\nVersion: {gat.__version__}\n" in text and "\nProject-URL" not in text
+    assert (ROOT / "README.md").read_text(encoding="utf-8").strip() in text

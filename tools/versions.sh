@@ -2,53 +2,93 @@
 # The wheel with the oldest and the newest torch that it is for; `make wheel` and `make test-versions`
 # call this. tools/versions/*.txt name the releases.
 #
-#   tools/versions.sh wheel    build sdist and wheels to dist/, check them, compare golden numbers
+#   tools/versions.sh wheel    build sdist and wheels to dist/, check them, compare golden numbers, for
+#                              and with every Python that is here
+#   tools/versions.sh install  make the environments of `test`
 #   tools/versions.sh test     run the layers' tests, both versions at a time
 #
-# OLDEST_PYTHON, NEWEST_PYTHON: the Pythons to take, by release; PYTHON where these are not found.
+# OLDEST_PYTHON, NEWEST_PYTHON: the Pythons of `test`, by release; PYTHON where these are not found.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 home=build/versions
+tools=$home/tools/bin
+python=${PYTHON:-python3}
 declare -A wanted=([oldest]=${OLDEST_PYTHON:-3.10} [newest]=${NEWEST_PYTHON:-3.13})
 
-python_for() { # RELEASE: an interpreter of it, or PYTHON
+found() { # RELEASE: an interpreter of it
   local one
-  for one in "python$1" "$(pyenv prefix "$1" 2>/dev/null)/bin/python" "${PYTHON:-python3}"; do
-    "$one" -c '' 2>/dev/null && echo "$one" && return
+  for one in "python$1" "$(pyenv prefix "$1" 2>/dev/null)/bin/python"; do
+    "$one" -c 'import sys; print(sys.executable)' 2>/dev/null && return
   done
+  return 1
+}
+
+pip() { # ENVIRONMENT ...: its pip, without the constraints of a machine, which are not for here
+  PIP_CONSTRAINT=${constraints:-/dev/null} "$home/$1/bin/python" -m pip "${@:2}" -q
+}
+
+environment() { # NAME PYTHON TORCH ...: made anew, with that torch and what else there is to install
+  "$2" -m venv --clear "$home/$1"
+  # torch comes without what its CUDA builds ask for
+  pip "$1" install --no-deps "$3"
+  pip "$1" install "${@:4}" 2> >(grep -v -e 'torch .* requires' -e 'dependency resolver' >&2)
+  "$home/$1/bin/python" tools/cpu_torch.py
 }
 
 installed() { # NAME: its environment, made anew when its list of releases changes
-  local environment=$home/$1 list=tools/versions/$1.txt
-  cmp -s "$list" "$environment/.installed" && return
-  "$(python_for "${wanted[$1]}")" -m venv --clear "$environment"
-  # torch comes without what its CUDA builds ask for; the constraints of a machine are not for here
-  local pip=(env PIP_CONSTRAINT="$list" "$environment/bin/python" -m pip install -q)
-  "${pip[@]}" --no-deps "$(grep '^torch==' "$list")"
-  "${pip[@]}" -r <(grep -v '^torch==' "$list") 2> >(grep -v 'torch .* requires' >&2)
-  "$environment/bin/python" tools/cpu_torch.py
-  cp "$list" "$environment/.installed"
+  local constraints=tools/versions/$1.txt
+  cmp -s "$constraints" "$home/$1/.installed" && return
+  environment "$1" "$(found "${wanted[$1]}" || echo "$python")" \
+    "$(grep '^torch==' "$constraints")" -r <(grep -v '^torch==' "$constraints")
+  cp "$constraints" "$home/$1/.installed"
 }
 
-build() { # NAME FOLDER: a wheel for that environment's Python, kernels included, from an sdist
-  GAT_REQUIRE_KERNELS=1 "$home/$1/bin/python" -m pip wheel -q --no-deps -w "$2" "$sdist"
+install() { # ENVIRONMENT FOLDER: the wheel in the folder that suits it
+  pip "$1" install --no-deps --no-index --force-reinstall --find-links "$2" gat-attention
 }
 
-install() { # NAME FOLDER: the wheel in the folder that suits that environment
-  "$home/$1/bin/python" -m pip install -q --no-deps --no-index --force-reinstall \
-    --find-links "$2" gat-attention
-}
-
-live() { # NAME: which versions and kernels are at work there, which must be there
+live() { # ENVIRONMENT: which versions and kernels are at work there, which must be there
   (cd "$home" && GAT_REQUIRE_KERNELS=1 "$1/bin/python" -m attn_core.info)
 }
 
-make_sdist() {
-  python3 -m venv --clear "$home/tools"
-  "$home/tools/bin/python" -m pip install -q -r tools/versions/tools.txt
-  rm -rf dist
-  "$home/tools/bin/python" -m build -q --sdist
-  sdist=$(echo dist/*.tar.gz)
+build() { # sdist and wheels to dist/, checked, for the Pythons that are here
+  local release interpreter wheel
+  "$python" -m venv --clear "$home/tools"
+  pip tools install -r tools/versions/tools.txt
+  rm -rf dist "$home/linux"
+  "$tools/python" -m build -q --sdist
+  for release in 3.10 3.11 3.12; do # 3.12's serves all newer ones
+    interpreter=$(found $release) || { echo "No wheel for Python $release, which is not here"; continue; }
+    GAT_REQUIRE_KERNELS=1 "$tools/python" -m pip --python "$interpreter" wheel -q --no-deps \
+      -w "$home/linux" dist/*.tar.gz
+  done
+  # Windows goes without the kernels, which its compiler does not know how to compile
+  rm -rf "$home/pure"
+  pip tools wheel --no-deps -w "$home/pure" -C wheel.cmake=false -C wheel.py-api=py3 dist/*.tar.gz
+  "$tools/wheel" tags --remove --platform-tag win_amd64 "$home"/pure/*.whl && mv "$home"/pure/*.whl dist
+  # No library goes into the wheel: the threads are those of torch's own OpenMP
+  PATH=$PWD/$tools:$PATH "$tools/auditwheel" repair --wheel-dir dist "$home"/linux/*.whl
+  for wheel in dist/*.whl; do
+    if unzip -l "$wheel" | grep -E '\.libs/|libgomp'; then
+      echo "$wheel bundles a library" >&2
+      exit 1
+    fi
+  done
+  "$tools/twine" check --strict dist/*
+  "$tools/check-wheel-contents" dist/*.whl
+  "$tools/abi3audit" --strict --report dist/*abi3*.whl >/dev/null
+}
+
+golden() { # RELEASE LIST: the golden numbers in a clean environment of that Python
+  local interpreter pins relation='=='
+  interpreter=$(found "$1") || return 0
+  [[ $2 == newest ]] && relation='<=' # the newest that there is for an old Python
+  mapfile -t pins < <(sed -nE "s/^(torch|torch_geometric)==/\1$relation/p" "tools/versions/$2.txt")
+  environment golden "$interpreter" "${pins[@]}" \
+    numpy filelock fsspec jinja2 networkx setuptools sympy typing_extensions
+  install golden dist
+  live golden
+  (cd "$home" && golden/bin/python ../../tools/golden.py) >"$home/$1-$2.golden"
 }
 
 run_tests() { # NAME: the tests of the layers, where only the installed packages can be found
@@ -63,38 +103,30 @@ run_tests() { # NAME: the tests of the layers, where only the installed packages
 
 case ${1:-} in
   wheel)
-    make_sdist
-    bin=$home/tools/bin
-    for name in oldest newest; do
-      installed $name
-      build $name "$home/linux"
+    build
+    rm -f "$home"/*.golden
+    for release in 3.10 3.11 3.12 3.13 3.14; do
+      # torch's oldest release here knows no newer Python than 3.13
+      [[ $release == 3.14 ]] || golden $release oldest
+      golden $release newest
     done
-    # No library goes into the wheel: the threads are those of torch's own OpenMP
-    PATH=$PWD/$bin:$PATH "$bin/auditwheel" repair --wheel-dir dist "$home"/linux/*.whl
-    for wheel in dist/*.whl; do
-      if unzip -l "$wheel" | grep -E '\.libs/|libgomp'; then
-        echo "$wheel bundles a library" >&2
-        exit 1
-      fi
+    all=("$home"/*.golden)
+    for one in "${all[@]}"; do
+      diff "${all[0]}" "$one"
     done
-    "$bin/twine" check --strict dist/*
-    "$bin/check-wheel-contents" dist/*.whl
-    "$bin/abi3audit" --strict --report dist/*abi3*.whl >/dev/null
-    for name in oldest newest; do
-      install $name dist
-      live $name
-      (cd "$home" && "$name/bin/python" ../../tools/golden.py) >"$home/$name.golden"
-    done
-    diff "$home/oldest.golden" "$home/newest.golden"
-    echo "The same $(wc -l <"$home/newest.golden") golden numbers with both"
+    echo "The same $(wc -l <"$one") golden numbers in ${#all[@]} environments"
     ls -l dist
+    ;;
+  install)
+    installed oldest
+    installed newest
     ;;
   test)
     for name in oldest newest; do
       installed $name
-      sdist=.
       rm -rf "$home/$name-wheel"
-      build $name "$home/$name-wheel"
+      # A wheel for that Python, kernels included
+      GAT_REQUIRE_KERNELS=1 pip $name wheel --no-deps -w "$home/$name-wheel" .
       install $name "$home/$name-wheel"
       live $name
     done
@@ -107,7 +139,7 @@ case ${1:-} in
     exit $status
     ;;
   *)
-    sed -n '2,8s/^# \?//p' "$0"
+    sed -n '2,10s/^# \?//p' "$0"
     exit 2
     ;;
 esac

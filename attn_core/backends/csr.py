@@ -146,6 +146,10 @@ def backward(
     mean = (grad_output * output).sum(-1) - grad_log_sum_exp
     grad_logits -= mean.index_select(0, p.to_query)
     grad_logits *= weights
+    # A row's sum to that of its log-sum-exp. What they miss it by is the error of the mean, which
+    # is made of a rounded output: it counts where scores are large.
+    missed = _sums(grad_logits, p.edges.by_query.pointer) - grad_log_sum_exp
+    grad_logits.addcmul_(weights, missed.index_select(0, p.to_query), value=-1)
 
     grad_value = _to_keys(p, dropped, grad_output) if need_value else None
     grad_pair_value = None

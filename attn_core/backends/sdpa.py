@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from attn_core.call import Attended, Call
 from attn_core.normalizers import Softmax
 from attn_core.supports.dense import Dense
+from attn_core.transforms import is_autocast, nobody_watches
 
 
 def is_softmax(call: Call) -> bool:
@@ -101,15 +104,94 @@ def masked(
     elif mask is not None and not never_empty:
         empty = ~mask.any(-1, keepdim=True)
         mask = mask | empty
-    grouped = query.shape[-3] != key.shape[-3] or query.shape[-3] != value.shape[-3]
-    output = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        mask,
-        dropout,
-        is_causal=triangle,
-        scale=scale / temperature,
-        **({"enable_gqa": True} if grouped else {}),
-    )
+    heads, scale = query.shape[-3], scale / temperature
+    grouped = heads != key.shape[-3] or heads != value.shape[-3]
+    if _is_flash(query, key, value, mask, dropout, triangle):
+        if grouped:
+            key, value = (x.repeat_interleave(heads // x.shape[-3], -3) for x in (key, value))
+        output = _Flash.apply(query, key, value, mask, triangle, scale)
+    else:
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            mask,
+            dropout,
+            is_causal=triangle,
+            scale=scale,
+            **({"enable_gqa": True} if grouped else {}),
+        )
     return output if empty is None else output.masked_fill(empty, 0)
+
+
+def _is_flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, triangle: bool
+) -> bool:
+    """Whether torch takes its CPU kernel, whose gradients have no derivative, for gradients."""
+    return (
+        torch.is_grad_enabled()
+        and query.device.type == "cpu"
+        and query.dim() == 4
+        and (query.requires_grad or key.requires_grad or value.requires_grad)
+        and nobody_watches(query, key, value, mask)
+        and not is_autocast("cpu")
+        and torch._fused_sdp_choice(
+            query, key, value, mask, dropout, triangle, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        == SDPBackend.FLASH_ATTENTION.value
+    )
+
+
+class _Flash(torch.autograd.Function):
+    """Torch's kernel for CPUs, with gradients that can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        triangle: bool,
+        scale: float,
+    ) -> Tensor:
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, -math.inf).to(query.dtype)
+        output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, triangle, attn_mask=mask, scale=scale
+        )
+        ctx.save_for_backward(query, key, value, mask, output, log_sum_exp)
+        ctx.settings = triangle, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, output, log_sum_exp = ctx.saved_tensors
+        triangle, scale = ctx.settings
+        if torch.is_grad_enabled():
+            grads = _gradients(grad, query, key, value, mask, triangle, scale)
+        else:
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad, query, key, value, output, log_sum_exp, 0.0, triangle, attn_mask=mask,
+                scale=scale,
+            )  # fmt: skip
+        return *grads, None, None, None
+
+
+def _gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    triangle: bool,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """Gradients of query, key and value `[..., T, D]` by their formula."""
+    scores = query @ key.mT * scale  # [..., Tq, Tk]
+    if triangle:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    of_weights = grad @ value.mT
+    of_scores = weights * (of_weights - (weights * of_weights).sum(-1, keepdim=True)) * scale
+    return of_scores @ key, of_scores.mT @ query, weights.mT @ grad

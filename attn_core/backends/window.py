@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attn_core.backends import sdpa
 from attn_core.call import Attended, Call
+from attn_core.compat import is_exporting
 from attn_core.supports.window import Window
 
 BLOCK = 32  # queries; a larger block computes more pairs in vain, a smaller one reads keys anew
@@ -30,14 +31,14 @@ def serves(call: Call) -> bool:
     window = call.support
     return (
         isinstance(window, Window)
-        and window.centre is None
         and not call.need_weights
         and not call.need_log_sum_exp
         and call.query is not None
+        and window.lie_alike(call.query.shape[-3], call.num_keys)
         and sdpa.is_product(call)
         and (window.dilation == 1 or call.query.shape[-3] == call.num_keys)
         # How many blocks there are is a number of Python's, which an exported program cannot vary
-        and not torch.compiler.is_exporting()
+        and not is_exporting()
     )
 
 

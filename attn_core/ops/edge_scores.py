@@ -15,6 +15,7 @@ from torch import Tensor
 from attn_core.backends import csr, triton
 from attn_core.backends.cpu import pairs
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
+from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.ops.edge_attention import empty_gradients, logits, twice
 from attn_core.scores import Score
 
@@ -31,14 +32,16 @@ def scores(
     traced = torch.compiler.is_compiling()  # which may not know how many edges there are
     if not traced and edge_index.shape[1] * key.shape[1:].numel() <= SMALL:
         return None
-    kind, constant, vector = formula
+    kind, constant, vector = formula.of_heads(key.shape[1])
     rest: Any = *graph, False, kind, constant, 0.0, None, None
     p = Problem(query, key, key, vector, None, pair_key, None, *rest)
     found: Tensor = torch.ops.attn_core.edge_scores(*p.arguments)
     return found
 
 
-@torch.library.custom_op("attn_core::edge_scores", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
+@torch.library.custom_op(
+    "attn_core::edge_scores", mutates_args=(), **LOOKS_EDGES_UP, schema=f"({SCHEMA}) -> Tensor"
+)
 def edge_scores(*arguments: Any) -> Tensor:
     """Logits `[E, H]` of a `Problem` in the order of its edge_index, without the bias."""
     p = Problem(*arguments)
@@ -60,6 +63,7 @@ def _(*arguments: Any) -> Tensor:
 @torch.library.custom_op(
     "attn_core::edge_scores_backward",
     mutates_args=(),
+    **LOOKS_EDGES_UP,
     schema=f"(Tensor grad, bool[] needed, {SCHEMA}) -> ({', '.join(['Tensor'] * len(NAMES))})",
 )
 def edge_scores_backward(grad: Tensor, needed: list[bool], *arguments: Any) -> tuple[Tensor, ...]:

@@ -16,6 +16,23 @@ class Support:
     A support lays out the scores of its pairs, names the rows that a normaliser reduces, and
     carries the values back to the queries. `attend` needs nothing else of it, so that every score
     and every normaliser works over each.
+
+    Most sets of pairs need no class of their own: a mask is `Dense(mask=…)`, a list of pairs is
+    `Edges(…)`. One that has a name is a subclass of these, which makes the mask or the list; only
+    another layout of the scores, as `Window` has it, gives all the methods below.
+
+    >>> import torch
+    >>> from attn_core import Dense, Dot, weights
+    >>> class Chessboard(Dense):
+    ...     "A query hears from the keys of its own colour."
+    ...     def __init__(self, queries, keys):
+    ...         places = torch.arange(queries)[:, None] + torch.arange(keys)
+    ...         super().__init__(mask=places % 2 == 0)
+    >>> tokens = torch.zeros(3, 1, 8)  # [T, H, D]
+    >>> weights(tokens, tokens, score=Dot(), support=Chessboard(3, 3))  # [H, Tq, Tk]
+    tensor([[[0.5000, 0.0000, 0.5000],
+             [0.0000, 1.0000, 0.0000],
+             [0.5000, 0.0000, 0.5000]]])
     """
 
     def scores(
@@ -89,6 +106,15 @@ def check_lengths(lengths: Tensor, batch: tuple[int, ...], keys: int) -> None:
             f"lengths has the entry {low if low < 0 else high}; expected 0 to {keys}, the number "
             "of keys"
         )
+
+
+def first_place(queries: int, keys: int, lengths: Tensor | None) -> int | Tensor:
+    """Where among the keys the first query stands, if the last stands at the last real key.
+
+    Of each sequence, `[...]`, where lengths are given. As many queries as keys are the same steps,
+    padding included.
+    """
+    return keys - queries if lengths is None or queries == keys else lengths - queries
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ from attn_core.supports.base import (
     check_lengths,
     check_lengths_dtype,
     check_tokens,
+    first_place,
 )
 
 
@@ -29,7 +30,9 @@ class Dense(Support):
         lengths: integer, of the shape of the batch dimensions: how many keys of each sequence are
             real; those behind them get no weight. Default: all.
         causal: the last query sees every key, the one before all but the last, and so on: query i
-            sees the keys up to i + Tk - Tq. Default False.
+            sees the keys up to i + Tk - Tq; where lengths are given, up to i + length - Tq, so that
+            the last query stands at the last key of its own sequence (but as many queries as keys
+            are the same steps). Default False.
 
     Raises:
         TypeError: a mask that is not bool, lengths that are not integers.
@@ -79,8 +82,12 @@ class Dense(Support):
             allowed = real if allowed is None else allowed & real
         if self.causal:
             device = device if allowed is None else allowed.device
-            order = torch.ones(queries, keys, dtype=torch.bool, device=device)
-            order = order.tril(keys - queries)
+            first = first_place(queries, keys, self.lengths)
+            order: Tensor
+            if isinstance(first, Tensor):
+                order = self._relative(first[..., None, None, None], queries, keys, device) <= 0
+            else:
+                order = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(first)
             allowed = order if allowed is None else allowed & order
         return allowed
 
@@ -111,9 +118,21 @@ class Dense(Support):
     def relative_positions(
         self, queries: int, keys: int, device: torch.device | None = None
     ) -> Tensor:
-        """Position of the key minus position of the query, `[Tq, Tk]`; the last ones coincide."""
-        here = torch.arange(keys - queries, keys, device=device)
-        return torch.arange(keys, device=device) - here[:, None]
+        """Position of the key minus that of the query, `[Tq, Tk]`, or of each sequence.
+
+        The last ones coincide. `[..., Tq, Tk]` where lengths say which these are.
+        """
+        first = first_place(queries, keys, self.lengths)
+        if isinstance(first, Tensor):
+            first, device = first[..., None, None], first.device
+        return self._relative(first, queries, keys, device)
+
+    @staticmethod
+    def _relative(
+        first: int | Tensor, queries: int, keys: int, device: torch.device | None
+    ) -> Tensor:
+        here = torch.arange(queries, device=device)[:, None] + first
+        return torch.arange(keys, device=device) - here
 
     def scores(
         self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None

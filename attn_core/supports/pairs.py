@@ -14,6 +14,8 @@ from attn_core.supports.base import Support
 class Pairs(Support):
     """A list of pairs over which nodes `[N, H, D]` attend; per-pair tensors have a row for each.
 
+    `attend` takes nodes `[..., N, H, D]`, whose batch dimensions it hands on as more heads.
+
     Attributes:
         pairs: int64 `[2, E]`, keys and queries.
         num_keys, num_queries: Nk and Nq.
@@ -23,6 +25,11 @@ class Pairs(Support):
 
     pairs: Tensor
     exists: Tensor | None = None
+
+    @property
+    def pair_id(self) -> Tensor | None:
+        """The numbers by which dropout knows the pairs where `source_id` does not say them."""
+        return None
 
     @property
     def num_keys(self) -> int:
@@ -67,7 +74,8 @@ class Pairs(Support):
 
     def drop(self, weights: Tensor, p: float, seed: Tensor | None = None) -> Tensor:
         seed = draw_seed(weights.device) if seed is None else seed
-        return weights * dropout_scale(seed, self.source_id, weights.shape[-1], p).to(weights.dtype)
+        ids = self.source_id if self.pair_id is None else self.pair_id
+        return weights * dropout_scale(seed, ids, weights.shape[-1], p).to(weights.dtype)
 
     def aggregate(self, weights: Tensor, value: Tensor, pair_value: Tensor | None) -> Tensor:
         of_pair = value.index_select(0, self.key_index)  # [E, H, D]
@@ -144,7 +152,7 @@ def check_nodes(
     num_keys: int,
     device: torch.device,
 ) -> None:
-    """Raise unless query, key and value are node tensors `[N, H, D]` that fit the sizes."""
+    """Raise unless query, key and value are node tensors `[..., N, H, D]` that fit the sizes."""
     for name, tensor, num in (
         ("query", query, num_queries),
         ("key", key, num_keys),
@@ -152,9 +160,9 @@ def check_nodes(
     ):
         if tensor is None:
             continue
-        if tensor.dim() != 3 or tensor.shape[0] != num:
+        if tensor.dim() < 3 or tensor.shape[-3] != num:
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; over edges it must be [N, H, D] with "
+                f"{name} has shape {list(tensor.shape)}; over edges it must be [..., N, H, D] with "
                 f"N = {num}, the number of {'targets' if name == 'query' else 'sources'}"
             )
         if tensor.device != device:

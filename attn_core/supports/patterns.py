@@ -1,6 +1,7 @@
 """Patterns of restricted attention, each a support and a graph.
 
-In a pattern of this file a token sees others by their distance alone. `Pattern.allowed` is the
+In a pattern of this file a token sees others by their distance alone; grids, global tokens, random
+blocks and points in space stand in `layouts`, and are reached from here. `Pattern.allowed` is the
 definition; `support` and `edges` hold the same pairs, for kernels over sequences and over graphs.
 
 >>> local(1).allowed(torch.arange(4), torch.arange(4)).int()
@@ -25,7 +26,13 @@ from torch import Tensor
 from attn_core.supports.base import check_lengths_dtype
 from attn_core.supports.dense import Dense
 from attn_core.supports.edges import Edges
+from attn_core.supports.layouts import big_bird, nearest, neighborhood, with_global
 from attn_core.supports.window import Window
+
+__all__ = [
+    "Pattern", "atrous", "big_bird", "causal", "full", "local", "nearest", "neighborhood", "sparse",
+    "strided", "with_global",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -277,6 +284,18 @@ def causal() -> Pattern:
     tensor([-3, -2, -1,  0])
     """
     return Pattern(rate=1, causal=True)
+
+
+def full() -> Pattern:
+    """Every key: over several sequences, each its own block of pairs.
+
+    The lengths of a packed batch with `cu_seqlens` are `cu_seqlens.diff()`.
+
+    >>> full().edges(torch.tensor([0, 2, 3]).diff()).edge_index
+    tensor([[0, 1, 0, 1, 2],
+            [0, 0, 1, 1, 2]])
+    """
+    return Pattern(rate=1)
 
 
 def _check_number(name: str, number: int, lowest: int) -> None:

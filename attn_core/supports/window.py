@@ -10,7 +10,13 @@ from torch import Tensor
 
 from attn_core.rows import DenseRows, Rows
 from attn_core.scores import Score
-from attn_core.supports.base import Support, check_lengths, check_lengths_dtype, check_tokens
+from attn_core.supports.base import (
+    Support,
+    check_lengths,
+    check_lengths_dtype,
+    check_tokens,
+    first_place,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +32,11 @@ class Window(Support):
         dilation: the length of a step in positions. Default 1.
         causal: keys up to the centre only. Default False.
         centre: the position `[..., Tq]` at which each query looks. One in floating point, such as
-            a predicted one, has the positions p with |p - centre| ≤ radius · dilation in its
+            a predicted one, has the positions p with `|p - centre| ≤ radius · dilation` in its
             window. Default: query i looks at i + Tk - Tq, so that the last looks at the last key.
         lengths: integers, of the shape of the batch dimensions: how many keys of each sequence
-            are real. Default: all.
+            are real. Without a centre the last query then looks at the last of these, query i at
+            i + length - Tq (but as many queries as keys are the same steps). Default: all.
 
     Raises:
         ValueError: a radius below 0, a dilation below 1.
@@ -90,11 +97,8 @@ class Window(Support):
         Returns:
             int64 and bool, `[Tq, W]`, with the batch dimensions of centre and lengths before.
         """
-        if self.centre is None:
-            centre = torch.arange(queries, device=device) + (keys - queries)
-        else:
-            centre = self.centre
-        centre = centre[..., None]
+        centre = self.centre
+        centre = (self._here(queries, keys, device) if centre is None else centre)[..., None]
         first = centre - self.reach
         first = first.ceil().long() if first.is_floating_point() else first.long()
         steps = torch.arange(self.width, device=first.device)
@@ -111,8 +115,19 @@ class Window(Support):
     ) -> Tensor:
         """Position of the key minus position of the query for each pair, int64 `[..., Tq, W]`."""
         positions, _ = self.positions(queries, keys, device)
-        here = torch.arange(queries, device=positions.device) + (keys - queries)
-        return positions - here[:, None]
+        return positions - self._here(queries, keys, positions.device)[..., None]
+
+    def lie_alike(self, queries: int, keys: int) -> bool:
+        """Whether the windows of all sequences lie one step after the other, at the same places."""
+        first = first_place(queries, keys, self.lengths)
+        return self.centre is None and not isinstance(first, Tensor)
+
+    def _here(self, queries: int, keys: int, device: torch.device | None) -> Tensor:
+        """Where the queries stand, `[Tq]`, or `[..., Tq]` in each sequence."""
+        first = first_place(queries, keys, self.lengths)
+        if isinstance(first, Tensor):
+            first, device = first[..., None], first.device
+        return torch.arange(queries, device=device) + first
 
     def check(self, query: Tensor | None, key: Tensor, value: Tensor) -> None:
         check_tokens(query, key, value, centre=self.centre, lengths=self.lengths)
@@ -156,12 +171,13 @@ class Window(Support):
     def read(self, tokens: Tensor, queries: int) -> Tensor:
         """What each query sees of `[..., Tk, H, D]`: `[..., Tq, W, H, D]`.
 
-        Without a centre this is a view. Positions that do not exist hold zeros or other tokens.
+        Where all windows lie alike this is a view. Positions that do not exist hold zeros or other
+        tokens.
         """
         keys = tokens.shape[-3]
         if not keys or not queries:  # there is nothing to gather, nor to cut windows from
             return tokens.new_zeros(*tokens.shape[:-3], queries, self.width, *tokens.shape[-2:])
-        if self.centre is None:
+        if self.lie_alike(queries, keys):
             after = 0 if self.causal else self.reach
             padded = F.pad(tokens, (0, 0, 0, 0, self.reach - (keys - queries), after))
             span = (self.width - 1) * self.dilation + 1

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from datasets import VocabularyError
+from examples.shared.errors import UserError
 
 try:
     import fcntl
@@ -28,10 +26,6 @@ except ImportError:  # Windows, where nothing can remove a file that is open: it
 CHECKPOINT_FORMAT = 1
 # What `write_atomically` writes to: a name that nobody else gives to a file
 _TEMPORARY = re.compile(r"\..+\.part-\d+(\.\w+)?|\.checkpoint-\d+\.pt")
-
-
-class UserError(Exception):
-    """Something that the person at the keyboard can mend; the message says how."""
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -44,16 +38,24 @@ def _lock(file: IO[bytes]) -> bool:
     return fcntl is not None
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then puts it in place in one step.
 
     Args:
-        path: the file to write. Whatever happens, it holds the old content or the new.
+        path: the file to write. Whatever happens, it holds the old content or the new. Of several
+            processes the first one writes.
         write: called with the path of the temporary file, which has the ending of `path`.
 
     Raises:
         UserError: the file cannot be written (full disk, no permission).
     """
+    if not is_first_process():
+        return
     temporary = path.with_name(f".{path.stem}.part-{os.getpid()}{path.suffix}")
     try:
         with open(temporary, "ab") as guard:
@@ -62,7 +64,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
         os.replace(temporary, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save: RuntimeError when full
+    except (OSError, RuntimeError) as error:  # torch.save: RuntimeError when full
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"cannot write {path}: {reason}; free the way or choose another folder"
@@ -87,7 +89,7 @@ def remove(*paths: Path) -> None:
     Raises:
         UserError: one of them cannot be removed.
     """
-    for path in paths:
+    for path in paths if is_first_process() else ():
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -137,6 +139,8 @@ def prepare_folder(folder: Path) -> None:
     """Creates `folder`, sweeps it, and proves that files can be written there, before any work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not is_first_process():
+            return  # the first one may be writing
         sweep(folder)
     except OSError as error:
         raise UserError(
@@ -149,6 +153,8 @@ def prepare_folder(folder: Path) -> None:
 
 def save_model(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json; the second names the first by its sha256."""
+    from safetensors.torch import save  # here, for benchmarks write files too and do without it
+
     content = save(weights)  # safetensors' own save_file makes files that only their owner can read
     write_atomically(folder / "model.safetensors", lambda temporary: temporary.write_bytes(content))
     digest = hashlib.sha256(content).hexdigest()
@@ -162,6 +168,11 @@ def saved_model(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor
     Raises:
         UserError: a file is missing or damaged, or weights and config do not belong together.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from datasets import VocabularyError
+
     paths = folder / "config.json", folder / "model.safetensors"
     try:
         config = json.loads(paths[0].read_text(encoding="utf-8"))

@@ -11,11 +11,9 @@ from torch_geometric.data import Batch, Data
 
 from datasets import PPIGraphs, digits_graph, from_files, karate_club, planetoid, ppi
 from examples.shared.files import UserError
-from examples.shared.options import SEED, Parser
 
-SPARSE_BELOW = 0.25  # the share of features that are not zero
 SPLITS = ("train", "val", "test")
-DATASETS = ("digits", "karate", "cora", "citeseer", "pubmed", "ppi")
+SPARSE_BELOW = 0.25  # the share of features that are not zero
 # Options that only some graphs understand; the public splits are what they are.
 _OPTIONS = {
     "neighbours": ("digits",),
@@ -23,20 +21,6 @@ _OPTIONS = {
     "split_seed": ("digits", "karate", "files"),
     "directed": ("files",),
 }
-
-
-def add_graph_options(parser: Parser) -> None:
-    """Adds the options that `load_graph` understands."""
-    add = parser.group("graph")
-    add("--dataset", choices=DATASETS, help="default: digits, unless --edges is given")
-    add("--edges", metavar="CSV", help="your own graph: columns source, target")
-    add("--features", metavar="FILE", help="csv with a column node, or npz; default: one-hot")
-    add("--labels", metavar="CSV", help="columns node, label and perhaps split")
-    add("--directed", action="store_true", default=None, help="keep the edges of --edges as listed")
-    add("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
-    add("--labels-per-class", type=int, metavar="N",
-        help="to train on, of each class; default: digits 5, karate 1, your own 20")  # fmt: skip
-    add("--split-seed", type=SEED, metavar="S", help="of the split, where it is drawn; default: 0")
 
 
 def load_graph(args: argparse.Namespace) -> Data:
@@ -99,6 +83,8 @@ def joined(graphs: PPIGraphs) -> Data:
 
 def with_sparse_features(data: Data) -> Data:
     """The same graph; features that are mostly zero become a `torch.sparse_csr` matrix."""
+    if data.x.layout == torch.sparse_csr:
+        return data
     if data.x.count_nonzero() < SPARSE_BELOW * data.x.numel():
         data.x = data.x.to_sparse_csr()
     return data
@@ -156,6 +142,43 @@ def fingerprint(data: Data) -> str:
         for part in parts:
             digest.update(part.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def doubts(data: Data) -> list[str]:
+    """What makes it unlikely that a training on this graph comes to anything, in words."""
+    found = []
+    labelled, names = data.y[data.y >= 0] if data.y.dim() == 1 else data.y, data.class_names
+    if not is_multi_label(data):
+        if len(names) == 1:
+            found.append(f"there is one class alone, {names[0]!r}: nothing can be told apart")
+        elif len(names) > max(10, len(labelled) / 2):
+            found.append(
+                f"{len(names)} labels for {len(labelled)} nodes: is this a regression? Each label"
+                " is learned as a class of its own; put numbers into a few ranges"
+            )
+    x = data.x.to_dense() if data.x.layout != torch.strided else data.x
+    sizes = x.abs().amax(dim=0)
+    sizes = sizes[sizes > 0]
+    if len(sizes) and sizes.max() > 100 * sizes.min() and sizes.max() > 10:
+        found.append(
+            f"the features are not on one scale: the largest of a column is from {sizes.min():.2g}"
+            f" to {sizes.max():.2g}; try --standardise"
+        )
+    return found
+
+
+def standardise(data: Data, scale: dict[str, list[float]] | None = None) -> dict[str, list[float]]:
+    """Gives every feature the mean 0 and the deviation 1 over the nodes, or takes another scale.
+
+    Returns the scale, to do the same with another graph.
+    """
+    x = data.x.to_dense()
+    if scale is None:
+        deviation = x.std(dim=0, correction=0)
+        deviation[deviation == 0] = 1.0  # a column that is the same everywhere becomes 0
+        scale = {"mean": x.mean(dim=0).tolist(), "deviation": deviation.tolist()}
+    data.x = (x - torch.tensor(scale["mean"])) / torch.tensor(scale["deviation"])
+    return scale
 
 
 def describe(data: Data) -> str:

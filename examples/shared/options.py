@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
-from examples.shared.files import UserError
+from examples.shared.errors import UserError
 
 T = TypeVar("T")
 
@@ -39,6 +41,16 @@ NATURAL, COUNT, FACTOR = at_least(0), at_least(1), number(float, 0)
 SHARE = number(float, 0, below=1)
 RATE = number(float, 0, below=1000)
 SEED = number(int, 0, below=2**31)  # every generator takes such a seed, and those of further runs
+
+
+def existing_file(text: str) -> str:
+    """A type for argparse: the path of a file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"cannot be read, for there is no file {text!r}")
+    return text
+
+
+GRAPHS = ("digits", "karate", "cora", "citeseer", "pubmed", "ppi")  # that have a name
 # For the fields of settings, see `Parser.add_settings`
 Natural = Annotated[int, NATURAL]
 Count = Annotated[int, COUNT]
@@ -108,6 +120,52 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class Commands:
+    """A program's commands, of which the command line names one before its options.
+
+    Args:
+        program: its name.
+        parsers: of each command, made when it is named.
+        default: the command where none is named. Default: one must be.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        parsers: Mapping[str, Callable[[], Parser]],
+        default: str | None = None,
+    ) -> None:
+        self.name, self.parsers, self.default = f"python -m examples.{program}", parsers, default
+
+    def parse_args(self, words: Sequence[str] | None = None) -> argparse.Namespace:
+        """The options; `command` says of which command."""
+        words = list(sys.argv[1:] if words is None else words)
+        if self.default is None and words[:1] in ([], ["-h"], ["--help"]):
+            print(f"usage: {self.name} {{{','.join(self.parsers)}}} …\n")
+            for name, parser in self.parsers.items():
+                print(f"  {name:12}{parser().description}")
+            print(f"\nEach explains its options: {self.name} {next(iter(self.parsers))} --help")
+            raise SystemExit(0 if words else 2)
+        command = self.default
+        if words and words[0] in self.parsers:
+            command = words.pop(0)
+        if command is None:
+            raise UserError(f"{words[0]!r} is none of {', '.join(self.parsers)}; begin with one")
+        return self.parsers[command]().parse_args(words, argparse.Namespace(command=command))
+
+
+def answer_first(parser: Callable[[], Parser | Commands]) -> None:
+    """Ends the program at once if its command line asks for help or makes no sense.
+
+    Programs call this before they import torch, which takes seconds.
+    """
+    try:
+        parser().parse_args()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def pick(args: argparse.Namespace, kind: type[T], /, **others: Any) -> T:
     """The settings of a kind that the options name; `others` are no options."""
     given = {name: getattr(args, name, None) for name in get_type_hints(kind)} | others
@@ -130,3 +188,38 @@ def fill_in(
     for option, value in defaults[kind].items():
         if getattr(args, option) is None:
             setattr(args, option, value)
+
+
+def add_run_options(add: Callable[..., Any], out: str, runs: int, seed: str = "first run") -> None:
+    """Adds --runs, --seed, --out and --restart."""
+    add("--runs", type=COUNT, default=runs, help=f"each from another seed; default: {runs}")
+    add("--seed", type=SEED, default=0, help=f"of the {seed}")
+    add("--out", metavar="DIR", default=f"runs/{out}", help=f"default: runs/{out}")
+    add("--restart", action="store_true", help="give up the trainings in --out, if any are left")
+
+
+def add_model_option(parser: Parser, models: Iterable[str]) -> None:
+    """Adds --models."""
+    parser.group("what is compared")(
+        "--models", nargs="+", choices=models, default=list(models), metavar="MODEL",
+        help=f"of {', '.join(models)}; default: all",
+    )  # fmt: skip
+
+
+def add_graph_options(parser: Parser) -> None:
+    """Adds the options that `examples.shared.graphs.load_graph` understands."""
+    add = parser.group("graph")
+    add("--dataset", choices=GRAPHS, help="default: digits, unless --edges is given")
+    add("--edges", type=existing_file, metavar="CSV",
+        help="your own graph: columns source, target (or src, dst, …, or no header); numbers in"
+        " further columns are features of the edges")  # fmt: skip
+    add("--features", type=existing_file, metavar="FILE",
+        help="csv with a column node and numbers; npz with arrays x and perhaps node, or of"
+        " scipy.sparse.save_npz; libsvm (.svm); default: one-hot")  # fmt: skip
+    add("--labels", type=existing_file, metavar="CSV",
+        help="columns node, label and perhaps split: train, val, test or empty")  # fmt: skip
+    add("--directed", action="store_true", default=None, help="keep the edges of --edges as listed")
+    add("--neighbours", type=int, metavar="K", help="of each digit; default: 20")
+    add("--labels-per-class", type=int, metavar="N",
+        help="to train on, of each class; default: digits 5, karate 1, your own 20")  # fmt: skip
+    add("--split-seed", type=SEED, metavar="S", help="of the split, where it is drawn; default: 0")

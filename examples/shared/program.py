@@ -113,6 +113,21 @@ def progress_bar(
     )  # fmt: skip
 
 
+def remaining(done: int, total: int, seconds: float) -> str:
+    """How long an epoch takes, and how long those that are left will, as of `done` of them.
+
+    >>> remaining(2, 10, 30), remaining(10, 10, 1500)
+    ('15 s an epoch, 2 min left', '2.5 min an epoch')
+    """
+
+    def words(seconds: float) -> str:
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.2g} min"
+
+    each = seconds / max(1, done)
+    left = f", {words(each * (total - done))} left" if done < total else ""
+    return f"{words(each)} an epoch{left}"
+
+
 def versions(*packages: str) -> dict[str, str]:
     """What a result was made with: python, and some packages."""
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

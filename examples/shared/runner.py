@@ -20,7 +20,6 @@ from examples.shared.files import (
     save_checkpoint,
     write_json,
 )
-from examples.shared.options import COUNT, SEED, Parser
 from examples.shared.program import SIGNALS, progress_bar
 from examples.shared.trainer import WEIGHTS, load_weights, own_weights
 
@@ -44,22 +43,6 @@ class Found(NamedTuple):
     results: Results
     models: dict[str, Any]
     complete: bool
-
-
-def add_run_options(add: Callable[..., Any], out: str, runs: int, seed: str = "first run") -> None:
-    """Adds --runs, --seed, --out and --restart."""
-    add("--runs", type=COUNT, default=runs, help=f"each from another seed; default: {runs}")
-    add("--seed", type=SEED, default=0, help=f"of the {seed}")
-    add("--out", metavar="DIR", default=f"runs/{out}", help=f"default: runs/{out}")
-    add("--restart", action="store_true", help="give up the trainings in --out, if any are left")
-
-
-def add_model_option(parser: Parser, models: Mapping[str, Any]) -> None:
-    """Adds --models."""
-    parser.group("what is compared")(
-        "--models", nargs="+", choices=models, default=list(models), metavar="MODEL",
-        help=f"of {', '.join(models)}; default: all",
-    )  # fmt: skip
 
 
 def run_all(

@@ -80,14 +80,18 @@ class AGNNConv(AttentionConv):
         if not isinstance(x, Tensor):
             raise TypeError(f"x is a {type(x).__name__}; AGNNConv expects a tensor [N, channels]")
         check_features(type(self).__name__, "x", x)
-        support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
+        x, first = self._sources(x, edge_index)
+        targets = x.shape[0] if first is None else first
+        support = self._support(edge_index, x, targets, self.add_self_loops)
         unit = _unit(x)
         if not self._is_fused():
             pairs, _ = pairs_of(support)
+            both, norms = (x, unit) if first is None else ((x, x[:first]), (unit, unit[:first]))
             # propagate_type: (x: Tensor, x_norm: Tensor)
-            out = self.propagate(pairs, x=x, x_norm=unit)
+            out = self.propagate(pairs, x=both, x_norm=norms)
             return out.to(torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype)
-        query, key, value = (self.beta * unit).unsqueeze(1), unit.unsqueeze(1), x.unsqueeze(1)
+        query = (self.beta * unit[:first]).unsqueeze(1)
+        key, value = unit.unsqueeze(1), x.unsqueeze(1)
         return attend(query, key, value, score=Dot(), support=support).output.squeeze(1)
 
     def attention(self, x: Tensor, edge_index: Any, nodes: Tensor | None = None) -> EdgeAttention:
@@ -98,12 +102,14 @@ class AGNNConv(AttentionConv):
             nodes: integers `[n]`, or bool `[N]`. Default: all.
         """
         check_features(type(self).__name__, "x", x)
-        support = self._support(edge_index, x, x.shape[0], self.add_self_loops)
+        x, first = self._sources(x, edge_index)
+        targets = x.shape[0] if first is None else first
+        support = self._support(edge_index, x, targets, self.add_self_loops)
         unit = _unit(x).unsqueeze(1)
         edges = support.resolve() if isinstance(support, PendingEdges) else support
         if turned := self.flow == "target_to_source":  # row 0 names who attends
             edges = Edges(edges.pairs.flip(0), edges.num_queries, edges.num_keys)
-        found = weights(self.beta * unit, unit, score=Dot(), support=edges, queries=nodes)
+        found = weights(self.beta * unit[:first], unit, score=Dot(), support=edges, queries=nodes)
         pairs = pairs_of_chosen(edges, True if nodes is None else nodes)
         assert pairs is not None
         return EdgeAttention(pairs.flip(0) if turned else pairs, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ _HOOKS = tuple(
     for step in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
     for when in ("pre_", "")
 )
-_STEPS = frozenset(("message", "edge_update", "aggregate", "update", "message_and_aggregate"))
+_STEPS = "message", "edge_update", "aggregate", "update", "message_and_aggregate"
 
 
 class AttentionConv(MessagePassing):
@@ -35,6 +35,9 @@ class AttentionConv(MessagePassing):
     layer runs through it only when somebody watches or changes these steps; otherwise it calls
     `attn_core.attend` on its nodes and edges.
     """
+
+    _own_steps: ClassVar[tuple[str, ...]] = ()
+    """Methods of the layer's own that its messages call, which a subclass may replace."""
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
         """Generate `propagate` for the class, as torch_geometric does."""
@@ -72,13 +75,30 @@ class AttentionConv(MessagePassing):
             and not self.explain
             and self.decomposed_layers == 1
             and not any(map(own.get, _HOOKS))
-            and _STEPS.isdisjoint(own)
+            and not any(map(own.get, _STEPS + self._own_steps))
             and _are_own(type(self))
         )
 
     def _has_own(self, step: str) -> bool:
         """Whether a step of message passing is the layer's, replaced in no subclass or instance."""
         return _is_own(type(self), step) and step not in self.__dict__
+
+    def _sources(self, x: Any, edge_index: Any) -> tuple[Any, int | None]:
+        """The features of all sources, and how many of them, the first ones, are the targets.
+
+        None: x says by itself who they are. Else edge_index is Edges with fewer targets than
+        sources, and x one tensor: the sources of a block, or the nodes of a part of a graph.
+        """
+        if not (isinstance(edge_index, Edges) and isinstance(x, Tensor)):
+            return x, None
+        x, targets = edge_index.all_sources(x), edge_index.num_queries
+        first = targets < edge_index.num_keys == x.shape[0] and self.flow == "source_to_target"
+        if first and x.layout != torch.strided:
+            raise TypeError(
+                f"x has layout {x.layout}, and its first {targets} rows are the targets of Edges: "
+                "make it dense with x.to_dense()"
+            )
+        return x, targets if first else None
 
     def _support(
         self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
@@ -94,7 +114,7 @@ class AttentionConv(MessagePassing):
             sizes = num_targets, x.shape[0]
         if isinstance(edge_index, Edges):
             _check_sizes(edge_index, *sizes)
-            if not self_loops or edge_index.given is not edge_index:
+            if not self_loops or edge_index.adds_loops:
                 return edge_index
             if torch.compiler.is_compiling():  # the op finds these Edges by the pairs they own
                 return PendingEdges(edge_index.pairs, *sizes, self_loops=True)
@@ -245,20 +265,24 @@ def _is_own(cls: type, step: str) -> bool:
     return next(c for c in cls.__mro__ if step in c.__dict__) in _TRUSTED
 
 
-# torch 2.7: Dynamo looks into a class's __dict__.
-@torch.compiler.assume_constant_result
 @functools.cache  # a class is looked through once: its steps are what they were when it was made
-def _are_own(cls: Any) -> bool:
-    """Whether all steps are ours, and no subclass has a `propagate` but its generated one."""
+def _seen_own(cls: Any) -> bool:
     first = next(c for c in cls.__mro__ if "propagate" in c.__dict__)
     made, before = (first.__dict__.get(f"_{kind}_propagate") for kind in ("jinja", "orig"))
     generated = first is MessagePassing or made is not before
-    return generated and all(_is_own(cls, step) for step in _STEPS)
+    return generated and all(_is_own(cls, step) for step in _STEPS + cls._own_steps)
+
+
+# torch 2.7: Dynamo looks into a class's __dict__. (It looks past functools.cache, hence two.)
+@torch.compiler.assume_constant_result
+def _are_own(cls: Any) -> bool:
+    """Whether all steps are ours, and no subclass has a `propagate` but its generated one."""
+    return _seen_own(cls)
 
 
 def trusted(layer: type[AttentionConv]) -> type[AttentionConv]:
-    """Class decorator: what this layer defines is what its fused path computes."""
-    _TRUSTED.add(layer)
+    """Class decorator: what this layer defines or inherits is what its fused path computes."""
+    _TRUSTED.update(layer.__mro__)
     return layer
 
 

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Separable, attend, scatter_softmax
+from attn_core.scores import Formula
 from gat.conv.base import (
     check_features,
     is_autocast,
@@ -155,10 +156,13 @@ class GATConv(ProjectingConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
-        h_src, h_dst, residual = self._project(x)
+        x, first = self._sources(x, edge_index)
+        h_src, h_dst, residual = self._project(x, first)
+        of_scores = h_src, h_dst
+        if first is not None and h_dst is not None:
+            h_dst = h_dst[:first]
         known = None if h_dst is not None else targets_of(edge_index)
         num_targets = _num_targets(size, h_src, h_dst, known)
-        alpha_src, alpha_dst = self._node_scores(x, h_src, h_dst)
         support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
         edge_attr = self._edge_features(edge_attr, edge_index, h_src)
         if edge_attr is not None:
@@ -166,11 +170,22 @@ class GATConv(ProjectingConv):
 
         need_weights = self.weights_for(return_attention_weights)
         fused = self._is_fused()
+        if fused and need_weights is False and h_dst is h_src and self._hands_all_on():
+            out = self._in_one_step(
+                None, None, h_src, Formula("leaky_relu", self.negative_slope, None), support,
+                self.bias if residual is None else residual, ends=(self.att_dst, self.att_src),
+                pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
+            )  # fmt: skip
+            if out is not None:
+                return out if residual is None or self.bias is None else out + self.bias
+        alpha_src, alpha_dst = self._node_scores(x, *of_scores)
+        if first is not None and alpha_dst is not None:
+            alpha_dst = alpha_dst[:first]
         if fused:
             out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),
                 alpha_src.unsqueeze(-1),
-                self._drop_values(h_src),
+                self._drop_values(h_src, edge_index),
                 score=Separable(activation="leaky_relu", negative_slope=self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
@@ -194,9 +209,9 @@ class GATConv(ProjectingConv):
         return out, weights_like_input(edge_index, support, pairs, weights.to(h_src.dtype))
 
     def _project(
-        self, x: Tensor | tuple[Tensor, Tensor | None]
+        self, x: Tensor | tuple[Tensor, Tensor | None], first: int | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Sources and targets as `[N, H, C]`, and the residual of the targets."""
+        """Sources and targets as `[N, H, C]`, and the residual of the (first) targets."""
         if not isinstance(x, Tensor) and not (isinstance(x, (tuple, list)) and len(x) == 2):
             raise TypeError(
                 f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
@@ -210,7 +225,9 @@ class GATConv(ProjectingConv):
         check_features(layer, name, x_src, lin_src)
         if x_dst is not None and not (x_dst is x_src and lin_dst is lin_src):
             check_features(layer, "x[1]", x_dst, lin_dst)
-        residual = self.res(x_dst) if self.res is not None and x_dst is not None else None
+        residual = None
+        if self.res is not None and x_dst is not None:
+            residual = self.res(x_dst if first is None else x_dst[:first])
         shape = (-1, self.heads, self.out_channels)
         h_src = lin_src(x_src).view(shape)
         if x_dst is x_src and lin_dst is lin_src:

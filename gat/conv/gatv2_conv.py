@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Additive, attend, scatter_softmax
+from attn_core.scores import Formula
 from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
 from gat.sparse import Linear
@@ -131,7 +132,8 @@ class GATv2Conv(ProjectingConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
-        h_l, h_r, residual = self._project(x)
+        x, first = self._sources(x, edge_index)
+        h_l, h_r, residual = self._project(x, first)
         support = self._support(edge_index, h_l, h_r.shape[0], self.add_self_loops)
         edge_attr = self._edge_features(edge_attr, edge_index, h_l)
         if edge_attr is not None:
@@ -139,11 +141,20 @@ class GATv2Conv(ProjectingConv):
 
         need_weights = self.weights_for(return_attention_weights)
         fused = self._is_fused()
+        if fused and need_weights is False:
+            score = Formula("leaky_relu", self.negative_slope, self.att.squeeze(0))
+            out = self._in_one_step(
+                h_r, h_l, self._drop_values(h_l, edge_index), score, support,
+                self.bias if residual is None else residual,
+                pair_key=None if edge_attr is None else self._project_edges(edge_attr),
+            )  # fmt: skip
+            if out is not None:
+                return out if residual is None or self.bias is None else out + self.bias
         if fused:
             out, weights, _ = attend(
                 h_r,
                 h_l,
-                self._drop_values(h_l),
+                self._drop_values(h_l, edge_index),
                 score=Additive(self.att.squeeze(0), "leaky_relu", self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._project_edges(edge_attr),
@@ -162,15 +173,19 @@ class GATv2Conv(ProjectingConv):
         assert pairs is not None and weights is not None
         return out, weights_like_input(edge_index, support, pairs, weights.to(h_l.dtype))
 
-    def _project(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _project(
+        self, x: Tensor | tuple[Tensor, Tensor], first: int | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sources and targets as `[N, H, C]`, and the residual of the targets."""
         # As in torch_geometric, a pair of features does not share its results, only the weights
         shared = self.share_weights and isinstance(x, Tensor)
-        x_l, x_r = both_sides(type(self).__name__, x, (self.lin_l, self.lin_r))
+        x_l, x_r = both_sides(type(self).__name__, x, (self.lin_l, self.lin_r), first)
         residual = None if self.res is None else self.res(x_r)
         shape = (-1, self.heads, self.out_channels)
         h_l = self.lin_l(x_l).view(shape)
-        return h_l, h_l if shared else self.lin_r(x_r).view(shape), residual
+        if not shared:
+            return h_l, self.lin_r(x_r).view(shape), residual
+        return h_l, h_l if first is None else h_l[:first], residual
 
     def _pass_messages(
         self, pairs: Tensor, x: tuple[Tensor, Tensor], edge_attr: Tensor | None

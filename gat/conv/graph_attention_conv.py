@@ -281,12 +281,15 @@ class GraphAttentionConv(ProjectingConv):
     def _parts(
         self, x: Tensor | tuple[Tensor, Tensor], edge_index: Any, edge_attr: Tensor | None
     ) -> _Parts:
-        x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query))
+        x, first = self._sources(x, edge_index)
+        shared = self.share_weights and isinstance(x, Tensor)
+        x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
         residual = None if self.res is None else self.res(x_dst)
         shape = (-1, self.heads, self.out_channels)
         key = self.lin_key(x_src).view(shape)
-        shared = self.share_weights and x_src is x_dst
-        query = key if shared else self.lin_query(x_dst).view(shape)
+        query = key if first is None else key[:first]
+        if not shared:
+            query = self.lin_query(x_dst).view(shape)
         value = key if self.lin_value is None else self.lin_value(x_src).view(shape)
         support = self._support(edge_index, key, query.shape[0], self.add_self_loops)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
@@ -294,7 +297,8 @@ class GraphAttentionConv(ProjectingConv):
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
             pair_key = self._project_edges(edge_attr)
-        return _Parts(query, key, self._drop_values(value), support, pair_key, residual)
+        value = self._drop_values(value, edge_index)
+        return _Parts(query, key, value, support, pair_key, residual)
 
     def edge_update(
         self,

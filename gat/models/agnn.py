@@ -11,6 +11,7 @@ from torch_geometric.utils._trim_to_layer import TrimToLayer
 
 from gat.checks import check_probability
 from gat.conv import AGNNConv, EdgeAttention
+from gat.models.body import of_layer
 from gat.sparse import Linear, SparseDropout
 
 
@@ -103,7 +104,8 @@ class AGNN(nn.Module):
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`.
-            edge_index: the edges, in any form that AGNNConv takes.
+            edge_index: the edges, in any form that AGNNConv takes; or a list with those of each
+                layer, such as the blocks of `gat.loader`.
             edge_weight, edge_attr: must be None; AGNNConv has no use for them.
             batch, batch_size: not used; nothing here depends on which graph a node belongs to.
             num_sampled_nodes_per_hop, num_sampled_edges_per_hop: of a batch of NeighborLoader, so
@@ -131,8 +133,9 @@ class AGNN(nn.Module):
                     i, num_sampled_nodes_per_hop, num_sampled_edges_per_hop, x, edge_index
                 )
             if return_attention_weights is True:
-                attention.append(conv.attention(x, edge_index))  # type: ignore[operator]
-            x = conv(x, edge_index)
+                of_conv = conv.attention(x, of_layer(edge_index, i))  # type: ignore[operator]
+                attention.append(of_conv)
+            x = conv(x, of_layer(edge_index, i))
         out = self.last(self.dropout(x))
         return (out, attention) if return_attention_weights is True else out
 
@@ -142,6 +145,21 @@ class AGNN(nn.Module):
         for conv in self.convs:
             x = conv(x, edge_index)
         return x
+
+    joins = False
+
+    def begin(self, x: Tensor) -> Tensor:
+        """What enters the first layer: with `step` and `finish`, the steps of evaluation."""
+        return self._first(x)
+
+    def step(self, layer: int, x: Tensor, edge_index: Any, edge_attr: Any = None) -> Any:
+        """What a layer hands to the next one."""
+        return self.convs[layer](x, edge_index)
+
+    def finish(self, outputs: list[Tensor]) -> Tensor:
+        """The output of the nodes, made of what the layers gave."""
+        out: Tensor = self.last(outputs[-1])
+        return out
 
     def _first(self, x: Tensor) -> Tensor:
         x = self.first(self.dropout(x))

@@ -12,11 +12,13 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 from torch_geometric.nn.resolver import normalization_resolver
 from torch_geometric.utils import scatter
 
+from attn_core import scatter_softmax
 from gat.checks import check_probability
 from gat.conv.projecting import ProjectingConv, warn_caller
-from gat.sparse import SparseDropout
+from gat.sparse import Linear, SparseDropout
 
 LEVELS = ("node", "edge", "graph")
+POOLS = ("mean", "attention")
 JUMPING = ("last", "cat", "max", "lstm")
 
 
@@ -26,8 +28,9 @@ class AttentionNetwork(BasicGNN):
     .. math::
         h^{(l)} = \mathrm{dropout}\, \mathrm{act}\, \mathrm{norm}\, \mathrm{conv}(h^{(l-1)})
 
-    Up to `jk` and in **kwargs the arguments are those of `torch_geometric.nn.GAT`, in its order and
-    with its meaning; so are names in `state_dict` and methods, such as `inference` layer by layer.
+    Up to `jk` and in `**kwargs` the arguments are those of `torch_geometric.nn.GAT`, in its order
+    and with its meaning; so are names in `state_dict` and methods, such as `inference` layer by
+    layer.
 
     With feed_forward, a small network of each node alone comes before the dropout,
     `h ← norm(h + network(h))`, as in the Transformer. At the node level without jumping knowledge
@@ -59,6 +62,12 @@ class AttentionNetwork(BasicGNN):
             Default 0: none.
         level: what there is an output for: each "node", each "edge" of edge_label_index, or each
             "graph" of a batch. Default "node".
+        input_projection: map the features to hidden_channels before the first layer, with dropout
+            behind. Default False.
+        linear_residual: add a linear map of what enters a hidden layer to what its attention gives,
+            before the normalisation. Default False.
+        pool: of the graph level: the "mean" over the nodes (default), or their weighted sum by
+            "attention", a softmax over each graph of one learned number per node.
         **kwargs: of the layers, such as edge_dim or add_self_loops.
 
     Raises:
@@ -71,6 +80,9 @@ class AttentionNetwork(BasicGNN):
     supports_edge_attr = True
     conv: Callable[..., ProjectingConv]  # builds a layer
     lin: Any  # makes the output, where a layer does not
+    projection: nn.Module | None  # of the features that come in
+    gate: nn.Module | None  # how much a node counts in its graph
+    skips: nn.ModuleList  # past each hidden layer
     _is_conv_to_out = False
 
     def __init__(
@@ -94,6 +106,9 @@ class AttentionNetwork(BasicGNN):
         value_dropout: float = 0.0,
         feed_forward: int = 0,
         level: Literal["node", "edge", "graph"] = "node",
+        input_projection: bool = False,
+        linear_residual: bool = False,
+        pool: Literal["mean", "attention"] = "mean",
         **kwargs: Any,
     ) -> None:
         given = {"heads": heads, "out_heads": out_heads, "num_layers": num_layers}
@@ -112,6 +127,8 @@ class AttentionNetwork(BasicGNN):
             raise ValueError(f"jk is {jk!r}; expected None or one of {_listed(JUMPING)}")
         if level not in LEVELS:
             raise ValueError(f"level is {level!r}; expected one of {_listed(LEVELS)}")
+        if pool not in POOLS:
+            raise ValueError(f"pool is {pool!r}; expected one of {_listed(POOLS)}")
         if feed_forward < 0:
             raise ValueError(f"feed_forward is {feed_forward}; give the factor of the width, or 0")
         of_layers = {
@@ -122,7 +139,7 @@ class AttentionNetwork(BasicGNN):
             **kwargs,
         }
         super().__init__(
-            in_channels,
+            hidden_channels if input_projection else in_channels,
             hidden_channels,
             num_layers,
             out_channels,
@@ -150,10 +167,27 @@ class AttentionNetwork(BasicGNN):
             "input_dropout": input_dropout,
             "feed_forward": feed_forward,
             "level": level,
+            "input_projection": input_projection,
+            "linear_residual": linear_residual,
+            "pool": pool,
             **of_layers,
         }
         self.dropout = SparseDropout(dropout)
         self.extend(input_dropout, feed_forward, level)
+        if (input_projection or linear_residual) and not isinstance(in_channels, int):
+            raise ValueError(
+                f"in_channels is {in_channels}; with input_projection or linear_residual all nodes "
+                "have one number of features"
+            )
+        width = in_channels  # of what enters a layer
+        if input_projection:
+            self.projection = Linear(in_channels, hidden_channels)
+            self.in_channels, width = in_channels, hidden_channels
+        for _ in range(self._num_hidden() if linear_residual else 0):
+            self.skips.append(Linear(width, hidden_channels))
+            width = hidden_channels
+        if pool == "attention" and level == "graph":
+            self.gate = nn.Linear(self.lin.in_features, 1)
         if feed_forward and norm is not None:
             made = normalization_resolver(norm, hidden_channels, **(norm_kwargs or {}))
             self.network_norms.extend(copy.deepcopy(made) for _ in self.networks)
@@ -165,11 +199,11 @@ class AttentionNetwork(BasicGNN):
         self.level = level
         self.input_dropout = SparseDropout(input_dropout)
         width, p = self.hidden_channels, self.dropout.p
-        hidden = self.num_layers if self.jk_mode is not None else self.num_layers - 1
         self.networks = nn.ModuleList(
             _network(width, feed_forward * width, width, p)
-            for _ in range(hidden if feed_forward else 0)
+            for _ in range(self._num_hidden() if feed_forward else 0)
         )
+        self.projection, self.gate, self.skips = None, None, nn.ModuleList()
         self.network_norms = nn.ModuleList()
         if level == "edge":
             self.lin = _network(2 * self.lin.in_features, width, self.out_channels, p)
@@ -223,9 +257,10 @@ class AttentionNetwork(BasicGNN):
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`.
-            edge_index: the edges, in any form that the layers take.
+            edge_index: the edges, in any form that the layers take; or a list with those of each
+                layer, such as the blocks of `gat.loader`, of which the first targets are left.
             edge_weight: not used, as in torch_geometric; it warns.
-            edge_attr: `[E, edge_dim]`. Default None.
+            edge_attr: `[E, edge_dim]`, or a list of one for each layer. Default None.
             batch: int64 `[N]`, the graph of each node: for the graph level, and for normalisations
                 that look at whole graphs. Default: all in one.
             batch_size: the number of graphs. Default: as batch tells.
@@ -256,7 +291,7 @@ class AttentionNetwork(BasicGNN):
             self._check_level(x.shape[0], batch, edge_label_index)
         attention: list[Any] | None = [] if return_attention_weights is True else None
         outputs = []
-        x = self.input_dropout(x)
+        x = self._enter(x)
         for i, conv in enumerate(self.convs):
             if num_sampled_nodes_per_hop is not None:
                 x, edge_index, edge_attr = self._trim(
@@ -267,14 +302,15 @@ class AttentionNetwork(BasicGNN):
                     edge_index,
                     edge_attr,
                 )
+            entering = x
+            edges, attr = of_layer(edge_index, i), of_layer(edge_attr, i)
             if attention is None:
-                x = conv(x, edge_index, edge_attr=edge_attr)
+                x = conv(x, edges, edge_attr=attr)
             else:
-                x, of_layer = conv(
-                    x, edge_index, edge_attr=edge_attr, return_attention_weights=True
-                )
-                attention.append(of_layer)
+                x, weights = conv(x, edges, edge_attr=attr, return_attention_weights=True)
+                attention.append(weights)
             if self._is_hidden(i):
+                x = x + self.skips[i](entering) if self.skips else x
                 x = self.dropout(self._after(i, x, batch, batch_size))
                 outputs.append(x)
         x = self._out(outputs, batch, batch_size, edge_label_index) if self._has_lin() else x
@@ -286,12 +322,33 @@ class AttentionNetwork(BasicGNN):
         The arguments are those of `forward`; without hidden layers, x itself comes back.
         """
         outputs = []
-        x = self.input_dropout(x)
+        x = self._enter(x)
         for i, conv in enumerate(self.convs):
             if self._is_hidden(i):
-                x = self.dropout(self._after(i, conv(x, edge_index, edge_attr=edge_attr)))
+                attended = conv(x, edge_index, edge_attr=edge_attr)
+                x = attended + self.skips[i](x) if self.skips else attended
+                x = self.dropout(self._after(i, x))
                 outputs.append(x)
         return self._joined(outputs) if self._has_lin() else x
+
+    @property
+    def joins(self) -> bool:
+        """Whether the output is made of what all layers give, not of the last one's alone."""
+        return self.jk_mode not in (None, "last")
+
+    def begin(self, x: Tensor) -> Tensor:
+        """What enters the first layer: with `step` and `finish`, the steps of evaluation."""
+        return x
+
+    def step(self, layer: int, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Any:
+        """What a layer hands to the next one, dropout aside."""
+        x = self.convs[layer](x, edge_index, edge_attr=edge_attr)
+        return self._after(layer, x) if self._is_hidden(layer) else x
+
+    def finish(self, outputs: list[Tensor]) -> Tensor:
+        """The output of the nodes, made of what the layers gave."""
+        out: Tensor = self.lin(self._joined(outputs)) if self._has_lin() else outputs[-1]
+        return out
 
     def inference_per_layer(
         self, layer: int, x: Tensor, edge_index: Any, batch_size: int
@@ -302,10 +359,21 @@ class AttentionNetwork(BasicGNN):
                 f"level is {self.level!r}; inference layer by layer is for models of level='node'"
             )
         with torch.no_grad():
-            x = self.convs[layer](x, edge_index)[:batch_size]
+            entering = self._enter(x) if layer == 0 else x
+            x = self.convs[layer](entering, edge_index)[:batch_size]
             if self._is_hidden(layer):
+                x = x + self.skips[layer](entering[:batch_size]) if self.skips else x
                 x = self._after(layer, x)
             return self.lin(x) if self._has_lin() and layer == self.num_layers - 1 else x
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """What the first layer is given."""
+        x = self.input_dropout(x)
+        return x if self.projection is None else self.dropout(self.projection(x))
+
+    def _num_hidden(self) -> int:
+        """How many layers are hidden ones."""
+        return self.num_layers if self._has_lin() else self.num_layers - 1
 
     def _has_lin(self) -> bool:
         """Whether a map behind the layers makes the output."""
@@ -332,7 +400,8 @@ class AttentionNetwork(BasicGNN):
         return normalize(self.network_norms[layer], x) if self.network_norms else x
 
     def _joined(self, outputs: list[Tensor]) -> Tensor:
-        return self.jk(outputs) if hasattr(self, "jk") else outputs[-1]
+        targets = outputs[-1].shape[0]  # of blocks, the first rows of what each layer gave
+        return self.jk([x[:targets] for x in outputs]) if hasattr(self, "jk") else outputs[-1]
 
     def _out(
         self,
@@ -346,7 +415,11 @@ class AttentionNetwork(BasicGNN):
         if self.level == "graph":
             graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
             number = 1 if batch is None and batch_size is None else batch_size
-            x = scatter(x, graph, dim=0, dim_size=number, reduce="mean")
+            if self.gate is None:
+                x = scatter(x, graph, dim=0, dim_size=number, reduce="mean")
+            else:
+                x = x * scatter_softmax(self.gate(x), graph, number)
+                x = scatter(x, graph, dim=0, dim_size=number, reduce="sum")
         elif self.level == "edge":
             assert edge_label_index is not None
             x = torch.cat([x[end] for end in edge_label_index], dim=-1)
@@ -386,6 +459,11 @@ def _check_pairs(pairs: Tensor | None, num_nodes: int) -> None:
             )
 
 
+def of_layer(given: Any, layer: int) -> Any:
+    """What is given for all layers together, or for each."""
+    return given[layer] if isinstance(given, (list, tuple)) else given
+
+
 def _reset(module: nn.Module) -> None:
     """Draw the parameters of a module anew, or else those of its parts."""
     reset = getattr(module, "reset_parameters", None)
@@ -399,7 +477,7 @@ def _reset(module: nn.Module) -> None:
 def _network(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     """Two linear maps with ELU between them."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
+        nn.Linear(inputs, hidden), nn.ELU(), SparseDropout(dropout), nn.Linear(hidden, outputs)
     )
 
 

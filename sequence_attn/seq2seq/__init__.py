@@ -2,7 +2,8 @@
 
 from sequence_attn.seq2seq.decoder import AttentionDecoder
 from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder
-from sequence_attn.seq2seq.losses import sampled_softmax_loss
+from sequence_attn.seq2seq.exact import ExactHardSeq2Seq, ExactState
+from sequence_attn.seq2seq.losses import entmax_loss, sampled_softmax_loss
 from sequence_attn.seq2seq.models import (
     EncoderDecoder,
     Predicted,
@@ -20,6 +21,8 @@ __all__ = [
     "DecoderState",
     "Encoded",
     "EncoderDecoder",
+    "ExactHardSeq2Seq",
+    "ExactState",
     "Hypothesis",
     "Predicted",
     "Read",
@@ -29,6 +32,7 @@ __all__ = [
     "TransformerState",
     "bahdanau",
     "context_only",
+    "entmax_loss",
     "generate",
     "grammar",
     "length_penalty",

@@ -1,12 +1,15 @@
-"""Losses over large vocabularies."""
+"""Losses of predicted tokens: over large vocabularies, and for sparse distributions."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from attn_core import Entmax
 
 
 def sampled_softmax_loss(
@@ -104,3 +107,91 @@ def _draw(classes: int, samples: int, device: torch.device) -> tuple[Tensor, Ten
     order = times.topk(samples + 1, largest=False)
     log_expected = torch.log(-torch.expm1(-rate * order.values[-1]))
     return order.indices[:samples], log_expected
+
+
+def entmax_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.5,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """What the cross-entropy is to softmax, for α-entmax: 0 once the target alone is predicted.
+
+    `(1 - Σ p^α) / (α (α - 1)) + Σ p z - z_t` with `p = α-entmax(z)`, a Fenchel–Young loss, whose
+    gradient is `p - e_t`. Blondel, Martins, Niculae, "Learning with Fenchel–Young Losses", 2020;
+    Peters, Niculae, Martins, "Sparse Sequence-to-Sequence Models", 2019. α = 2 is the loss of
+    sparsemax (Martins and Astudillo, 2016), α = 1 the cross-entropy.
+
+    Args:
+        logits: z, `[..., V]`.
+        target: int64 `[...]`, the class t of each row.
+        alpha: α ≥ 1. Default 1.5.
+        ignore_index: the target of rows that do not count. Default -100.
+        reduction: "mean" over the rows that count (0 if there are none; default), "sum", or "none".
+
+    Returns:
+        A scalar, or `[...]`.
+
+    Raises:
+        ValueError: an alpha below 1, shapes that do not fit, another reduction.
+        TypeError: targets that are not int64.
+        IndexError: a target that is no class.
+
+    >>> logits = torch.tensor([[3.0, 1.0, 0.0]])
+    >>> entmax_loss(logits, torch.tensor([0])), entmax_loss(logits, torch.tensor([1]), alpha=2)
+    (tensor(0.), tensor(2.))
+    """
+    if not alpha >= 1:
+        raise ValueError(f"alpha is {alpha}; expected at least 1, the cross-entropy")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; expected int64")
+    if logits.shape[:-1] != target.shape:
+        raise ValueError(
+            f"target has shape {list(target.shape)}; expected {list(logits.shape[:-1])}, one class "
+            "for each row of logits"
+        )
+    counts = target != ignore_index
+    classes, chosen = logits.shape[-1], target.where(counts, 0)
+    if chosen.numel():
+        low, high = (int(x) for x in torch.aminmax(chosen))
+        if low < 0 or high >= classes:
+            raise IndexError(
+                f"target has the class {low if low < 0 else high}; expected 0 to {classes - 1}, or "
+                f"ignore_index, {ignore_index}"
+            )
+    if alpha == 1:
+        each = F.cross_entropy(logits.flatten(0, -2), chosen.flatten(), reduction="none").view_as(
+            target
+        )
+    else:
+        each = _FenchelYoung.apply(logits, chosen, alpha)
+    each = each.masked_fill(~counts, 0)
+    if reduction == "none":
+        return each
+    return each.sum() / counts.sum().clamp(min=1) if reduction == "mean" else each.sum()
+
+
+class _FenchelYoung(torch.autograd.Function):
+    """The loss of each row, whose gradient needs no derivative of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, alpha: float) -> Tensor:
+        weights = Entmax(alpha).dense(logits)
+        ctx.save_for_backward(logits, target, weights)
+        ctx.alpha = alpha
+        # Of differences to the target's logit, which are small where it is predicted
+        above = logits - logits.gather(-1, target.unsqueeze(-1))
+        above = above.masked_fill(weights == 0, 0)  # an infinite one is not counted
+        return (1 - weights.pow(alpha).sum(-1)) / (alpha * (alpha - 1)) + (weights * above).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, target, weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates this in turn
+            weights = Entmax(ctx.alpha).dense(logits)
+        one_hot = torch.zeros_like(weights).scatter(-1, target.unsqueeze(-1), 1)
+        return grad.unsqueeze(-1) * (weights - one_hot), None, None

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from sequence_attn.seq2seq.rules import Rules, top_p_only
+
 
 class Decodable(Protocol):
     """What a search asks of a model: any `EncoderDecoder`, or an `nn.Module` that is like one."""
@@ -45,7 +47,8 @@ class Hypothesis(NamedTuple):
     Attributes:
         tokens: without the begin symbol, and without the end symbol.
         log_prob: the logarithm of its probability, the end symbol's included (if it was reached).
-        score: log_prob divided by the length penalty; the best is the largest.
+        score: log_prob divided by the length penalty, plus what coverage adds; the best is the
+            largest.
         finished: whether it ends with the end symbol, rather than at max_length.
         weights: of the attention to the source, for each token and for the end symbol,
             `[reads, T, Ts]`, of a Transformer `[layers, H, T, Ts]`; None unless asked for.
@@ -58,13 +61,47 @@ class Hypothesis(NamedTuple):
     weights: Tensor | None = None
 
 
-def length_penalty(length: Tensor | int, alpha: float) -> Any:
-    """`((5 + length) / 6)^α`, by which a log-probability is divided (Wu et al., 2016).
+def length_penalty(length: Tensor | int, alpha: float, kind: str = "wu") -> Any:
+    """What the log-probability of a target is divided by.
 
-    >>> length_penalty(7, 1.0)
-    2.0
+    Args:
+        length: how many tokens it has, the end symbol counted.
+        alpha: α; at 0 nothing is divided.
+        kind: "wu" (default), `((5 + length) / 6)^α` (Wu et al., 2016), or "power", `length^α`,
+            which at α = 1 is the average per token.
+
+    >>> length_penalty(7, 1.0), length_penalty(7, 1.0, "power")
+    (2.0, 7.0)
     """
-    return ((5 + length) / 6) ** alpha
+    return ((5 + length) / 6 if kind == "wu" else length) ** alpha
+
+
+class Scale(NamedTuple):
+    """By what the log-probability of a target of some length is divided."""
+
+    alpha: float
+    kind: str
+
+    def __call__(self, length: int) -> float:
+        return float(length_penalty(length, self.alpha, self.kind))
+
+
+class Draw(NamedTuple):
+    """How a token is drawn of its log-probabilities `[n, V]`."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+    def __call__(self, log_probs: Tensor) -> Tensor:
+        # The largest is 0, however low the temperature
+        logits = (log_probs - log_probs.amax(-1, keepdim=True)) / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if self.top_p is not None:
+            logits = top_p_only(logits, self.top_p)
+        return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
 
 
 @torch.no_grad()
@@ -80,6 +117,13 @@ def generate(
     sample: bool = False,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
+    penalty: str = "wu",
+    coverage: float = 0.0,
+    min_length: int = 0,
+    no_repeat_ngram: int | None = None,
+    repetition_penalty: float = 1.0,
+    prefix: Sequence[Sequence[int]] = (),
     forbid: Sequence[int] = (),
     return_attention: bool = False,
 ) -> list[list[Hypothesis]]:
@@ -105,6 +149,20 @@ def generate(
         sample: draw the tokens. Default False.
         temperature: of the distribution that is drawn from; below 1 it sharpens. Default 1.
         top_k: draw among so many most probable tokens only. Default: all.
+        top_p: draw among the fewest tokens that have this probability together (nucleus sampling;
+            Holtzman et al., 2020). Default: all.
+        penalty: of the length, "wu" or "power"; see `length_penalty`. Default "wu".
+        coverage: β of the coverage penalty `β Σ_j log min(Σ_i weight_ij, 1)` over the positions j
+            of the source (Wu et al., 2016), which is added to the scores of what the beam found
+            before the n_best are chosen: it prefers targets that have read all of the source. Of a
+            Transformer the mean of the last layer's heads counts. Default 0, none.
+        min_length: the fewest tokens of a target, the end symbol not counted. Default 0.
+        no_repeat_ngram: no so many tokens in a row stand twice in a target. Default: they may.
+        repetition_penalty: θ: the logit of a token that was written already is divided by θ where
+            it is positive, else multiplied (Keskar et al., 2019); above 1 it makes repetitions
+            rarer, and log_prob is that of the penalised distribution. Default 1, none.
+        prefix: the tokens that each target must begin with, one sequence per source. Their
+            probabilities count. Default: none.
         forbid: tokens never to be written: the symbol for unknown words, or those that no training
             made improbable (padding). The other probabilities stay as they are. Default: none.
         return_attention: return the weights of every hypothesis as well. Default False.
@@ -121,26 +179,26 @@ def generate(
     >>> len(found), len(found[0]), found[0][0].score >= found[0][1].score
     (2, 2, True)
     """
-    _check(beam, n_best, alpha, max_length, sample, temperature, top_k)
-    for token in forbid:
-        if not 0 <= token < model.target_size or token == model.eos:
-            raise ValueError(
-                f"forbid has the token {token}; expected tokens of the target, 0 to "
-                f"{model.target_size - 1}, and not the end symbol, {model.eos}"
-            )
-    never = torch.tensor(list(forbid), dtype=torch.int64, device=source.device)
+    _check(beam, n_best, alpha, max_length, sample, temperature, top_k, top_p, penalty, coverage)
     if model.longest_target is not None:  # the begin symbol takes one place
         max_length = min(max_length, model.longest_target - 1)
+    rules = Rules(model.eos, forbid, min_length, no_repeat_ngram, repetition_penalty, prefix)
+    rules.check(model.target_size, len(source), max_length)
+    scale = Scale(alpha, penalty)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         encoded = model.encode(source, source_lengths)
         if sample:
-            found = _sample(model, encoded, n_best, alpha, max_length, temperature, top_k, never)
+            draw = Draw(temperature, top_k, top_p)
+            found = _sample(model, encoded, n_best, scale, max_length, draw, rules)
         else:
-            found = _beam(model, encoded, beam, n_best, alpha, max_length, never)
-        if return_attention:
+            kept = beam if coverage else n_best
+            found = _beam(model, encoded, beam, kept, scale, max_length, rules)
+        if return_attention or coverage:
             found = _with_weights(model, encoded, source, found)
+        if coverage:
+            found = [_covering(one, coverage, return_attention)[:n_best] for one in found]
     finally:
         for module in training:
             module.training = True
@@ -152,9 +210,9 @@ def _beam(
     encoded: Any,
     beam: int,
     n_best: int,
-    alpha: float,
+    scale: Scale,
     max_length: int,
-    never: Tensor,
+    rules: Rules,
 ) -> list[list[Hypothesis]]:
     sources, device = len(encoded.output), encoded.output.device
     ended: list[list[Hypothesis]] = [[] for _ in range(sources)]
@@ -170,7 +228,8 @@ def _beam(
     for length in range(max_length + 1):
         if not len(live):
             break
-        log_probs, state = _next(model, token, state, never, length)
+        of_source = live.repeat_interleave(width)
+        log_probs, state = _next(model, token, state, rules, written.flatten(0, 1), of_source)
         log_probs = log_probs.view(len(live), width, -1)
         vocabulary = log_probs.shape[-1]
         candidates = (total.unsqueeze(-1) + log_probs).flatten(1)
@@ -182,17 +241,17 @@ def _beam(
         before = written.gather(1, origin.unsqueeze(-1).expand(-1, -1, length))
         ends = (word == model.eos) & (best > -math.inf)
         ending = best.masked_fill(~ends, -math.inf)
-        _collect(ended, n_best, live, before, ending, alpha, finished=True)
+        _collect(ended, n_best, live, before, ending, scale, finished=True)
         if length == max_length:
             columns = torch.arange(width, device=device)
             has_ended = ((origin.unsqueeze(-1) == columns) & ends.unsqueeze(-1)).any(1)
             total = total.masked_fill(has_ended, -math.inf)
-            _collect(cut_off, n_best, live, written, total, alpha, finished=False)
+            _collect(cut_off, n_best, live, written, total, scale, finished=False)
             break
         total, room = best.masked_fill(ends, -math.inf), room - ends.sum(1)
         written = torch.cat([before, word.unsqueeze(-1)], -1)
         rows = torch.arange(len(live), device=device)[:, None] * width + origin
-        going = _still_going(ended, live, total, length + 1, n_best, alpha, max_length)
+        going = _still_going(ended, live, total, length + 1, n_best, scale, max_length)
         changed = len(going) < len(live) or word.shape[1] != width
         if len(going) < len(live):
             keep = torch.tensor(going, dtype=torch.int64, device=device)
@@ -207,20 +266,19 @@ def _beam(
 
 
 def _next(
-    model: Decodable, token: Tensor, state: Any, never: Tensor, step: int
+    model: Decodable, token: Tensor, state: Any, rules: Rules, written: Tensor, source: Tensor
 ) -> tuple[Tensor, Any]:
     """The log-probabilities of what follows each hypothesis, float64, and the next state."""
     logits, state = model.step(token, state)
-    log_probs = logits.double().log_softmax(-1)
-    if bool(log_probs.isnan().any()):
+    bad = logits.isnan().any(-1) | (logits == math.inf).any(-1) | (logits == -math.inf).all(-1)
+    if bool(bad.any()):
         # NaN is neither the best nor the worst, and would end a search with nothing found
-        row = int(log_probs.isnan().any(-1).nonzero()[0])
         raise ValueError(
-            f"the logits of step {step} are no distribution for hypothesis {row}: they contain NaN "
-            "or +inf, or are -inf throughout. Look for parameters that are not finite, such as "
-            "after a loss that was not"
+            f"the logits of step {written.shape[1]} are no distribution for hypothesis "
+            f"{int(bad.nonzero()[0])}: they contain NaN or +inf, or are -inf throughout. Look for "
+            "parameters that are not finite, such as after a loss that was not"
         )
-    return log_probs.index_fill(-1, never, -math.inf), state
+    return rules.log_probs(logits, written, source), state
 
 
 def _collect(
@@ -229,12 +287,12 @@ def _collect(
     live: Tensor,
     written: Tensor,
     log_probs: Tensor,
-    alpha: float,
+    scale: Scale,
     *,
     finished: bool,
 ) -> None:
     """Hand the hypotheses `[sources, width, T]` to their sources, which keep the n_best of them."""
-    penalty = length_penalty(written.shape[-1] + finished, alpha)
+    penalty = scale(written.shape[-1] + finished)
     for row, (source, of_source) in enumerate(zip(live.tolist(), log_probs.tolist(), strict=True)):
         for column, log_prob in enumerate(of_source):
             kept, score = best[source], log_prob / penalty
@@ -251,12 +309,12 @@ def _still_going(
     total: Tensor,
     length: int,
     n_best: int,
-    alpha: float,
+    scale: Scale,
     max_length: int,
 ) -> list[int]:
     """The places in `live` of the sources of which something better may still come."""
     # The probability of a beginning only falls, and the penalty is largest at one of the ends
-    penalties = [length_penalty(n, alpha) for n in (length + 1, max_length + 1)]
+    penalties = [scale(n) for n in (length + 1, max_length + 1)]
     hopes = (total.amax(1) / max(penalties)).tolist()
     going = []
     for place, (source, hope) in enumerate(zip(live.tolist(), hopes, strict=True)):
@@ -270,11 +328,10 @@ def _sample(
     model: Decodable,
     encoded: Any,
     count: int,
-    alpha: float,
+    scale: Scale,
     max_length: int,
-    temperature: float,
-    top_k: int | None,
-    never: Tensor,
+    draw: Draw,
+    rules: Rules,
 ) -> list[list[Hypothesis]]:
     sources, device = len(encoded.output), encoded.output.device
     each = torch.arange(sources, device=device).repeat_interleave(count)
@@ -286,17 +343,15 @@ def _sample(
     for step in range(max_length + 1):
         if not going.any():
             break
-        log_probs, state = _next(model, token, state, never, step)
-        if bool(((log_probs == -math.inf).all(-1) & going).any()):
+        written = torch.stack(words, 1) if words else token.new_zeros(len(each), 0)
+        log_probs, state = _next(model, token, state, rules, written.clamp(min=0), each)
+        stuck = (log_probs == -math.inf).all(-1)
+        if bool((stuck & going).any()):
             raise ValueError(
-                f"no token can be drawn at step {step}: all that forbid leaves have probability 0"
+                f"no token can be drawn at step {step}: all that the rules leave (forbid, "
+                "min_length, no_repeat_ngram, prefix) have probability 0"
             )
-        # The largest is 0, however low the temperature
-        drawn_from = (log_probs - log_probs.amax(-1, keepdim=True)) / temperature
-        if top_k is not None and top_k < log_probs.shape[-1]:
-            least = drawn_from.topk(top_k).values[:, -1:]
-            drawn_from = drawn_from.masked_fill(drawn_from < least, -math.inf)
-        token = torch.multinomial(drawn_from.softmax(-1), 1).squeeze(1)
+        token = draw(log_probs.masked_fill(stuck[:, None], 0))
         if len(words) == max_length:  # only the end may still follow
             token = torch.where(token == model.eos, token, -1)
         of_token = log_probs.gather(1, token.clamp(min=0).unsqueeze(1)).squeeze(1)
@@ -310,9 +365,22 @@ def _sample(
         tokens = [word for word in sequence if word >= 0]
         finished = model.eos in tokens
         tokens = tokens[:-1] if finished else tokens
-        penalty = length_penalty(len(tokens) + finished, alpha)
+        penalty = scale(len(tokens) + finished)
         found[source].append(Hypothesis(tokens, total, total / penalty, finished))
     return [sorted(one, key=lambda h: -h.score) for one in found]
+
+
+def _covering(found: list[Hypothesis], beta: float, return_attention: bool) -> list[Hypothesis]:
+    """The hypotheses of one source by their scores with the coverage of the source."""
+    scored = []
+    for one in found:
+        if one.weights is None:
+            raise ValueError("coverage needs the attention to the source, which the model has not")
+        weights = one.weights[-1].mean(0) if one.weights.dim() == 4 else one.weights.mean(0)
+        covered = weights.double().sum(0).clamp(1e-9, 1).log().sum()  # of each source token
+        kept = one.weights if return_attention else None
+        scored.append(one._replace(score=one.score + beta * float(covered), weights=kept))
+    return sorted(scored, key=lambda one: (-one.finished, -one.score))
 
 
 def _with_weights(
@@ -346,6 +414,9 @@ def _check(
     sample: bool,
     temperature: float,
     top_k: int | None,
+    top_p: float | None,
+    penalty: str,
+    coverage: float,
 ) -> None:
     for name, number in (("beam", beam), ("n_best", n_best), ("max_length", max_length)):
         if number < 1:
@@ -360,3 +431,11 @@ def _check(
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected at least 1, or None for all")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; expected a probability above 0, or None for all")
+    if penalty not in ("wu", "power"):
+        raise ValueError(f"penalty is {penalty!r}; expected 'wu' or 'power'")
+    if not math.isfinite(coverage):
+        raise ValueError(f"coverage is {coverage}; expected a finite number, 0 for none")
+    if sample and coverage:
+        raise ValueError(f"coverage is {coverage}, but belongs to beam search: sample=False")

@@ -36,6 +36,7 @@ from attn_core import (
     Separable,
     Softmax,
     Sparsemax,
+    Trilinear,
     attend,
     backend,
     weights,
@@ -63,6 +64,7 @@ SCORES: dict[str, tuple[Callable[..., Score], list[str], str, str]] = {
     "gatv2": (lambda v: Additive(v, "leaky_relu"), ["HD"], "D", "D"),
     "sigmoid": (lambda v: Additive(v, torch.sigmoid), ["HD"], "D", "D"),
     "gat": (Separable, ["HC", "HD"], "C", "D"),
+    "trilinear": (Trilinear, ["HD", "HD", "HD"], "D", "D"),
     "gat, identity": (lambda a, b: Separable(a, b, "identity"), ["HC", "HD"], "C", "D"),
 }
 # A normaliser, given its parameters, and how many it has per head
@@ -1149,7 +1151,7 @@ class TestBadInput:
         [
             ({"query": torch.ones(3, 2, 3)}, r"query has shape \[3, 2, 3\].*N = 4.*targets"),
             ({"key": torch.ones(5, 2, 3)}, r"key has shape \[5, 2, 3\].*N = 4.*sources"),
-            ({"value": torch.ones(4, 3)}, r"value has shape \[4, 3\].*\[N, H, D\]"),
+            ({"value": torch.ones(4, 3)}, r"value has shape \[4, 3\].*\[..., N, H, D\]"),
             ({"query": torch.ones(4, 2, 5)}, "query has width 5 and key 3"),
             ({"query": torch.ones(4, 3, 3)}, "query has 3 heads|key has 2 heads"),
             ({"value": torch.ones(4, 3, 3)}, "query has 2 heads, but value has 3"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -22,27 +21,23 @@ DOUBLE = torch.float64
 @each_layer
 @pytest.mark.parametrize("using", ["auto", "torch"])
 def test_no_error_is_more_than_four_times_the_peers(name: str, using: str) -> None:
+    """At each scale. One input in one order would be chance: few rows make the error there."""
     if using == "torch" and not available():
         pytest.skip("auto is plain torch already")
-    with backend(using):
-        found = [scales.measure(name, scale, inputs=4) for scale in scales.SCALES]
-    for i, (ours, _) in enumerate(found):
+    for scale in scales.SCALES if using == "auto" else scales.SCALES[1::2]:
+        with backend(using):
+            ours, theirs = scales.measure(name, scale, inputs=3)
         assert ours.excess == 0 and ours.row_sum <= 1e-6
-        # Of thousands of rows, the few with two scores next to equal make the error at large
-        # scales. Whom they hit is chance: the peers' is that of the scales on both sides too.
-        around = [theirs for _, theirs in found[max(0, i - 1) : i + 2]]
-        for what in ("output", "weights"):
-            peers = max(getattr(theirs, what) for theirs in around)
-            assert getattr(ours, what) <= 4 * peers + 1e-6, (scales.SCALES[i], what)
-    # Gradients vanish but for such rows: over all scales together, there are enough of them
-    of_ours, of_theirs = (math.hypot(*(e.gradients for e in x)) for x in zip(*found, strict=True))
-    assert of_ours <= 4 * of_theirs
+        for what in ("output", "weights", "gradients"):
+            assert getattr(ours, what) <= 4 * getattr(theirs, what) + 1e-6, (scale, what)
 
 
 @pytest.mark.parametrize("name", [name for name in scales.CASES if name != "AGNNConv"])
 def test_returned_weights_are_probabilities(name: str) -> None:
     for scale in scales.SCALES:
-        torch.bernoulli(scales.weights_of(name, scale))  # raises above 1
+        found = scales.weights_of(name, scale)
+        drawn = torch.bernoulli(found)  # which raises above 1
+        assert ((drawn == 0) | (found > 0)).all() and ((drawn == 1) | (found < 1)).all()
 
 
 def arguments(score: str, scale: float, dtype: torch.dtype) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from attn_core import (
     ScaledDot,
     Score,
     Separable,
+    Trilinear,
 )
 
 Q, K = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])  # one head, two channels
@@ -52,6 +53,8 @@ def drawn(name: str) -> tuple[Score, int, int]:
             return Additive(randn(HEADS, DK), torch.sigmoid), DK, DK
         case "separable":
             return Separable(randn(HEADS, DQ), randn(HEADS, DK)), DQ, DK
+        case "trilinear":
+            return Trilinear(randn(HEADS, DK), randn(HEADS, DK), randn(HEADS, DK)), DK, DK
         case "separable, reduced already":
             return Separable(activation="tanh"), 1, 1
     raise AssertionError(name)
@@ -69,6 +72,7 @@ NAMES = [
     "additive with a function",
     "separable",
     "separable, reduced already",
+    "trilinear",
 ]
 
 

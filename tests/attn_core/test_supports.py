@@ -29,7 +29,9 @@ from attn_core import (
     PendingEdges,
     ScaledDot,
     Sparsemax,
+    Window,
     attend,
+    backend,
     clear_cache,
 )
 from attn_core.graph import grouping
@@ -181,7 +183,8 @@ def test_self_loops_are_those_of_torch_geometric(graph: Any) -> None:
 @given(graphs)
 def test_orders_that_are_known_take_in_the_self_loops(graph: Any) -> None:
     size, listed = graph
-    plain = Edges.from_edge_index(as_pairs(listed), size)
+    with backend("torch"):  # the compiled module sorts them anew, which costs less
+        plain = Edges.from_edge_index(as_pairs(listed), size)
     assert plain.by_query.order and plain.by_key.order and plain.given is plain
     with_loops = plain.with_self_loops()
     assert all("order" in side.__dict__ for side in (with_loops.by_query, with_loops.by_key))
@@ -439,11 +442,14 @@ def allowed_by_hand(
     shape: tuple[int, ...], mask: Tensor | None, lengths: Tensor | None, causal: bool
 ) -> Tensor:
     """One pair at a time; `mask` has all dimensions already."""
+    queries, keys = shape[-2:]
     allowed = torch.zeros(shape, dtype=torch.bool)
     for *batch, head, query, key in torch.ones(shape).nonzero().tolist():
+        length = keys if lengths is None else int(lengths[tuple(batch)])
+        last = keys if queries == keys else length  # where the last query stands
         yes = mask is None or bool(mask[(*batch, head, query, key)])
-        yes &= lengths is None or key < int(lengths[tuple(batch)])
-        yes &= not causal or key - (shape[-1] - 1) <= query - (shape[-2] - 1)
+        yes &= key < length
+        yes &= not causal or key - (last - 1) <= query - (queries - 1)
         allowed[(*batch, head, query, key)] = yes
     return allowed
 
@@ -520,3 +526,57 @@ def test_a_sparse_matrix_must_be_resolved_first() -> None:
     torch.testing.assert_close(
         attend(x, x, x, score=Dot(), support=pending.resolve()).output, expected
     )
+
+
+@pytest.mark.parametrize("using", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("queries", [2, 5, 7])
+@pytest.mark.parametrize(
+    "support",
+    [
+        lambda **given: Dense(causal=True, **given),
+        lambda **given: Window(1, **given),
+        lambda **given: Window(3, causal=True, **given),
+        lambda **given: Window(2, dilation=2, **given),
+    ],
+)
+@pytest.mark.parametrize("score", [ScaledDot(), Additive(torch.tensor([[0.3, -1.2, 0.5]]), "tanh")])
+def test_the_last_query_stands_at_the_last_key_of_its_own_sequence(
+    score, support, queries: int, using: str
+) -> None:
+    """As in a loop over sequences without padding; 5 queries of 5 keys are the same steps."""
+    lengths = torch.tensor([5, 3, 1, 0])
+    query, key = torch.randn(4, queries, 2, 3), torch.randn(4, 5, 2, 3)
+    of_pairs = torch.randn(4, 2, queries, support().columns(5))
+    with backend(using):
+        found = attend(query, key, key, score=score, support=support(lengths=lengths)).output
+        asked = attend(
+            query, key, key, score=score, support=support(lengths=lengths), bias=of_pairs,
+            need_weights=True,
+        )  # fmt: skip
+        for i, n in enumerate(lengths.tolist()):
+            # Steps behind the last real one stand on, as padding of the query
+            real = min(n, queries) if queries == 5 else queries
+            if n == 0 or real == 0:
+                assert not found[i].any() and not asked.output[i].any()
+                continue
+            one, keys = query[i, :real], key[i, :n]
+            alone = attend(one, keys, keys, score=score, support=support()).output
+            torch.testing.assert_close(found[i, :real], alone, rtol=1e-5, atol=1e-5)
+            bias = of_pairs[i, :, :real]
+            bias = bias[..., :n] if isinstance(support(), Dense) else bias
+            alone = attend(
+                one, keys, keys, score=score, support=support(), bias=bias, need_weights=True
+            )
+            torch.testing.assert_close(asked.output[i, :real], alone.output, rtol=1e-5, atol=1e-5)
+            assert alone.weights is not None and asked.weights is not None
+            weights = asked.weights[i, :, :real, : alone.weights.shape[-1]]
+            torch.testing.assert_close(weights, alone.weights, rtol=1e-5, atol=1e-5)
+
+
+def test_relative_positions_follow_each_sequences_own_last_key() -> None:
+    lengths = torch.tensor([4, 2])
+    dense = Dense(causal=True, lengths=lengths).relative_positions(2, 4)
+    assert dense.tolist() == [[[-2, -1, 0, 1], [-3, -2, -1, 0]], [[0, 1, 2, 3], [-1, 0, 1, 2]]]
+    window = Window(1, lengths=lengths).relative_positions(2, 4)
+    assert window.tolist() == [[[-1, 0, 1]] * 2] * 2
+    assert Dense(lengths=lengths).relative_positions(4, 4).shape == (4, 4)

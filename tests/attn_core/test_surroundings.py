@@ -177,11 +177,10 @@ class TestInterrupts:
     def test_no_guard_is_entered_outside_of_inference_mode(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def guard(*_: object) -> None:
-            raise AssertionError("an interrupt here may leave autograd off")
-
-        monkeypatch.setattr(torch, "inference_mode", guard)
+        entered = []
+        monkeypatch.setattr(torch, "inference_mode", lambda *given: entered.append(given))
         self.build()
+        assert entered == []  # an interrupt there may leave autograd off
 
 
 LAZY: dict[str, Callable[[Tensor], Tensor]] = {

@@ -48,9 +48,15 @@ def tokens(*shape: int) -> Tensor:
     return torch.randn(*shape, HEADS, WIDTH, dtype=F64, requires_grad=True)
 
 
+def distances(window: Window, queries: int, keys: int) -> Tensor:
+    """Of each key from each query, whose last stands at the last key of its own sequence."""
+    ends = torch.tensor(keys) if window.lengths is None or queries == keys else window.lengths
+    return torch.arange(keys) - (torch.arange(queries)[:, None] + ends[..., None, None] - queries)
+
+
 def band(window: Window, queries: int, keys: int) -> Tensor:
-    """The mask `[Tq, Tk]` that says the same as a window without a centre, from its definition."""
-    distance = torch.arange(keys) - (torch.arange(queries)[:, None] + keys - queries)
+    """The mask `[..., Tq, Tk]` that says the same as a window without a centre, by definition."""
+    distance = distances(window, queries, keys)
     near = (distance.abs() <= window.radius * window.dilation) & (distance % window.dilation == 0)
     return near & (distance <= 0) if window.causal else near
 
@@ -58,7 +64,8 @@ def band(window: Window, queries: int, keys: int) -> Tensor:
 def along_keys(window: Window, per_offset: Tensor, keys: int) -> Tensor:
     """What lies along the offsets `[..., Tq, W]`, laid along the keys `[..., Tq, Tk]`."""
     queries, columns = per_offset.shape[-2:]
-    distance = torch.arange(keys) - (torch.arange(queries)[:, None] + keys - queries)
+    distance = distances(window, queries, keys)
+    distance = distance.unsqueeze(-3) if distance.dim() > 2 else distance
     column = (distance + window.radius * window.dilation).div(
         window.dilation, rounding_mode="floor"
     )
@@ -108,7 +115,7 @@ def test_window_is_dense_with_a_band_mask(
         if weights is None:
             return [result.output, *gradients]
         if isinstance(support, Window):
-            exists = band(window, queries, keys)
+            exists = band(window, queries, keys).unsqueeze(-3)
             weights = along_keys(window, weights, keys).masked_fill(~exists, 0)
         return [result.output, *gradients, weights]
 

@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from datasets import GraphFileError, from_files
@@ -169,8 +170,8 @@ def test_pickles_in_npz_are_never_loaded(write):
     [
         ("", "e.csv: the file is empty; its first line must be a header with source, target"),
         ("\n\n", "e.csv: the file is empty"),
-        ("source,dst\na,b\n", "e.csv, line 1: column 'target' is missing .*'dst'"),
-        ("source;target\na;b\n", "e.csv, line 1: column 'source' is missing .*separated by comma"),
+        ("source,goal\na,b\n", "e.csv, line 1: column 'target' is missing .*'goal'"),
+        ("begin;end\na;b\n", "e.csv, line 1: column 'source' is missing .*separated by comma"),
         ("source,target,source\n", "e.csv, line 1: column 'source' is there twice"),
         ("source,target\nann,bob\nbob\n", r"e.csv, line 3: 1 fields, but the header has 2: \['bob"),
         ("source,target\nann,bob,cid\n", "e.csv, line 2: 3 fields, but the header has 2"),
@@ -195,7 +196,7 @@ def test_bad_edges(write, content, message):
         ("", "f.csv: the file is empty"),
         ("node,f1\n", "f.csv: a header but no rows; add one row per node"),
         ("node\nann\n", "f.csv, line 1: no column beside 'node'"),
-        ("id,f1\nann,1\n", "f.csv, line 1: column 'node' is missing"),
+        ("key,f1\nann,1\n", "f.csv, line 1: column 'node' is missing"),
         ("node,f1,f1\nann,1,2\n", "f.csv, line 1: column 'f1' is there twice"),
         ("node,f1\nann,1\nbob,one\n", "f.csv, line 3: column 'f1' has 'one'.*no finite"),
         ("node,f1,f2\nann,1,inf\n", "f.csv, line 2: column 'f2' has 'inf'"),
@@ -215,11 +216,14 @@ def test_bad_features(write, content, message):
     "content, message",
     [
         ("", "l.csv: the file is empty"),
-        ("node,class\nann,red\n", "l.csv, line 1: column 'label' is missing"),
+        ("node,kind\nann,red\n", "l.csv, line 1: column 'label' is missing"),
         ("node,label,spilt\nann,red,val\n", "l.csv, line 1: unknown column 'spilt'"),
         ("node,label\nann,red\neve,red\n", "l.csv, line 3: unknown node 'eve'; .*f.csv"),
         ("node,label\nann,red\nann,blue\n", "l.csv, line 3: node 'ann' is listed twice.*line 2"),
-        ("node,label,split\nann,red,dev\n", "l.csv, line 2: unknown split 'dev'.*train, val, test"),
+        (
+            "node,label,split\nann,red,holdout\n",
+            "l.csv, line 2: unknown split 'holdout'.*train, val, test",
+        ),
         ("node,label,split\nann,,test\n", "l.csv, line 2: node 'ann' is in split 'test' but has"),
         ("node,label,split\nann,red\n", "l.csv, line 2: 2 fields, but the header has 3"),
     ],
@@ -313,3 +317,51 @@ def test_too_many_nodes_for_one_hot_features(write):
     rows = "".join(f"{i},{i + 1}\n" for i in range(10_000))
     with pytest.raises(GraphFileError, match="10001 nodes are too many for one-hot"):
         from_files(write("e.csv", "source,target\n" + rows))
+
+
+@pytest.mark.parametrize(
+    "edges",
+    ["src,dst\n3,1\n1,2\n", "Source;Target\n3;1\n1;2\n", "FROM\tto\n3\t1\n1\t2\n", "3,1\n1,2\n",
+     "3 1\n1 2\n", "\n3\t1\n1\t2\n", "target,source\n1,3\n2,1\n"],
+)  # fmt: skip
+def test_edges_as_people_write_them(write, edges):
+    data = from_files(write("e.csv", edges), undirected=False)
+    assert data.node_ids == ["3", "1", "2"] or edges.startswith("target")
+    ends = [[data.node_ids[n] for n in side] for side in data.edge_index.tolist()]
+    assert ends == [["3", "1"], ["1", "2"]]
+
+
+def test_numbers_of_an_edge_list_without_a_header(write):
+    data = from_files(write("e.csv", "3;1;0.5\n1;2;2\n"), undirected=False)
+    assert data.edge_attr.tolist() == [[0.5], [2.0]]
+
+
+def test_splits_as_people_write_them(write):
+    labels = "ID,Class,Mask\nann,x,Training\nbob,y,validation\ncid,x,TEST\n"
+    data = from_files(write("e.csv", EDGES), labels=write("l.csv", labels))
+    masks = [
+        data[f"{split}_mask"].nonzero().flatten().tolist() for split in ("train", "val", "test")
+    ]
+    assert masks == [[0], [1], [2]] and data.class_names == ["x", "y"]
+
+
+def test_a_name_of_a_column_goes_before_its_other_names(write):
+    # Here "id" is a feature, for there is a column "node"
+    data = from_files(write("e.csv", EDGES), write("f.csv", "node,id\nann,1\nbob,2\ncid,3\n"))
+    assert data.x.tolist() == [[1.0], [2.0], [3.0]]
+
+
+def test_sparse_features_stay_sparse(write, tmp_path):
+    matrix = scipy.sparse.csr_array(np.array([[0, 2.5, 0], [0, 0, 0], [1, 0, 4]]))
+    scipy.sparse.save_npz(tmp_path / "x.npz", matrix)
+    (tmp_path / "x.svm").write_text("1 2:2.5\n0\n1 1:1 3:4\n")
+    edges = write("e.csv", "0,1\n2,0\n")
+    for name in ("x.npz", "x.svm"):
+        data = from_files(edges, tmp_path / name)
+        assert data.x.layout == torch.sparse_csr and data.node_ids == ["0", "1", "2"]
+        assert data.x.to_dense().tolist() == matrix.toarray().tolist()
+
+
+def test_bad_libsvm(write):
+    with pytest.raises(GraphFileError, match=r"x.svm: no readable libsvm file"):
+        from_files(write("e.csv", "0,1\n"), write("x.svm", "1 a:b\n"))

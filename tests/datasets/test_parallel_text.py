@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-from datasets import TextFileError, parallel_text
+from datasets import TextFileError, Tokenizer, parallel_text
 
 
 @pytest.fixture
@@ -181,3 +181,12 @@ def test_too_few_different_pairs_are_refused(files, source):
 def test_held_out_below_one_is_refused(files):
     with pytest.raises(ValueError, match="held_out must be at least 1, got 0"):
         parallel_text(*files("a\n", "x\n"), held_out=0)
+
+
+def test_subwords_are_learned_from_the_training_sentences(files):
+    paths = files(lines("word", 40), lines("Wort", 40))
+    data = parallel_text(*paths, unit="subwords", subwords=300)
+    assert data.source_tokenizer == Tokenizer.learned(data.train.source_text, size=300)
+    assert data.target_tokenizer == Tokenizer.learned(data.train.target_text, size=300)
+    text = data.test.target_text[0]
+    assert data.target_tokenizer.detokenize(data.test.target[0]) == text

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import re
 
 import pytest
 
@@ -72,5 +73,34 @@ def test_name_states_the_tokenisation():
 
 
 def test_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match=r"unit must be 'words' or 'characters', got 'bpe'"):
+    with pytest.raises(
+        ValueError, match=r"unit must be 'words', 'characters' or 'subwords', got 'bpe'"
+    ):
         Tokenizer("bpe")
+
+
+class TestSubwords:
+    LINES = ("the cat sat on the mat", "the hat", "über den Fluss", "我们是学生")
+
+    def test_frequent_words_are_whole_and_text_comes_back(self):
+        tokenizer = Tokenizer.learned(self.LINES, size=320)
+        assert tokenizer.tokenize("the hat")[0] == "▁the"
+        for text in (*self.LINES, "never seen: Ж, 猫 and ☃!"):
+            assert tokenizer.detokenize(tokenizer.tokenize(f"  {text} ")) == text
+
+    def test_it_is_learned_the_same_again_and_saved_as_plain_values(self):
+        tokenizer = Tokenizer.learned(self.LINES, lower=True)
+        assert tokenizer == Tokenizer.learned(self.LINES, lower=True)
+        assert Tokenizer(**dataclasses.asdict(tokenizer)) == tokenizer
+        assert tokenizer.detokenize(tokenizer.tokenize("Über")) == "über"
+        assert "pieces" not in repr(tokenizer)
+
+    def test_too_few_are_refused_with_a_number_that_works(self):
+        with pytest.raises(ValueError, match="no 100 subwords") as error:
+            Tokenizer.learned(self.LINES, size=100)
+        least = int(re.search(r"choose (\d+) or more", str(error.value))[1])
+        assert Tokenizer.learned(self.LINES, size=least).tokenize("the")
+
+    def test_they_cannot_be_named_without_having_been_learned(self):
+        with pytest.raises(ValueError, match="without pieces"):
+            Tokenizer("subwords")

@@ -192,3 +192,18 @@ def test_an_interruption_says_so(tmp_path, capsys, monkeypatch, hasty):
     assert main([*FEW, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert (tmp_path / "explanations.png").exists()
+
+
+def test_the_same_network_can_be_asked_again(tmp_path, capsys, hasty):
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert main([*FEW, "--nodes", "4", "--out", str(first)]) == 0
+    words = ["--nodes", "4", "--trained", str(first), "--out", str(again)]
+    assert main([*FEW, *words]) == 0
+    found = [json.loads((out / "metrics.json").read_text()) for out in (first, again)]
+    for metrics in found:
+        for row in metrics["summary"].values():
+            row["seconds"] = 0
+    assert found[0] == found[1]
+    assert not (again / "model.safetensors").exists()
+    assert main(["--trained", str(first), "--out", str(again)]) == 2
+    assert "was trained on another graph" in capsys.readouterr().err

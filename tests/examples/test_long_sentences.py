@@ -59,7 +59,7 @@ def failure(capsys, words):
 class TestTask:
     def test_targets_are_what_the_task_says(self):
         for kind, expected in {"copy": "dab", "reverse": "bad", "sort": "abd"}.items():
-            assert "".join(program.TASKS[kind](list("dab"))) == expected
+            assert "".join(program.ANSWERS[kind](list("dab"))) == expected
         task = letters_task("reverse", 5, sentences=20, per_bucket=5)
         for part in (task.train, task.test):
             assert part.target == [source[::-1] for source in part.source]
@@ -145,7 +145,7 @@ class TestModels:
         task = letters_task("reverse", 2, sentences=300, per_bucket=10)
         training = Training(epochs=8, batch_size=30, lr=0.02)
         losses = []
-        found = train(task, name, Widths(16, 32, 0.0), training, seed=0, progress=losses.append)
+        found = train(task, name, Widths(16, 32, 0.0), training, seed=0, progress=losses.append)[0]
         assert len(losses) == 8 and losses[-1] == found["loss"] < 0.5 * losses[0]
         # Without looking at the source: (3 · ln 26) / 5, as 2 of 5 tokens are end symbols
         assert found["loss"] < 1.6 < 3 * math.log(26) / 5
@@ -155,7 +155,12 @@ class TestProgram:
     def test_leaves_metrics_and_a_picture(self, fast, tmp_path, capsys):
         assert main([*fast, "--models", "context", "bahdanau", "--runs", "2"]) == 0
         out = tmp_path / "out"
-        assert {path.name for path in out.iterdir()} == {"metrics.json", "length.png"}
+        assert {path.name for path in out.iterdir()} == {
+            "metrics.json",
+            "length.png",
+            "context",
+            "bahdanau",
+        }
         with Image.open(out / "length.png") as image:
             assert len(set(np.asarray(image.convert("L")).ravel().tolist())) > 10
         metrics = json.loads((out / "metrics.json").read_text())
@@ -239,3 +244,17 @@ class TestComparison:
     def test_a_summary_leaves_out_what_is_missing(self):
         found = [{"a": 1.0}, {"a": None}, {"a": 3.0}]
         assert tables.summary(found, ["a"])["a"]["mean"] == 2
+
+
+def test_what_was_trained_can_be_asked(fast, tmp_path, capsys):
+    words = [*fast, "--task", "copy", "--sentences", "400", "--epochs", "30", "--state", "32"]
+    assert main([*words, "--embedding", "16", "--models", "rnn", "luong", "--runs", "1"]) == 0
+    capsys.readouterr()
+    assert main(["ask", "ab", "b", "--model", str(tmp_path / "out")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:3] for row in rows] == [
+        ["rnn", "ab", "→"], ["rnn", "b", "→"], ["luong", "ab", "→"], ["luong", "b", "→"],
+    ]  # fmt: skip
+    assert rows[3][3:] == ["b"]  # one letter is easy to copy
+    assert main(["ask", "ab", "--model", str(tmp_path)]) == 2
+    assert "--model must name a training's --out" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ class TestTraining:
         assert [rival["name"].split(",")[0] for rival in metrics["baselines"]] == [
             "majority class", "logistic regression", "label spreading",
         ]  # fmt: skip
-        assert metrics["versions"]["torch"] == torch.__version__
+        assert metrics["versions"]["torch"] == version("torch")
 
         said = capsys.readouterr().out
         assert f"GAT {' ' * 31} 2 runs" in said
@@ -134,7 +135,7 @@ class TestTraining:
         best = max(metrics["runs"], key=lambda run: (run["val_accuracy"], -run["val_loss"]))
         assert metrics["best_seed"] == best["seed"]
         model, _ = load_model(tmp_path)
-        args = node_classification.training_parser().parse_args(["--dataset", "karate"])
+        args = node_classification.parser().parse_args(["--dataset", "karate"])
         data = node_classification.load_graph(args)
         scores = node_classification.evaluate(model, data, ("val", "test"))
         assert scores["val"] == (best["val_loss"], best["val_accuracy"])
@@ -254,7 +255,7 @@ class TestModels:
 
     def test_features_that_are_mostly_zero_are_sparse(self, graph):
         def features(words):
-            args = node_classification.training_parser().parse_args(words)
+            args = node_classification.parser().parse_args(words)
             return node_classification.load_graph(args).x
 
         assert features(["--dataset", "karate"]).layout == torch.sparse_csr
@@ -611,11 +612,11 @@ class TestBadInput:
         [
             (["--dataset", "moon"], "argument --dataset: invalid choice: 'moon'"),
             (
-                ["--dataset", "karate", "--edges", "e.csv", "--labels", "l.csv"],
+                ["--dataset", "karate", "--edges", __file__, "--labels", __file__],
                 "exclude each other",
             ),
-            (["--features", "x.csv"], "--features and --labels need --edges"),
-            (["--edges", "e.csv"], "--edges needs --labels"),
+            (["--features", __file__], "--features and --labels need --edges"),
+            (["--edges", __file__], "--edges needs --labels"),
             (["--dataset", "cora", "--split-seed", "1"], "--split-seed has no meaning for cora"),
             (
                 ["--dataset", "karate", "--neighbours", "3"],
@@ -757,11 +758,16 @@ class TestPredict:
 
     def test_round_trip(self, graph, trained):
         rows = self.predict(graph[:4], trained)  # edges and features; labels are not needed
-        assert list(rows[0]) == ["node", "prediction", "probability"]
+        names = ["p(blue)", "p(red)"]
+        assert list(rows[0]) == ["node", "prediction", "probability", *names]
+        for row in rows:  # all probabilities are there, and the largest is the prediction's
+            shares = {name: float(row[name]) for name in names}
+            assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+            assert max(shares, key=shares.get) == f"p({row['prediction']})"
         assert [row["node"] for row in rows] == [f"n{n}" for n in range(16)]
         assert [row["prediction"] for row in rows] == ["red"] * 8 + ["blue"] * 8
 
-        args = node_classification.training_parser().parse_args(graph)
+        args = node_classification.parser().parse_args(graph)
         data, (model, _) = node_classification.load_graph(args), load_model(trained)
         probability = model(data.x, data.edge_index).softmax(dim=1).max(dim=1).values.tolist()
         assert [float(row["probability"]) for row in rows] == pytest.approx(probability, abs=1e-6)
@@ -847,3 +853,62 @@ class TestPredict:
     def test_output_that_cannot_be_written(self, graph, trained, capsys):
         error = self.refusal(capsys, graph, trained, output="edges.csv/predictions.csv")
         assert "cannot create the folder" in error
+
+
+class TestOwnGraph:
+    """What a reader is told of a graph beside accuracies."""
+
+    @pytest.fixture(autouse=True)
+    def fast(self, no_pictures):
+        pass
+
+    def run(self, graph, tmp_path, *words):
+        assert (
+            main([*graph, "--epochs", "30", "--runs", "1", "--out", str(tmp_path / "o"), *words])
+            == 0
+        )
+        return read(tmp_path / "o")
+
+    def rewrite(self, tmp_path, name, change):
+        path = tmp_path / f"{name}.csv"
+        head, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([head, *(",".join(change(*row.split(","))) for row in rows)]))
+
+    def test_macro_f1_roc_auc_and_confusion(self, graph, tmp_path, capsys):
+        test = self.run(graph, tmp_path)["test_of_best_run"]
+        assert test == {"macro_f1": 1.0, "roc_auc": 1.0, "confusion": [[3, 0], [0, 3]]}
+        said = capsys.readouterr().out
+        assert "macro-F1 100.0, ROC AUC 100.0" in said
+        rows = [line.split() for line in said.splitlines()]
+        assert ["blue", "3", "0"] in rows and ["red", "0", "3"] in rows
+        assert "nothing beats" not in said
+
+    def test_it_says_when_nothing_beats_the_majority(self, graph, tmp_path, capsys):
+        self.rewrite(tmp_path, "features", lambda node, a, b: (node, "1", "1"))
+        self.rewrite(tmp_path, "edges", lambda a, b: (a, a))
+        test = self.run(graph, tmp_path)["test_of_best_run"]
+        assert test["roc_auc"] == pytest.approx(0.5)
+        assert "nothing beats the majority class (50.0 %)" in capsys.readouterr().out
+
+    def test_it_says_what_looks_wrong(self, graph, tmp_path, capsys):
+        self.rewrite(tmp_path, "features", lambda node, a, b: (node, f"{float(a) * 1e6}", b))
+        self.run(graph, tmp_path)
+        assert "not on one scale" in capsys.readouterr().err
+        self.rewrite(tmp_path, "labels", lambda node, label, split: (node, label and "red", split))
+        self.run(graph, tmp_path)
+        assert "one class alone, 'red'" in capsys.readouterr().err
+        self.rewrite(
+            tmp_path, "labels", lambda node, label, split: (node, label and f"{node[1:]}.5", split)
+        )
+        self.run(graph, tmp_path)
+        assert "14 labels for 14 nodes: is this a regression?" in capsys.readouterr().err
+
+    def test_standardised_features_are_so_in_a_prediction_too(self, graph, tmp_path, capsys):
+        self.rewrite(tmp_path, "features", lambda node, a, b: (node, f"{float(a) * 1e6}", b))
+        assert self.run(graph, tmp_path, "--standardise")["test_of_best_run"]["macro_f1"] == 1
+        output = tmp_path / "p.csv"
+        words = ["predict", *graph[:4], "--model", str(tmp_path / "o"), "--output", str(output)]
+        assert main(words) == 0
+        with open(output, newline="") as file:
+            found = [row["prediction"] for row in csv.DictReader(file)]
+        assert found == ["red"] * 8 + ["blue"] * 8

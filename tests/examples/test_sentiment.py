@@ -265,7 +265,7 @@ class TestOwnReviews:
         [
             ("", "the file is empty"),
             ("words,label\na,b\n", "column 'text' is missing"),
-            ("text,label\na,x\nb,x\n", "1 different labels"),
+            ("text,label\na,x\nb,x\n", "has one label alone"),
             ("text,label\n!,x\n!,x\n?,y\n?,y\n", "have no words"),
             ("text,label\nsch\xf6n,x\n", "not UTF-8 text"),
         ],
@@ -348,3 +348,65 @@ class TestPrediction:
     )
     def test_bad_options(self, capsys, words, problem):
         assert problem in failure(capsys, words)
+
+
+class TestManyClasses:
+    """One word of three tells the class of a text."""
+
+    @pytest.fixture
+    def trained(self, tmp_path, capsys):
+        rng, path = random.Random(0), tmp_path / "tea.csv"
+        rows = [("text", "label")]
+        for n in range(240):
+            words = [*rng.choices(FILLING, k=4), ["hot", "cold", "warm"][n % 3]]
+            rng.shuffle(words)
+            rows.append((" ".join(words), ["3 stars", "1 star", "2 stars"][n % 3]))
+        with open(path, "w", newline="") as file:
+            csv.writer(file, delimiter=";").writerows(rows)
+        words = ["--data", str(path), "--epochs", "15", "--length", "12"]
+        assert main([*words, "--out", str(tmp_path / "out")]) == 0
+        return tmp_path / "out", capsys.readouterr().out
+
+    def test_it_learns_them_beside_a_baseline_and_without_padding(self, trained):
+        folder, said = trained
+        metrics = read(folder / "metrics.json")
+        assert metrics["runs"][0]["best"]["val_accuracy"] > 0.9
+        assert metrics["baseline"] == 1.0  # words alone tell the class
+        assert "TF-IDF and logistic regression: 100.00% in validation" in said
+        model, _, names = load_classifier(folder)
+        assert names == ["1 star", "2 stars", "3 stars"]
+        assert model.mask  # by default, of a reader's own texts
+
+    def test_several_texts_and_files(self, trained, tmp_path, capsys):
+        words = ["predict", "--model", str(trained[0])]
+        assert main([*words, "a hot scene", "the cold plot"]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert [line.split("  ")[0] for line in said] == ["3 stars", "1 star"]
+
+        (tmp_path / "new.txt").write_text("a hot scene\n\nthe cold plot\n")
+        (tmp_path / "new.csv").write_text('text,more\n"a hot, scene",1\nthe cold plot,2\n')
+        for name in ("new.txt", "new.csv"):
+            output = tmp_path / "judged.csv"
+            files = ["--file", str(tmp_path / name), "--output", str(output)]
+            assert main([*words, *files]) == 0
+            with open(output, newline="") as file:
+                found = list(csv.DictReader(file))
+            assert [row["prediction"] for row in found] == ["3 stars", "1 star"]
+            for row in found:
+                shares = {n: float(v) for n, v in row.items() if n.startswith("p(")}
+                assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+                assert max(shares, key=shares.get) == f"p({row['prediction']})"
+
+    def test_one_text_shows_no_attention_on_padding(self, trained, capsys):
+        assert main(["predict", "a hot scene", "--model", str(trained[0])]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("3 stars  ") and "0.00%" in said.splitlines()[-1]
+
+    def test_texts_or_a_file_must_be_given(self, capsys):
+        assert "either texts" in failure(capsys, ["predict", "--model", "x"])
+
+
+def test_it_says_when_words_alone_do_better(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sentiment, "baseline", lambda reviews: 1.0)
+    assert main(["--epochs", "1", "--length", "8", "--out", str(tmp_path)]) == 0
+    assert "which attention does not exceed" in capsys.readouterr().out

@@ -6,8 +6,8 @@ from PIL import Image
 
 from attn_core import patterns
 from examples import sequence_as_graph
+from examples.commands.sequence_as_graph import SENTENCES
 from examples.sequence_as_graph import (
-    SENTENCES,
     TOLERANCE,
     WAYS,
     build,

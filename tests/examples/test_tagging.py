@@ -1,12 +1,15 @@
 """The comparison of taggers: its task, its models, its bound, and the program."""
 
+import contextlib
+import io
 import json
+import random
 
 import pytest
 import torch
 from PIL import Image
 
-from datasets import TaggedSentences
+from datasets import TaggedSentences, read_conllu
 from examples import tagging
 from examples.tagging import (
     MODELS,
@@ -77,9 +80,12 @@ def test_the_commonest_tag_of_a_word_and_of_all_words():
 
 def test_rare_words_share_the_number_of_unknown_ones():
     task = task_of(["a a b c"], ["X X Y Y"], ["a b d"], ["X Y Y"], min_count=2)
-    known, *rare = task.test.source[0]
+    seen = task.lexicon.known
+    known, *rare = seen[task.test.source[0]].tolist()
     assert rare == [rare[0]] * 2 and known != rare[0]
-    assert task.train.source[0] == [known, known, *rare]
+    assert seen[task.train.source[0]].tolist() == [known, known, *rare]
+    # To the bound and to the baseline they are different words
+    assert len({*task.test.source[0]}) == 3
 
 
 def test_the_aspects_of_a_tag_are_measured_by_themselves():
@@ -128,7 +134,7 @@ def test_what_sees_order_exceeds_the_bound_and_attention_alone_does_not():
     bound = order_blind_bound(task)
     training = Training(epochs=6, batch_size=16, lr=1e-2, device="cpu")
     blind, sees = (
-        train(task, model, WIDTHS, training, 0)["test"] for model in ("attention", "cnn")
+        train(task, model, WIDTHS, training, 0)[0]["test"] for model in ("attention", "cnn")
     )
     assert all(blind[name] <= bound[name] for name in bound)
     assert sees["near"] > 0.95 > bound["near"]
@@ -138,13 +144,13 @@ def test_a_training_depends_on_its_seed_alone():
     task = Task.of("x", spell(30, 0), spell(10, 1))
     widths = WIDTHS._replace(dropout=0.1)
     training = Training(epochs=1, batch_size=8, lr=1e-2, device="cpu")
-    a, b, c = (train(task, "rotary", widths, training, seed)["loss"] for seed in (0, 0, 1))
+    a, b, c = (train(task, "rotary", widths, training, seed)[0]["loss"] for seed in (0, 0, 1))
     assert a == b != c
 
 
 def test_measures_count_words_and_not_padding():
     task = task_of(["a a a a a b", "b"], ["X X X X X Y", "Y"], ["a a a a", "b"], ["X X X X", "Y"])
-    tagger = Tagger(len(task.vocabulary), len(task.tags), "bilstm", WIDTHS)
+    tagger = task.build("bilstm", WIDTHS)
     with torch.no_grad():  # says "X" whatever it sees
         tagger.output.weight.zero_()
         tagger.output.bias.copy_(torch.tensor([1.0, 0.0]))
@@ -204,8 +210,11 @@ def test_an_interruption_keeps_what_there_is(tmp_path, capsys, monkeypatch):
         (["--models", "transformer"], "invalid choice: 'transformer'"),
         (["--size", "20", "--heads", "4"], "--size 20 is no multiple of 8"),
         (["--column", "xpos"], "--column has no meaning for generated sentences"),
-        (["--conllu", "lost.conllu", "lost.conllu"], "lost.conllu: cannot be read"),
-        (["--conllu", "a", "b", "--sentences", "9"], "--sentences has no meaning for conllu"),
+        (["--conllu", "lost.conllu", "lost.conllu"], "no file 'lost.conllu'"),
+        (
+            ["--conllu", __file__, __file__, "--sentences", "9"],
+            "--sentences has no meaning for conllu",
+        ),
         (["--device", "nowhere"], "--device nowhere is of no use"),
     ],
 )
@@ -218,3 +227,64 @@ def test_a_loss_that_is_no_number_ends_the_program(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(tagging, "train", lambda *args: args[-1](float("nan")))
     assert main([*FAST, "--models", "cnn", "--out", str(tmp_path)]) == 2
     assert "the loss of cnn (seed 0) became nan: lower --lr" in capsys.readouterr().err
+
+
+class TestOwnText:
+    """Words whose part of speech their last letters tell: -en is a verb, -ung a noun."""
+
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory):
+        """The folder of a training on 120 sentences, and what it printed."""
+        folder, draw = tmp_path_factory.mktemp("own"), random.Random(0)
+        for name, count in (("train", 120), ("test", 30)):
+            lines = []
+            for _ in range(count):
+                for n in range(1, 7):
+                    stem = "".join(draw.choices("bdfgklmprst", k=4))
+                    end, tag = draw.choice([("en", "VERB"), ("ung", "NOUN"), ("ig", "ADJ")])
+                    lines.append(f"{n}\t{stem}{end}\t_\t{tag}" + "\t_" * 6)
+                lines.append("")
+            (folder / f"{name}.conllu").write_text("\n".join(lines) + "\n")
+        files = [str(folder / f"{name}.conllu") for name in ("train", "test")]
+        words = ["--conllu", *files, "--models", "bilstm", "--size", "16", "--letters", "16"]
+        words += ["--heads", "2", "--lr", "0.01", "--epochs", "12", "--runs", "1"]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main([*words, "--out", str(folder / "out")]) == 0
+        return folder, said.getvalue()
+
+    def test_spelling_tells_what_a_new_word_is(self, trained):
+        metrics = json.loads((trained[0] / "out/metrics.json").read_text())
+        assert metrics["models"]["bilstm"][0]["test"]["accuracy"] > 0.95
+        assert metrics["baselines"]["each word's commonest tag"]["accuracy"] < 0.5
+        assert "12 sentences (72 words) to stop by" in trained[1]
+        assert "not above" not in trained[1]
+
+    def test_it_tags_text(self, trained, tmp_path, capsys):
+        (tmp_path / "new.txt").write_text("kupfen bormung.\n\nmorpig\n")
+        words = ["--file", str(tmp_path / "new.txt"), "--model", str(trained[0] / "out")]
+        assert main(["predict", *words]) == 0
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [(row[0], row[1], row[3]) for row in rows if len(row) == 10][:2] == [
+            ("1", "kupfen", "VERB"), ("2", "bormung", "NOUN"),
+        ]  # fmt: skip
+        assert rows[3:] == [[""], ["1", "morpig", "_", "ADJ", *"_" * 6], [""]]
+
+    def test_it_fills_in_the_tags_of_a_conllu_file_and_keeps_the_rest(self, trained, tmp_path):
+        old = "# text = x\n1-2\tab\t" + "\t".join("_" * 8) + "\n"
+        old += "1\tlarfen\tx\t_\t_\t_\t2\tobj\t_\t_\n2\tgormung\t_\t_\t_\t_\t0\troot\t_\t_\n\n"
+        source, target = tmp_path / "old.conllu", tmp_path / "folder/new.conllu"
+        source.write_text(old)
+        words = ["predict", "--file", str(source), "--output", str(target)]
+        assert main([*words, "--model", str(trained[0] / "out")]) == 0
+        new = old.replace("larfen\tx\t_", "larfen\tx\tVERB").replace(
+            "gormung\t_\t_", "gormung\t_\tNOUN"
+        )
+        assert target.read_text() == new
+        assert read_conllu(target).tags == [["VERB", "NOUN"]]
+
+    def test_it_says_so_when_a_model_is_of_no_use(self, trained, tmp_path, capsys):
+        files = [str(trained[0] / f"{name}.conllu") for name in ("train", "test")]
+        words = ["--conllu", *files, "--models", "relative", "--letters", "0", "--epochs", "1"]
+        assert main([*words, "--lr", "1e-9", "--runs", "1", "--out", str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        assert "attention + relative bias: not above each word's commonest tag" in said

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -122,11 +123,11 @@ def interrupt_at(monkeypatch, batch, name="train_batch"):
     """Ctrl-C where the n-th batch would begin, counted over all models."""
     genuine, calls = getattr(Run, name), []
 
-    def wrapper(self):
+    def wrapper(self, *rest):
         calls.append(None)
         if len(calls) == batch:
             raise KeyboardInterrupt
-        return genuine(self)
+        return genuine(self, *rest)
 
     monkeypatch.setattr(Run, name, wrapper)
 
@@ -288,7 +289,7 @@ class TestInterruption:
             interrupt_at(patch, 3)
             main(words)
         other = failure(capsys, [*words, "--resume", "--lr", "0.5"])
-        assert "lr was 0.001, is now 0.5" in other
+        assert "lr was 0.005, is now 0.5" in other
         with open(files[0], "a") as there, open(files[1], "a") as back:
             there.write("e\n")
             back.write("e\n")
@@ -373,7 +374,7 @@ class TestEvaluation:
         for name in ("a", "b"):
             (tmp_path / name).write_text("".join(f"{line}.\n" for line in lines))
         data = [str(tmp_path / "a"), str(tmp_path / "b")]
-        tiny = [*TINY[2:], *RECURRENT, "--epochs", "1", "--beam", "1", "--lower"]
+        tiny = ["--unit", "words", *TINY[2:], *RECURRENT, "--epochs", "1", "--beam", "1", "--lower"]
         assert main(["train", "--data", *data, *tiny, "--out", str(tmp_path / "m")]) == 0
         assert main(["evaluate", "--model", str(tmp_path / "m"), "--split", "valid"]) == 0
         said = capsys.readouterr().out
@@ -439,8 +440,9 @@ class TestBadInput:
         ("words", "message"),
         [
             (["sing"], "'sing' is none of train, translate, evaluate"),
-            (["train", "--data", "cats"], "'cats' is neither 'dates' nor 'multi30k' nor two files"),
-            (["train", "--data", "dates", "x.txt"], "give 'dates' alone, or two files"),
+            (["train", "--data", "cats"], "'cats' is neither 'dates' nor 'multi30k' nor a file"),
+            (["train", "--data", __file__], "is neither 'dates' nor 'multi30k' nor two files"),
+            (["train", "--data", "dates", __file__], "give 'dates' alone, or two files"),
             (["train", "--data", "multi30k", "--lower"], "--lower is for files"),
             (["train", "--model", "rnn", "--reads", "2"], "--reads is for --model grammar"),
             (["train", "--model", "rnn", "--attention", "dot"], "'rnn' has no attention"),
@@ -519,3 +521,101 @@ def test_a_saved_model_is_the_one_that_was_trained(model):
     assert not loaded.model.training
     # One matrix for embedding and output, as it was trained
     assert loaded.model.output.weight is loaded.model.target_embedding.weight
+
+
+class TestOwnSentences:
+    """A made-up language: each word has another, and the verb goes to the end."""
+
+    NOUNS: ClassVar = {"cat": "Ka", "dog": "Do", "bird": "Vo", "fish": "Fi", "man": "Ma"}
+    VERBS: ClassVar = {"sees": "siet", "hears": "hört", "likes": "mag", "finds": "findet"}
+
+    @pytest.fixture
+    def pairs(self, tmp_path):
+        """Two files of all 100 sentences, with five ends each."""
+        rows = [
+            (
+                f"the {a} {verb} the {b}{end}",
+                f"{self.NOUNS[a]} {self.NOUNS[b]} {self.VERBS[verb]}{end}",
+            )
+            for end in ("!", "!!", "?", ".", "...")
+            for a, verb, b in itertools.product(self.NOUNS, self.VERBS, self.NOUNS)
+        ]
+        random.Random(0).shuffle(rows)
+        paths = tmp_path / "there.txt", tmp_path / "here.txt"
+        for path, side in zip(paths, zip(*rows, strict=True), strict=True):
+            path.write_text("".join(f"{line}\n" for line in side), encoding="utf-8")
+        return [str(path) for path in paths]
+
+    def test_with_the_defaults_it_learns_more_than_words(self, pairs, tmp_path, capsys):
+        out = tmp_path / "out"
+        words = ["train", "--data", *pairs, "--languages", "en", "de", "--epochs", "6"]
+        assert main([*words, "--out", str(out)]) == 0
+        said = capsys.readouterr().out
+        steps = math.ceil(read(out / "metrics.json")["steps"] / 6)
+        assert f"{steps:,} steps in an epoch" in said and f"{6 * steps:,} in 6 epochs" in said
+        assert said.count(" → ") == 2 * 6 + 1  # two translations an epoch, and the tokens
+        lines = said.split("\n\n")[-2].splitlines()
+        assert [line.split("  ")[0] for line in lines] == [
+            "model",
+            "-" * 12,
+            "word by word",
+            "luong",
+        ]
+        assert read(out / "metrics.json")["test_sacrebleu"] > 60  # the order of the words is right
+        assert "no better than" not in said
+
+        # The subwords are saved with the model: it translates, and judges other files
+        Path(tmp_path / "new.txt").write_text("the cat likes the cat!\n")
+        assert main(["translate", "--model", str(out), "--file", str(tmp_path / "new.txt")]) == 0
+        assert capsys.readouterr().out == "Ka Ka mag!\n"
+        assert main(["evaluate", "--model", str(out), "--data", *pairs]) == 0
+        assert "sacreBLEU" in capsys.readouterr().out
+
+    def test_it_says_so_when_it_learned_nothing(self, pairs, tmp_path, capsys):
+        words = ["train", "--data", *pairs, "--epochs", "1", "--lr", "1e-9", "--average", "0"]
+        assert main([*words, "--out", str(tmp_path / "out")]) == 0
+        assert "luong translates no better than word by word" in capsys.readouterr().out
+
+    def test_word_by_word_takes_the_word_that_keeps_company(self, pairs):
+        splits = translation.Data(tuple(pairs), languages=("en", "de"), unit="words").pairs()
+        found = _translation.word_by_word(splits)
+        nth = splits.test.source_text.index(next(s for s in splits.test.source_text if "cat" in s))
+        assert "Ka" in found[nth].split()
+
+    def test_settings_follow_the_number_of_pairs(self):
+        def suited(n, kind="luong", length=16):
+            pairs = Pairs([["a"] * length] * n, [["b"] * 6] * n, [""] * n, [""] * n)
+            splits = PairSplits("", pairs, pairs, pairs, Tokenizer(), Tokenizer())
+            return _translation.suited(kind, splits)
+
+        few, some, many = map(suited, (500, 10_000, 100_000))
+        assert few["batch_tokens"] < some["batch_tokens"] < many["batch_tokens"]
+        assert few["epochs"] > some["epochs"] > many["epochs"]
+        assert few["state_size"] < some["state_size"] < many["state_size"]
+        steps = 10_000 / (some["batch_tokens"] / 18) * some["epochs"]
+        assert 1000 < steps < 2000 and some["warmup"] < steps / 5
+        assert suited(10_000, length=8)["epochs"] == 2 * some["epochs"]  # they take half the time
+        assert suited(10_000, "transformer")["embedding_size"] % 16 == 0
+
+    def test_bleu_that_is_noise_does_not_choose_an_epoch(self):
+        def scores(bleu, perplexity):
+            return {"valid_sacrebleu": bleu, "valid_exact_match": 0, "valid_perplexity": perplexity}
+
+        assert translation.merit(scores(0.1, 50)) > translation.merit(scores(2, 60))
+        assert translation.merit(scores(9, 50)) > translation.merit(scores(8, 40))
+        assert translation.merit(scores(5, 90)) > translation.merit(scores(4.9, 10))
+
+    def test_bleu_is_of_characters_where_nothing_stands_between_words(self):
+        assert _translation.bleu_tokens(["我们是学生。", "你好。"]) == "char"
+        assert _translation.bleu_tokens(["We are students.", "Hello."]) == "13a"
+
+
+def test_a_picture_shows_no_more_than_forty_rows_and_how_even_attention_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(translation, "save_figure", lambda path, figure, **_: drawn.append(figure))
+    even = _translation.Found(["b"] * 60, ["b"] * 60, torch.full((1, 60, 4), 0.25))
+    translation.save_alignment(tmp_path / "x.png", ["a"] * 3, even)
+    panel = drawn[0].axes[0]
+    assert panel.images[0].get_array().shape == (40, 4)
+    assert panel.images[0].get_clim() == (0, 1)  # a quarter is a quarter as dark as can be
+    assert panel.get_title() == "attention, the first 40 tokens"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
+import numpy
 import pytest
 import torch
 import torch_geometric.nn
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 from attn_core import Edges, backend
 from gat import GATConv
+
+#: The release of torch_geometric that ours is compared with
+PYG = tuple(int(part) for part in torch_geometric.__version__.split(".")[:2])
 
 
 class Twins(Protocol):
@@ -143,6 +149,63 @@ def assert_parity(
             assert all(g is None or not g.any() for g in (grad, expected)), name
         else:
             assert_same(grad, expected)
+
+
+def assert_same_calls(
+    ours: Any,
+    theirs: Any,
+    call: Callable[..., Any],
+    *inputs: Any,
+    path: str = "fused",
+) -> None:
+    """`call(layer, *inputs)` gives the same tensors, and so do all gradients.
+
+    Inputs are trees of tensors, of which those of floating point get gradients; `call` returns any
+    tree of tensors. A generator that draws starts from the same seed.
+    """
+    if path == "messages":
+        ours.register_message_forward_hook(lambda *_: None)
+    found = []
+    for layer in (ours, theirs):
+        leaves, tree = tree_flatten(inputs)
+        leaves = [
+            x.detach().clone().requires_grad_()
+            if isinstance(x, Tensor) and x.is_floating_point()
+            else x
+            for x in leaves
+        ]
+        layer.zero_grad()
+        for seed in (torch.manual_seed, random.seed, numpy.random.seed):
+            seed(0)
+        with backend("reference") if path == "reference" and layer is ours else nullcontext():
+            outputs = [
+                y
+                for y in tree_leaves(call(layer, *tree_unflatten(leaves, tree)))
+                if isinstance(y, Tensor)
+            ]
+            for y in outputs:
+                if y.requires_grad:
+                    some = torch.arange(1, y.numel() + 1, dtype=y.dtype).view_as(y).sin()
+                    (y * some).sum().backward(retain_graph=True)
+        of_inputs = [x.grad for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+        named = dict(layer.named_parameters())
+        grads = {**dict(enumerate(of_inputs)), **{n: p.grad for n, p in named.items()}}
+        found.append((outputs, grads))
+    (outputs, grads), (expected, expected_grads) = found
+    assert len(outputs) == len(expected)
+    for one, other in zip(outputs, expected, strict=True):
+        assert one.dtype == other.dtype
+        if one.is_floating_point():
+            assert_same(one, other)
+        else:
+            assert torch.equal(one, other)
+    assert grads.keys() == expected_grads.keys()
+    for name, other in expected_grads.items():
+        one = grads[name]
+        if one is None or other is None:  # what has no part in the output
+            assert all(g is None or not g.any() for g in (one, other)), name
+        else:
+            assert_same(one, other)
 
 
 @st.composite

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,8 +36,9 @@ def test_comes_back_with_its_settings_and_numbers(name: str, tmp_path: Path) -> 
 
 
 def test_the_parameters_are_those_of_the_plain_model(tmp_path: Path) -> None:
-    model = hub.GAT(4, 8, 2, 3)
-    gat.GAT(4, 8, 2, 3).load_state_dict(model.state_dict())
+    model, plain = hub.GAT(4, 8, 2, 3).eval(), gat.GAT(4, 8, 2, 3).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain(X, EDGES), model(X, EDGES))
 
 
 def test_the_card_gives_data_settings_and_scores(tmp_path: Path) -> None:
@@ -51,3 +54,16 @@ def test_the_card_gives_data_settings_and_scores(tmp_path: Path) -> None:
         "model = GAT.from_pretrained(",
     ):
         assert line in card
+
+
+def test_parameters_of_another_model_are_an_error(tmp_path: Path) -> None:
+    hub.GAT(4, 8, 2, 3).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"loading state_dict for AGNN(.|\n)*Missing key"):
+        hub.AGNN.from_pretrained(tmp_path)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "gat.hub")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'gat-attention\[hub\]'"):
+        importlib.import_module("gat.hub")

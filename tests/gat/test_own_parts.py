@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 import gat
 from attn_core import Bounded, Entmax, Softmax
+from sequence_attn import Attention, MultiHead
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
@@ -82,6 +84,35 @@ def test_a_bounded_normaliser_never_stops_training(name: str, sign: int) -> None
     assert low <= reached <= high
     assert layer(X, EDGES).isfinite().all()
     torch.testing.assert_close(copy.deepcopy(layer)(X, EDGES), layer(X, EDGES))
+
+
+LAYERS: dict[str, Any] = {
+    "graph": lambda n: (gat.GraphAttentionConv(4, 3, normalizer=n), (X, EDGES)),
+    "one score": lambda n: (Attention("dot", n, query_size=4), (X[None], X[None])),
+    "many heads": lambda n: (MultiHead(2, 3, input_size=4, normalizer=n), (X[None], X[None])),
+}
+
+
+@pytest.mark.parametrize("far", [-5.0, 0.0, 1e9])
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_learned_number_out_of_its_range_is_taken_at_the_end_and_led_back(
+    kind: str, name: str, far: float
+) -> None:
+    """The parameter is what its layer saves, whatever the step before it."""
+    layer, given = LAYERS[kind](LEARNED[name][0](1.5))
+    low, high = layer.normalizer.bounds[name]
+    (parameter,) = (p for n, p in layer.named_parameters() if n == f"normalizer_{name}")
+    with torch.no_grad():
+        parameter.fill_(far)
+    at_the_end = getattr(layer.normalizer, name)
+    assert at_the_end.item() == pytest.approx(low if far < low else high)
+    (at_the_end * 2).backward()
+    assert parameter.grad is not None and parameter.grad.item() == 2
+    found = layer(*given)
+    assert (found if isinstance(found, Tensor) else found[0]).isfinite().all()
+    assert layer.state_dict()[f"normalizer_{name}"].item() == far
+    assert pickle.loads(pickle.dumps(layer)).state_dict().keys() == layer.state_dict().keys()
 
 
 def test_bounds_are_checked() -> None:

@@ -17,7 +17,16 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 from attn_core import Edges
 from gat import EdgeAttention, TransformerConv
-from tests.gat.conftest import EDGES, PATHS, TOLERANCE, assert_parity, assert_same, features, graphs
+from tests.gat.conftest import (
+    EDGES,
+    PATHS,
+    PYG,
+    TOLERANCE,
+    assert_parity,
+    assert_same,
+    features,
+    graphs,
+)
 
 # name: (in_channels, nodes of x)
 INPUTS: dict[str, tuple[Any, Any]] = {
@@ -49,6 +58,8 @@ def parity_of(
 def test_agrees_over_the_product_of_options(twins: Any, inputs: str, edge_dim: int | None) -> None:
     for heads, *flags in itertools.product((1, 3), *[(True, False)] * 4):
         more = dict(zip(FLAGS, flags, strict=True))
+        if PYG < (2, 7) and not more["bias"]:
+            continue  # queries, keys and values kept theirs
         parity_of(twins, inputs, edge_dim, "fused", torch.float64, heads=heads, **more)
 
 

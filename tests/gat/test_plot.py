@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+import warnings
 
 import matplotlib
 import networkx as nx
@@ -362,3 +363,36 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, draw, missing):
         ModuleNotFoundError, match=rf"{missing}.*pip install 'gat-attention\[plot\]'"
     ):
         draw()
+
+
+class TestNames:
+    def test_nodes_and_classes_have_names_in_any_script(self):
+        names = ["Ann", "Żółw", "$x$", "日本"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # no font for Japanese may be installed
+            ax = draw_attention(
+                EDGE_INDEX, WEIGHTS, labels=LABELS, node_names=names, class_names=["Äpfel", "$b_1$"]
+            )
+        written = {text.get_text(): text for text in ax.texts}
+        assert {"Ann", "Żółw", "$x$"} < written.keys()
+        assert written.keys() & {"日本", "\\u65e5\\u672c"}
+        assert not written["$x$"].get_parse_math()
+        legend = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert "Äpfel" in legend and "$b_1$" in legend
+        ax.figure.canvas.draw()  # with a font that has all that is written
+
+    def test_the_title_names_the_node(self):
+        names = ["Ann", "Bob", "Cid", "Dan"]
+        ax = draw_attention(EDGE_INDEX, WEIGHTS, node=1, node_names=names)
+        assert "node Bob" in ax.get_title()
+
+    def test_a_name_is_needed_for_each_node(self):
+        with pytest.raises(ValueError, match="node_names must have one entry per node, 4; got 1"):
+            draw_attention(EDGE_INDEX, WEIGHTS, labels=LABELS, node_names=["x"])
+
+    def test_an_embedding_has_class_names_in_any_script(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ax = draw_embedding(torch.eye(6), labels=[0, 0, 0, 1, 1, 1], class_names=["犬", "čáp"])
+        legend = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert legend[1] == "čáp" and legend[0] in ("犬", "\\u72ac")

@@ -341,6 +341,10 @@ class OwnGATConv(THEIRS.GATConv):
     """A user's."""
 
 
+class OwnDenseGATConv(THEIRS.DenseGATConv):
+    """A user's."""
+
+
 class ScoringGATConv(THEIRS.GATConv):
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
         return 2 * alpha.unsqueeze(-1) * x_j
@@ -363,14 +367,17 @@ def test_what_is_left_is_reported_with_the_reason() -> None:
             "filled": filled,
             "linear": nn.Linear(4, 3),
             "dense": THEIRS.DenseGATConv(4, 3),
+            "own dense": OwnDenseGATConv(4, 3),
+            "plain": THEIRS.GeneralConv(4, 3),
         }
     )
     classes = {name: type(module) for name, module in model.items()}
     report = replace(model)
     assert str(report) == (
-        "replaced 1 module\n"
+        "replaced 2 modules\n"
         "  theirs: GATConv\n"
-        "left 8 modules\n"
+        "  dense: DenseGATConv\n"
+        "left 9 modules\n"
         "  own: OwnGATConv: a subclass of GATConv, whose changes would be lost\n"
         "  scoring: ScoringGATConv: a subclass of GATConv, whose changes would be lost\n"
         "  ours: GATConv: is gat's already\n"
@@ -379,9 +386,11 @@ def test_what_is_left_is_reported_with_the_reason() -> None:
         "  explained: GATConv: being explained; set its `explain` to None first\n"
         "  filled: GATConv: fill_value is 'median'; expected a number, a tensor, or one of 'add', "
         "'max', 'mean', 'min', 'mul', 'sum'\n"
-        "  dense: DenseGATConv: gat has no layer on adjacency matrices"
+        "  own dense: OwnDenseGATConv: a subclass of DenseGATConv, whose changes would be lost\n"
+        "  plain: GeneralConv: built without attention"
     )
-    assert {n: type(m) for n, m in model.items()} == {**classes, "theirs": gat.GATConv}
+    classes |= {"theirs": gat.GATConv, "dense": gat.DenseGATConv}
+    assert {n: type(m) for n, m in model.items()} == classes
     assert replace(model).replaced == {}
 
 

@@ -164,6 +164,32 @@ def test_luong_worked_out_by_hand() -> None:
     torch.testing.assert_close(layer.weights(query, keys), one_less)
 
 
+def test_normalised_bahdanau_and_scaled_luong_worked_out_by_hand() -> None:
+    query, keys = torch.randn(1, 3), torch.randn(1, 2, 4)
+    bahdanau = BahdanauAttention(3, 4, 5, normalize=True, bias=True)
+    assert bahdanau.length.item() == pytest.approx(5**-0.5)
+    with torch.no_grad():
+        bahdanau.length.fill_(1.7)
+        bahdanau.hidden_bias.normal_()
+    v = 1.7 * bahdanau.vector / bahdanau.vector.norm()
+    hidden = query @ bahdanau.query_weight.T + keys[0] @ bahdanau.key_weight.T
+    expected = (torch.tanh(hidden + bahdanau.hidden_bias) @ v).softmax(0)
+    torch.testing.assert_close(bahdanau.weights(query, keys)[0], expected)
+    luong = LuongAttention("general", query_size=3, key_size=4, scale=True)
+    with torch.no_grad():
+        luong.scale.fill_(0.3)
+    expected = (0.3 * keys[0] @ luong.weight.T @ query[0]).softmax(0)
+    torch.testing.assert_close(luong.weights(query, keys)[0], expected)
+    for layer, name in ((bahdanau, "length"), (luong, "scale")):
+        layer.weights(query, keys)[0, 0].backward()
+        assert getattr(layer, name).grad.abs() > 0
+        layer.reset_parameters()
+        start = 5**-0.5 if name == "length" else 1
+        assert getattr(layer, name).item() == pytest.approx(start)
+    with pytest.raises(ValueError, match=r"scale goes with .* got score='concat'"):
+        LuongAttention("concat", query_size=3, scale=True)
+
+
 def test_local_monotonic_worked_out_by_hand() -> None:
     """Equal scores: uniform over the window, whose centre walks along and stops at the end."""
     layer = LocalAttention("monotonic", window=1, score="dot", query_size=1)

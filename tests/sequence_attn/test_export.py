@@ -251,6 +251,19 @@ IN_ONNX = (
     "TransformerEncoder, left padded T5",
     "TransformerDecoder",
     "Transformer",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in (
+            "TransformerEncoder, sinusoidal",
+            "TransformerEncoder, learned",
+            "TransformerEncoder, rotary",
+            "TransformerEncoder, ALiBi",
+            "Transformer, T5",
+            "SinusoidalPositions, apart",
+            "LearnedPositions, apart",
+            "RotaryPositions",
+        )
+    ),
 )
 
 
@@ -274,8 +287,14 @@ def test_recurrent_models_export_with_any_batch(name: str, check_export: Any) ->
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self")
-def test_onnxruntime_gives_the_same_as_a_recurrent_model_with_any_batch(check_onnx: Any) -> None:
-    make, inputs = RECURRENT["bahdanau"]
+@pytest.mark.parametrize(
+    "name",
+    [x if x == "bahdanau" else pytest.param(x, marks=pytest.mark.slow) for x in RECURRENT],
+)
+def test_onnxruntime_gives_the_same_as_a_recurrent_model_with_any_batch(
+    name: str, check_onnx: Any
+) -> None:
+    make, inputs = RECURRENT[name]
     check_onnx(make().eval(), *(inputs(batch, 5, 7) for batch in (3, 2, 4)))
 
 

@@ -195,6 +195,30 @@ def test_dense_equals_the_complete_graph(score: str, normalizer: str) -> None:
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("masked_by", ["lengths", "mask"])
+@pytest.mark.parametrize("score", [score for score in SCORES if score != "location"])
+def test_a_padded_batch_over_a_pattern(score: str, masked_by: str) -> None:
+    attention = layer(score)
+    query, keys, values = (x.requires_grad_() for x in tokens())
+    edges = Edges.from_edge_index(torch.tensor([[0, 1, 2, 3, 1, 0], [0, 0, 1, 1, 2, 2]]), (TK, TQ))
+    allowed = torch.zeros(TQ, TK, dtype=torch.bool)
+    allowed[edges.query_index, edges.key_index] = True
+    lengths = torch.tensor([TK, 2][: len(keys)])
+    real = torch.arange(TK) < lengths[:, None]
+    given = {"key_lengths": lengths} if masked_by == "lengths" else {"key_mask": real}
+    bias = torch.randn(edges.num_edges, dtype=torch.float64)
+    as_dense = torch.zeros(TQ, TK, dtype=torch.float64)
+    as_dense[edges.query_index, edges.key_index] = bias
+    pattern = attention(query, keys, values, support=edges, bias=bias, need_weights=True, **given)
+    dense = attention(query, keys, values, mask=allowed, bias=as_dense, need_weights=True, **given)
+    torch.testing.assert_close(pattern.context, dense.context)
+    of_edges = dense.weights[:, :, edges.query_index, edges.key_index].mT
+    torch.testing.assert_close(pattern.weights, of_edges)
+    leaves = [query, keys, values, *attention.parameters()]
+    got, expected = (torch.autograd.grad(x.context.sin().sum(), leaves) for x in (pattern, dense))
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_fast_path_equals_reference(score: str) -> None:
     attention = layer(score)

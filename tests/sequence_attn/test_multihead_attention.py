@@ -345,9 +345,13 @@ def test_difference_window_equals_the_band_mask(
     ours = MultiHeadAttention(E, H, batch_first=True, window=radius, dtype=torch.float64)
     ours.load_state_dict(plain.state_dict())
     inputs = tokens(ours, queries=queries, keys=keys)
-    distance = torch.arange(keys) - (torch.arange(queries) + keys - queries)[:, None]
-    outside = distance.abs() > radius
-    padding = torch.arange(keys) >= torch.tensor([[keys], [4]])
+    lengths = torch.tensor([keys, 4])
+    padding = torch.arange(keys) >= lengths[:, None]
+    # The last query stands at the last key of its own sequence that is not ignored
+    ends = lengths if masked in ("padding", "all") else torch.tensor([keys, keys])
+    here = torch.arange(queries) + ends[:, None] - queries
+    distance = torch.arange(keys) - here[..., None]
+    outside = (distance.abs() > radius).repeat_interleave(H, 0)
     given, banded = {}, {"attn_mask": outside}
     if masked in ("padding", "all"):
         given["key_padding_mask"] = banded["key_padding_mask"] = padding
@@ -365,9 +369,12 @@ def test_difference_window_equals_the_band_mask(
         width = radius + 1 if causal else 2 * radius + 1
         assert weights.shape == (B, H, queries, width)
         for i, w in itertools.product(range(queries), range(width)):
-            j = i + keys - queries - radius + w
-            of_pair = dense[..., i, j] if 0 <= j < keys else torch.zeros_like(dense[..., 0, 0])
-            torch.testing.assert_close(weights[..., i, w], of_pair)
+            for b in range(B):
+                j = int(here[b, i]) - radius + w
+                of_pair = (
+                    dense[b, :, i, j] if 0 <= j < keys else torch.zeros_like(dense[b, :, 0, 0])
+                )
+                torch.testing.assert_close(weights[b, :, i, w], of_pair)
 
 
 # Inside torch's own layers

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 
 from attn_core import backend
-from sequence_attn import Attention, LocalAttention, MultiHead, RotaryPositions, TransformerEncoder
+from sequence_attn import (
+    Attention,
+    LocalAttention,
+    MultiHead,
+    MultiHeadAttention,
+    RotaryPositions,
+    TransformerEncoder,
+)
 
 B, D = 3, 4
 
@@ -157,3 +164,33 @@ def test_as_many_queries_as_keys_are_the_same_steps() -> None:
 def test_multi_head_refuses(given: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         multi_head()(sequence(4), **given)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("floating", [False, True])
+@pytest.mark.parametrize("options", [{}, {"window": 1}, {"add_bias_kv": True}])
+def test_drop_in_attention_is_causal_up_to_each_sequences_own_last_key(
+    options: dict, floating: bool, left: bool
+) -> None:
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(D, 2, batch_first=True, **options).double()
+    query, keys, lengths = sequence(2), sequence(5), [5, 3, 2]
+    real = torch.arange(5) < torch.tensor(lengths)[:, None]
+    real = real.flip(1) if left else real
+    padding = torch.zeros(B, 5).double().masked_fill(~real, -torch.inf) if floating else ~real
+    found = attention(query, keys, keys, padding, causal=True)[0]
+    for b in range(B):
+        own = keys[b : b + 1, real[b]]
+        alone = attention(query[b : b + 1], own, own, causal=True)[0]
+        torch.testing.assert_close(found[b : b + 1], alone)
+
+
+def test_queries_and_keys_of_the_same_lengths_are_the_same_steps() -> None:
+    """Padded to different widths, too."""
+    attention, steps, lengths = multi_head(), sequence(6), torch.tensor([4, 2, 3])
+    found = attention(
+        steps[:, :4], steps, query_lengths=lengths, key_lengths=lengths, causal=True
+    ).context
+    for b, n in enumerate(lengths.tolist()):
+        alone = attention(steps[b : b + 1, :n], causal=True).context
+        torch.testing.assert_close(found[b : b + 1, :n], alone)

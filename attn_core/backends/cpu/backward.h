@@ -11,10 +11,10 @@
 namespace attn::VARIANT {
 
 // Weights, dropped ones, from logits; gradients of logits from those of weights. The statistics are
-// those of one query, repeated, or of EACH pair.
+// those of one query, repeated, or of EACH pair; without a rest, all of these are 0.
 template <bool EACH, class T>
 INLINE void differentiate(const Problem<T>& p, int n, const T* largest, const T* scale,
-                          const T* mean, Scratch<T>& s) {
+                          const T* mean, const T* rest, Scratch<T>& s) {
   constexpr int W = WIDEST<T>;
   using V = Vec<T, W>;
   const int end = fill_rest(p, n, -infinity(T()), s.weights), step = period(p);
@@ -30,7 +30,9 @@ INLINE void differentiate(const Problem<T>& p, int n, const T* largest, const T*
         of_weight *= kept;
         dropped *= kept;
       }
-      store<T, W>(s.grads + i, weight * (of_weight - load<T, W>(mean + row)));
+      V apart = of_weight - load<T, W>(mean + row);
+      if (rest) apart -= load<T, W>(rest + row);
+      store<T, W>(s.grads + i, weight * apart);
       store<T, W>(s.weights + i, dropped);
     }
   }
@@ -75,7 +77,7 @@ template <class T>
 void value_gradients(const Problem<T>& p, const Graph& graph, int64_t begin, int n,
                      const T* weights, const T* const* grads, const T* grad) {
   for (int e = 0; e < n; e++) {
-    T* out = p.grad_pair_value[p.row(graph.place[begin + e])];
+    T* out = p.grad_pair_value[graph.place[begin + e]];
     if (grads) grad = grads[e];
     for (int h = 0; h < p.heads; h++) {
       const T weight = weights[e * p.lanes + h];
@@ -86,34 +88,46 @@ void value_gradients(const Problem<T>& p, const Graph& graph, int64_t begin, int
 }
 
 template <class T>
-void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
-                    int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
-  const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
-  const bool shared = is_shared(p);
-  const T *keys[ROWS], *values[ROWS], *next[ROWS];
-  const T *query = p.query[row], *grad = p.grad_output[row];
-  T* sums = grad_query ? grad_query : s.row_key;
+INLINE void repeat_statistics(const Problem<T>& p, int64_t row, Scratch<T>& s) {
   const T* statistics = p.statistics + NUMBERS * p.heads * row;
   repeat(p, statistics, s.largest);
   repeat(p, statistics + p.heads, s.scale);
   repeat(p, statistics + 2 * p.heads, s.mean);
+  if (p.rests) repeat(p, p.rests + p.heads * row, s.rest);
+}
+
+// For a block of a query's pairs: their keys, dropped weights, and gradients of logits.
+template <class T>
+INLINE void gradients_of_logits(const Problem<T>& p, const Functions<T>& f, int64_t row,
+                                int64_t begin, int n, Scratch<T>& s, const T** keys) {
+  const int64_t value_size = int64_t(p.heads) * p.value_width;
+  const T *values[ROWS], *next[ROWS], *const *with = keys, *const *later = nullptr;
+  score_pairs(p, f, begin, n, p.query[row], s, keys, s.weights);
+  if (!is_shared(p)) {
+    find_rows(p.value, p.pair_value, p, p.by_query, begin, n, value_size, s.made_value, values);
+    with = values;
+    later = find_next(p, p.value, p.by_query, begin, n, next);
+  }
+  f.dot(p, with, later, n, p.grad_output[row], p.value_width, s.grads);
+  if (p.drops) draw(p, p.by_query, begin, n, s.keep);
+  differentiate<false>(p, n, s.largest, s.scale, s.mean, p.rests ? s.rest : nullptr, s);
+}
+
+template <class T>
+void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
+                    int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
+  const int64_t size = int64_t(p.heads) * p.width;
+  const T *keys[ROWS], *query = p.query[row], *grad = p.grad_output[row];
+  T* sums = grad_query ? grad_query : s.row_key;
+  repeat_statistics(p, row, s);
   if (p.kind != DOT) {
     for (int64_t c = 0; c < size; c++) sums[c] = 0;
   }
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    score_pairs(p, f, at, n, query, s, keys, s.weights);
-    const T *const *with = keys, *const *later = nullptr;
-    if (!shared) {
-      find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
-      with = values;
-      later = find_next(p, p.value, p.by_query, at, n, next);
-    }
-    f.dot(p, with, later, n, grad, p.value_width, s.grads);
-    if (p.drops) draw(p, p.by_query, at, n, s.keep);
-    differentiate<false>(p, n, s.largest, s.scale, s.mean, s);
+    gradients_of_logits(p, f, row, at, n, s, keys);
     if (p.grad_bias) {
-      hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+      hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
     }
     if (p.kind == DOT) {
       for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
@@ -122,7 +136,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     if (p.grad_pair_key) {
       for (int e = 0; e < n; e++) {
         f.pair_gradient(p, keys[e], query, s.grads + e * p.lanes,
-                        p.grad_pair_key[p.row(p.by_query.place[at + e])]);
+                        p.grad_pair_key[p.by_query.place[at + e]]);
       }
     }
     if (p.kind != DOT) {
@@ -154,11 +168,11 @@ INLINE void number_gradients(const Problem<T>& p, const Functions<T>& f, int64_t
     value_gradients<T>(p, graph, begin, n, s.weights, grads, nullptr);
   }
   if (p.grad_bias) {
-    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
   }
   f.number_gradient(p, n, s.x, s.vector, s.grads, grad_vector);
   if (p.grad_pair_key) {
-    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_pair_key[p.row(i)]; });
+    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_pair_key[i]; });
   }
   if (grad_key) sum_pairs(p, n, s.grads, grad_key);
 }
@@ -177,7 +191,7 @@ INLINE void multiply(const Problem<T>& p, decltype(Functions<T>::dot) dot, const
                      const Rows<const T>& pair, T* made, T* out) {
   if (!pair) return dot(p, rows, next, n, fixed, width, out);
   for (int e = 0; e < n; e++) {
-    const T* added = pair[p.row(p.by_key.place[begin + e])];
+    const T* added = pair[p.by_key.place[begin + e]];
     for (int64_t c = 0; c < int64_t(p.heads) * width; c++) made[c] = fixed[c] + added[c];
     dot(p, rows + e, next ? next + e : nullptr, 1, made, width, out + e * p.lanes);
   }
@@ -223,12 +237,16 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       copy_heads(of_query, p.heads, s.logits + e * p.lanes);
       copy_heads(of_query + p.heads, p.heads, s.scales + e * p.lanes);
       copy_heads(of_query + 2 * p.heads, p.heads, s.means + e * p.lanes);
+      if (p.rests) {
+        copy_heads(p.rests + p.heads * p.by_key.other[at + e], p.heads, s.rests + e * p.lanes);
+      }
     }
     fill_rest(p, n, T(0), s.logits);
     fill_rest(p, n, T(0), s.scales);
     fill_rest(p, n, T(0), s.means);
+    if (p.rests) fill_rest(p, n, T(0), s.rests);
     if (p.drops) draw(p, p.by_key, at, n, s.keep);
-    differentiate<true>(p, n, s.logits, s.scales, s.means, s);
+    differentiate<true>(p, n, s.logits, s.scales, s.means, p.rests ? s.rests : nullptr, s);
     if (grad_value) {
       f.gather_value(p, grads, later, n, s.weights, ones, p.value_width, grad_value);
     }
@@ -236,7 +254,7 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       number_gradients(p, f, at, n, grads, s, grad_key, grad_vector);
     } else {
       if (p.leaves() && p.grad_bias) {
-        hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+        hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
       }
       for (int i = 0; product && i < n * p.lanes; i++) s.grads[i] *= p.scale;
       if (grad_key && product) {
@@ -264,17 +282,43 @@ void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch
   for (int64_t c = 0; grad_value && c < int64_t(p.heads) * p.value_width; c++) grad_value[c] = 0;
 }
 
+// Gradients of a row's logits sum to that of its log-sum-exp. What they miss it by is the error of
+// their mean, which is made of a rounded output. It counts as much as the logits are large, and where
+// one weight is above one half: there, gradients are small differences of large numbers.
+template <class T>
+void centre(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s, T* rest) {
+  const int64_t end = p.by_query.pointer[row + 1];
+  const T* keys[ROWS];
+  repeat_statistics(p, row, s);
+  if (f.score_numbers) repeat(p, p.query[row], s.fixed);
+  for (int h = 0; h < p.heads; h++) s.total[h] = 0;
+  for (int64_t at = p.by_query.pointer[row]; at < end; at += BLOCK) {
+    const int n = end - at < BLOCK ? int(end - at) : BLOCK;
+    gradients_of_logits(p, f, row, at, n, s, keys);
+    sum_pairs(p, n, s.grads, s.total);
+  }
+  for (int h = 0; h < p.heads; h++) rest[h] = s.total[h] - p.grad_log_sum_exp[row][h];
+}
+
 // What is subtracted from the logits of a row, what their exponentials are multiplied with, and the
 // mean gradient.
 template <class T>
-void statistics_row(const Problem<T>& p, const Functions<T>& f, int64_t row) {
+void statistics_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s) {
   T* out = p.statistics + NUMBERS * p.heads * row;
+  bool centred = false;
   for (int h = 0; h < p.heads; h++) {
     const T most = p.maximum[row][h], total = p.total[row][h];
     out[h] = most == -infinity(T()) ? T(0) : most;
     out[p.heads + h] = total == T(0) ? T(0) : T(1) / total;
+    centred |= most * most > LARGE * LARGE && total >= T(1) && total < T(2);
   }
+  T* rest = p.rests + p.heads * row;
   mean_gradient(p, f, row, out + 2 * p.heads);
+  for (int h = 0; h < p.heads; h++) rest[h] = 0;
+  if (centred && p.by_query.pointer[row + 1] - p.by_query.pointer[row] > 1) {
+    centre(p, f, row, s, rest);
+    __atomic_store_n(p.centred, true, __ATOMIC_RELAXED);
+  }
 }
 
 // The gradient of a query from what the pass by key left of each pair.

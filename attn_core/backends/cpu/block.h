@@ -101,8 +101,8 @@ Functions<T> choose(const Problem<T>& p) {
 // A thread's own memory. Numbers of a block are [pair, lane]; those of a row are repeated.
 template <class T>
 struct Scratch {
-  T *logits, *weights, *grads, *keep, *x, *means, *scales;     // of a block
-  T *largest, *total, *scale, *mean, *fixed, *vector, *ones;  // of a row
+  T *logits, *weights, *grads, *keep, *x, *means, *rests, *scales;  // of a block
+  T *largest, *total, *scale, *mean, *rest, *fixed, *vector, *ones;  // of a row
   T *row_key, *zeros, *made_key, *made_value;
 
   Scratch(const Problem<T>& p, T* at) {
@@ -112,8 +112,8 @@ struct Scratch {
       for (; at < start + size; at++) *at = 0;
       return start;
     };
-    for (T** one : {&logits, &weights, &grads, &keep, &x, &means, &scales}) *one = take(block);
-    for (T** one : {&largest, &total, &scale, &mean, &fixed, &vector, &ones}) {
+    for (T** one : {&logits, &weights, &grads, &keep, &x, &means, &rests, &scales}) *one = take(block);
+    for (T** one : {&largest, &total, &scale, &mean, &rest, &fixed, &vector, &ones}) {
       *one = take(repeated);
     }
     for (int64_t i = 0; i < repeated; i++) ones[i] = 1;
@@ -135,7 +135,7 @@ INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, co
   for (int e = 0; e < n; e++) rows[e] = tokens[graph.other[begin + e]];
   if (pair) {
     for (int e = 0; e < n; e++) {
-      const T* added = pair[p.row(graph.place[begin + e])];
+      const T* added = pair[graph.place[begin + e]];
       T* at = made + e * size;
       if (first) {
         for (int64_t c = 0; c < size; c++) at[c] = (first[c] + added[c]) + rows[e][c];
@@ -189,7 +189,7 @@ INLINE void add_bias(const Problem<T>& p, const Graph& graph, int64_t begin, int
   }
   if (!p.bias) return;
   for (int e = 0; e < n; e++) {
-    const T* bias = p.bias[p.row(graph.place[begin + e])];
+    const T* bias = p.bias[graph.place[begin + e]];
     for (int h = 0; h < p.heads; h++) logits[e * p.lanes + h] += bias[h];
   }
 }

@@ -10,6 +10,7 @@ namespace attn {
 
 constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed together
 constexpr int NUMBERS = 3;       // per query and head, of which the backward pass makes weights
+constexpr int LARGE = 32;        // a score above which a mean gradient is looked at again
 constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
 
 enum Kind { DOT = 0, LEAKY_RELU = 1, TANH = 2 };
@@ -46,11 +47,18 @@ struct Rows {
   ATTN_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
+// Numbers of 32 bits, or of 64 where there are too many pairs for these.
+struct Places {
+  const int32_t* narrow = nullptr;
+  const int64_t* wide = nullptr;
+  ATTN_INLINE int64_t operator[](int64_t i) const { return narrow ? narrow[i] : wide[i]; }
+};
+
 // Pairs sorted by one of their ends.
 struct Graph {
   const int64_t* pointer = nullptr;  // [num + 1]
   const int32_t* other = nullptr;    // [E], the other end
-  const int64_t* place = nullptr;    // [E], position in the unsorted list
+  Places place;                      // [E], the row of each in what is given per pair
   int64_t num = 0;
 };
 
@@ -71,8 +79,7 @@ struct Problem {
   Rows<const T> query, key, value;
   const T* vector = nullptr;  // [H, D]
   Rows<const T> bias, pair_key, pair_value;
-  const int64_t* source = nullptr;   // [E], the row of each pair in bias, pair_key and pair_value
-  const int64_t* pair_id = nullptr;  // [E], by which dropout knows each pair
+  const int64_t* pair_id = nullptr;  // by which dropout knows each place; its number, if null
   bool far = true;  // rows are worth asking for before they are used
   bool drops = false;
   Dropout dropout;
@@ -81,6 +88,8 @@ struct Problem {
   // Backward
   Rows<const T> grad_output, grad_log_sum_exp;
   T* statistics = nullptr;  // [Nq, NUMBERS, H], see statistics_row
+  T* rests = nullptr;       // [Nq, H], what the mean gradients miss, if it was looked for
+  bool* centred = nullptr;  // whether it was
   // What the pass by key leaves of each of its pairs, in its order, for the sums by query
   T* of_queries = nullptr;     // [E, H]: gradients of logits, or of queries that are single numbers
   uint8_t* signs = nullptr;    // [E, sign_bytes]: where leaky_relu was not bent
@@ -100,8 +109,7 @@ struct Problem {
   // Whether logits depend on single numbers per head, as GAT's do.
   ATTN_INLINE bool numbers() const { return kind != DOT && width == 1; }
 
-  ATTN_INLINE int64_t row(int64_t place) const { return source ? source[place] : place; }
-  ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : row(place); }
+  ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : place; }
   ATTN_INLINE const Graph& graph(Pass pass) const { return pass == BY_KEY ? by_key : by_query; }
 
   // Numbers in what a task hands on of a row that it has seen a part of.
@@ -113,7 +121,7 @@ struct Problem {
   }
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;
-    return BLOCK * (7 * h + int64_t(heads) * (width + value_width)) + 9 * h +
+    return BLOCK * (8 * h + int64_t(heads) * (width + value_width)) + 10 * h +
            int64_t(heads) * (3 * width + value_width) + 64;
   }
 };
@@ -172,6 +180,16 @@ ATTN_INLINE int64_t vector_of(int64_t width, int lanes) {
   return width % lanes == 0 ? lanes : width % less == 0 ? less : 4;
 }
 
+// What the two ends of a pair add to GAT's score: for each node and head, the products of its
+// channels with two vectors.
+template <class T>
+struct Ends {
+  const T *nodes = nullptr, *of_query = nullptr, *of_key = nullptr;  // [N, H, D], [H, D], [H, D]
+  T *queries = nullptr, *keys = nullptr;                             // [N, H]; later their gradients
+  T* grad_nodes = nullptr;  // [N, H, D], to which those of the nodes are added
+  int64_t heads = 0, width = 0;  // a multiple of 4
+};
+
 // What each instruction set provides.
 template <class T>
 struct Kernels {
@@ -193,6 +211,9 @@ struct Kernels {
   void (*additive_forward)(const Additive<T>&, const Span&, T* memory);
   void (*additive_backward)(const Additive<T>&, const Span&, int64_t key_span, int64_t query_span,
                             T* memory);
+  // The nodes [begin, end); the backward pass adds to the gradients of both vectors, [2, H, D].
+  void (*ends)(const Ends<T>&, int64_t begin, int64_t end);
+  void (*ends_backward)(const Ends<T>&, int64_t begin, int64_t end, T* of_vectors);
 };
 template <class T>
 int64_t additive_memory(const Additive<T>& a) {
@@ -201,5 +222,9 @@ int64_t additive_memory(const Additive<T>& a) {
 
 template <class T>
 void run(const Problem<T>& problem, Pass pass, int threads, T* grad_vector);
+
+// All passes of the backward pass that the wanted gradients need; places lie below `places`.
+template <class T>
+void differentiate(Problem<T>& problem, int64_t pairs, int64_t places, int threads, T* grad_vector);
 
 }  // namespace attn

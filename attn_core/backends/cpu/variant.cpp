@@ -1,5 +1,6 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
 #include "additive.h"
+#include "ends.h"
 #include "features.h"
 #include "pairs.h"
 #include "segments.h"
@@ -22,7 +23,7 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
       case FORWARD: forward_row(p, f, row, s); break;
       case BY_QUERY: by_query_row(p, f, row, s, grad_vector); break;
       case BY_KEY: by_key_row(p, f, row, s, grad_vector); break;
-      case STATISTICS: statistics_row(p, f, row); break;
+      case STATISTICS: statistics_row(p, f, row, s); break;
       case SUM_QUERY:
         sum_query_pairs(p, f, row, p.by_query.pointer[row], p.by_query.pointer[row + 1], s,
                         p.grad_query[row]);
@@ -90,7 +91,7 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
 template <class T>
 constexpr Kernels<T> KERNELS = {
     rows<T>, part<T>, merge<T>, multiply<T>, drop<T>, WIDEST<T>, additive_prepare<T>,
-    additive_forward<T>, additive_backward<T>,
+    additive_forward<T>, additive_backward<T>, ends<T>, ends_backward<T>,
 };
 extern const Kernels<float> float_kernels = KERNELS<float>;
 extern const Kernels<double> double_kernels = KERNELS<double>;

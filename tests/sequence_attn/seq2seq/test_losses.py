@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sequence_attn.seq2seq import sampled_softmax_loss
+from attn_core import Entmax
+from sequence_attn.seq2seq import entmax_loss, sampled_softmax_loss
 
 N, D, V = 6, 4, 40
 
@@ -183,3 +184,74 @@ def test_bad_input(change, error, message):
     given = {"hidden": hidden, "weight": weight, "bias": bias, "target": target, "samples": 5}
     with pytest.raises(error, match=message):
         sampled_softmax_loss(**given | change)
+
+
+ALPHAS = [1, 1.2, 1.5, 2, 3]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_gradient_of_the_entmax_loss_is_what_is_predicted_too_much(alpha):
+    logits = torch.randn(4, 3, 7, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(7, (4, 3))
+    (found,) = torch.autograd.grad(entmax_loss(logits, target, alpha=alpha), logits)
+    weights = Entmax(alpha).dense(logits.detach())
+    torch.testing.assert_close(found, (weights - F.one_hot(target, 7)) / 12)
+    small = logits[0, :2].detach().requires_grad_()
+
+    def of(x):
+        return entmax_loss(x, target[0, :2], alpha=alpha, reduction="sum")
+
+    assert torch.autograd.gradcheck(of, small)
+    assert torch.autograd.gradgradcheck(of, small)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_entmax_loss_is_that_of_the_definition(alpha):
+    """Of all distributions, p maximises <p, z> + Ω; the loss compares that with the target's."""
+    logits = torch.randn(5, 4, dtype=torch.float64)
+    target = torch.randint(4, (5,))
+    found = entmax_loss(logits, target, alpha=alpha, reduction="none")
+    draws = torch.distributions.Dirichlet(torch.full((4,), 0.5).double()).sample((20000,))
+    entropy = -(draws * draws.clamp(min=1e-300).log()).sum(-1)
+    if alpha != 1:
+        entropy = (1 - draws.pow(alpha).sum(-1)) / (alpha * (alpha - 1))
+    best = (draws @ logits.T + entropy[:, None]).amax(0)  # from below
+    expected = best - logits.gather(1, target[:, None]).squeeze(1)
+    assert (found >= expected - 1e-12).all()
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+def test_a_target_that_is_predicted_alone_costs_nothing():
+    logits = torch.tensor([[9.0, 0.0, -math.inf], [0.0, 9.0, 0.0]], requires_grad=True)
+    loss = entmax_loss(logits, torch.tensor([0, 1]), reduction="none")
+    assert loss.tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert not gradient.any()
+
+
+def test_rows_of_the_entmax_loss_that_do_not_count():
+    logits = torch.randn(3, 4)
+    target = torch.tensor([1, -100, 3])
+    each = entmax_loss(logits, target, reduction="none")
+    assert each[1] == 0
+    torch.testing.assert_close(entmax_loss(logits, target), each.sum() / 2)
+    torch.testing.assert_close(entmax_loss(logits, target, reduction="sum"), each.sum())
+    none = entmax_loss(logits, torch.full((3,), -100))
+    assert none == 0
+    assert entmax_loss(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"alpha": 0.5}, ValueError, "alpha is 0.5; expected at least 1"),
+        ({"reduction": "max"}, ValueError, "reduction is 'max'"),
+        ({"target": torch.zeros(3)}, TypeError, "target has dtype torch.float32"),
+        ({"target": torch.zeros(2, dtype=torch.int64)}, ValueError, r"expected \[3\]"),
+        ({"target": torch.tensor([0, 4, 1])}, IndexError, "the class 4; expected 0 to 3"),
+    ],
+)
+def test_what_the_entmax_loss_refuses(changes, error, message):
+    given = {"logits": torch.zeros(3, 4), "target": torch.zeros(3, dtype=torch.int64)}
+    with pytest.raises(error, match=message):
+        entmax_loss(**{**given, **changes})

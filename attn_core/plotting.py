@@ -1,17 +1,24 @@
-"""The text of pictures: every character of a token can be seen in one of the installed fonts."""
+"""What `sequence_attn.plot` and `gat.plot` share: colours, and text in whatever script.
+
+Nothing else imports it, for it needs numpy and matplotlib: `pip install 'gat-attention[plot]'`.
+"""
 
 from __future__ import annotations
 
 import math
 import unicodedata
 import warnings
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+# Petroff (2021), "Accessible Color Sequences for Data Visualization": chosen to stay apart under
+# the common colour-vision deficiencies.
+COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+           "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")  # fmt: skip
 _LONGEST = 24  # characters of a token that are shown
 
 # Where to look first for glyphs that the reader's own font lacks. DejaVu Sans comes with
@@ -26,6 +33,18 @@ _FALLBACKS = (
     "PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS",
     "IPAexGothic", "IPAGothic", "TakaoGothic", "NanumGothic",
 )  # fmt: skip
+
+
+@contextmanager
+def plot_extra() -> Iterator[None]:
+    """Names the extra that brings what is imported inside, if it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"drawing needs {error.name}: pip install 'gat-attention[plot]'",
+            name=error.name,
+        ) from error
 
 
 class Writer:

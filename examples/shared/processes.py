@@ -1,0 +1,70 @@
+"""Several processes under torchrun, of which the first alone prints, draws and writes files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from examples.shared.files import UserError, is_first_process
+
+# What torch's backends say when they lose a process
+_LOST = ("Connection closed", "Connection reset", "Timed out", "Broken pipe", "Socket Timeout")
+
+
+def world_size() -> int:
+    """How many processes torchrun started; one without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def joined(minutes: float = 10) -> Iterator[None]:
+    """Inside, the processes that torchrun started know each other; all but the first are silent.
+
+    Args:
+        minutes: how long to wait for another process before giving up.
+
+    Raises:
+        UserError: another process ended.
+    """
+    if world_size() == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    try:
+        with _silence() if not is_first_process() else contextlib.nullcontext():
+            yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        raise UserError(
+            "another process of this training has ended: nothing is lost but what came after the "
+            "last checkpoint; go on with the same command and --resume"
+        ) from error
+    finally:
+        with contextlib.suppress(RuntimeError):  # whoever is gone cannot say goodbye
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Inside, nothing is printed, but for errors that end the program."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        errors, sys.stderr = sys.stderr, nowhere
+        try:
+            yield
+        finally:
+            sys.stderr = errors

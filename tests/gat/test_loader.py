@@ -1,0 +1,322 @@
+"""Sampled neighbours, blocks, and inference layer by layer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import combinations
+from math import comb, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.loader import LinkLoader, NodeLoader
+from torch_geometric.sampler import NegativeSampling
+
+import gat
+from attn_core import Edges
+from gat.loader import NeighborSampler, block_of, infer, rows_of
+
+NODES, EDGES = 80, 600
+EDGE_INDEX = torch.randint(0, NODES - 5, (2, EDGES), generator=torch.Generator().manual_seed(1))
+
+
+def in_edges(node: int) -> set[int]:
+    return set(torch.nonzero(EDGE_INDEX[1] == node).squeeze(1).tolist())
+
+
+def check_drawn(target: Tensor, edge_ids: Tensor, targets: list[int], fan_out: int) -> None:
+    """As many different in-edges as there are, at most the fan-out."""
+    for node in targets:
+        drawn = edge_ids[target == node].tolist()
+        assert len(set(drawn)) == len(drawn)
+        assert set(drawn) <= in_edges(node)
+        assert len(drawn) == min(fan_out, len(in_edges(node)))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_blocks_hold_distinct_in_edges_of_their_targets(seed: int | None) -> None:
+    sampler = NeighborSampler(EDGE_INDEX, [3, 2], num_nodes=NODES, seed=seed)
+    nodes = torch.tensor([7, 79, 0])
+    first, second = sampler.blocks(nodes)
+    assert torch.equal(second.sources[:3], nodes)
+    assert torch.equal(first.sources[: len(second.sources)], second.sources)
+    for block, fan_out in ((second, 3), (first, 2)):
+        source, target = (
+            block.sources[block.edges.key_index],
+            block.sources[block.edges.query_index],
+        )
+        assert torch.equal(torch.stack([source, target]), EDGE_INDEX[:, block.edge_ids])
+        check_drawn(
+            target, block.edge_ids, block.sources[: block.edges.num_queries].tolist(), fan_out
+        )
+        assert len(block.sources.unique()) == len(block.sources) == block.edges.num_keys
+
+
+def test_all_subsets_are_equally_likely() -> None:
+    degree, fan_out, stars = 7, 3, 3000
+    pairs = torch.stack(
+        [torch.arange(degree).repeat(stars), torch.arange(stars).repeat_interleave(degree)]
+    )
+    sampler = NeighborSampler(pairs, [fan_out], num_nodes=stars, seed=5)
+    counts = dict.fromkeys(combinations(range(degree), fan_out), 0)
+    for sampler.epoch in range(3):
+        (block,) = sampler.blocks(torch.arange(stars))
+        for drawn in (block.edge_ids % degree).view(stars, fan_out).tolist():
+            counts[tuple(sorted(drawn))] += 1
+    expected = 3 * stars / comb(degree, fan_out)
+    chi_square = sum((n - expected) ** 2 / expected for n in counts.values())
+    freedom = len(counts) - 1
+    assert abs(chi_square - freedom) < 4 * sqrt(2 * freedom)
+
+
+def test_draws_are_a_function_of_seed_epoch_hop_and_node() -> None:
+    sampler = NeighborSampler(EDGE_INDEX, [3, 2], num_nodes=NODES, seed=3)
+
+    def drawn(nodes: list[int]) -> dict[int, list[int]]:
+        block = sampler.blocks(torch.tensor(nodes))[-1]
+        target = EDGE_INDEX[1, block.edge_ids]
+        return {n: block.edge_ids[target == n].tolist() for n in nodes}
+
+    one, other = drawn([1, 2, 3]), drawn([9, 3, 1])
+    assert (one[1], one[3]) == (other[1], other[3])
+    sampler.epoch = 1
+    assert drawn([1, 2, 3]) != one
+    sampler.epoch = 0
+    assert drawn([1, 2, 3]) == one
+    sampler.seed = 4
+    assert drawn([1, 2, 3]) != one
+    sampler.seed = None
+    assert drawn([1, 2, 3]) != drawn([1, 2, 3])
+
+
+def test_no_draw_looks_at_the_edges_of_a_hub() -> None:
+    degree = 200_000
+    pairs = torch.stack([torch.arange(degree), torch.zeros(degree, dtype=torch.int64)])
+    sampler = NeighborSampler(pairs, [4], num_nodes=degree, seed=0)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        slots, counts = sampler._draw(torch.tensor([0]), 4, torch.tensor(1))
+    assert counts.tolist() == [4] and len(set(slots.tolist())) == 4
+    assert largest <= 4 * 4
+
+
+@pytest.fixture
+def data() -> Data:
+    return Data(
+        x=torch.randn(NODES, 4),
+        edge_index=EDGE_INDEX,
+        edge_attr=torch.randn(EDGES, 2),
+        num_nodes=NODES,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_node_loader_runs_without_an_extension(data: Data, workers: int) -> None:
+    sampler = NeighborSampler(EDGE_INDEX, [3, 2], num_nodes=NODES, seed=0)
+    loader = NodeLoader(data, sampler, torch.arange(40), batch_size=16, num_workers=workers)
+    model = gat.GATv2(4, 8, 2, 3, edge_dim=2)
+    seen = []
+    for batch in loader:
+        assert torch.equal(data.x[batch.n_id], batch.x)
+        assert torch.equal(data.edge_attr[batch.e_id], batch.edge_attr)
+        assert torch.equal(batch.n_id[batch.edge_index], EDGE_INDEX[:, batch.e_id])
+        seeds = batch.n_id[: batch.batch_size]
+        check_drawn(EDGE_INDEX[1, batch.e_id], batch.e_id, seeds.tolist(), 3)
+        sampled = batch.num_sampled_nodes, batch.num_sampled_edges
+        trimmed = model(
+            batch.x,
+            batch.edge_index,
+            edge_attr=batch.edge_attr,
+            num_sampled_nodes_per_hop=sampled[0],
+            num_sampled_edges_per_hop=sampled[1],
+        )[: batch.batch_size]
+        whole = model(batch.x, batch.edge_index, edge_attr=batch.edge_attr)[: batch.batch_size]
+        torch.testing.assert_close(trimmed, whole)
+        seen.append(seeds)
+    assert torch.equal(torch.cat(seen), torch.arange(40))
+
+
+def test_link_loader_runs_without_an_extension(data: Data) -> None:
+    sampler = NeighborSampler(EDGE_INDEX, [3], num_nodes=NODES)
+    loader = LinkLoader(
+        data,
+        sampler,
+        EDGE_INDEX[:, :20],
+        neg_sampling=NegativeSampling("binary"),
+        batch_size=10,
+    )
+    for i, batch in enumerate(loader):
+        positive = batch.edge_label_index[:, batch.edge_label == 1]
+        assert torch.equal(batch.n_id[positive], EDGE_INDEX[:, 10 * i : 10 * i + 10])
+        assert batch.edge_label_index.shape == (2, 20)
+
+
+MODELS: dict[str, Any] = {
+    "GAT": lambda: gat.GAT(4, 8, 2, 3, heads=2, edge_dim=2, jk="cat", feed_forward=2),
+    "GATv2": lambda: gat.GATv2(4, 8, 3, 3, heads=2, edge_dim=2, dropout=0.5),
+    "GraphTransformer": lambda: gat.GraphTransformer(4, 8, 2, 3, heads=2, jk="lstm", edge_dim=2),
+    "GraphAttention": lambda: gat.GraphAttention(4, 8, 2, 3, normalizer="sparsemax", edge_dim=2),
+    "AGNN": lambda: gat.AGNN(4, 8, 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_by_chunks_is_exact(data: Data, name: str) -> None:
+    model = MODELS[name]().train()
+    attr = None if name == "AGNN" else data.edge_attr
+    calls: list[tuple[int, int]] = []
+    found = infer(
+        model,
+        data.x,
+        Edges(EDGE_INDEX, NODES, NODES),
+        edge_attr=attr,
+        chunk=17,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert model.training
+    expected = model.eval()(data.x, EDGE_INDEX, edge_attr=attr)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_take_a_block_for_each_layer(data: Data, name: str) -> None:
+    model = MODELS[name]().eval()
+    nodes = torch.tensor([5, 3, 77])
+    sampler = NeighborSampler(EDGE_INDEX, [-1] * model.num_layers, num_nodes=NODES)
+    blocks = sampler.blocks(nodes)
+    attr = None if name == "AGNN" else [data.edge_attr[b.edge_ids] for b in blocks]
+    found = model(data.x[blocks[0].sources], [b.edges for b in blocks], edge_attr=attr)
+    whole = None if name == "AGNN" else data.edge_attr
+    expected = model(data.x, EDGE_INDEX, edge_attr=whole)[nodes]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_block_holds_all_edges_into_its_targets() -> None:
+    block = block_of(Edges(EDGE_INDEX, NODES, NODES), torch.tensor([9, 2]))
+    assert set(block.edge_ids.tolist()) == in_edges(9) | in_edges(2)
+    assert block.sources[:2].tolist() == [9, 2]
+
+
+LAYERS: dict[str, Any] = {
+    "AGNNConv": lambda: gat.AGNNConv(),
+    "GATConv": lambda: gat.GATConv(4, 3, 2, residual=True),
+    "GATv2Conv": lambda: gat.GATv2Conv(4, 3, 2, share_weights=True),
+    "TransformerConv": lambda: gat.TransformerConv(4, 3, 2),
+    "GraphAttentionConv": lambda: gat.GraphAttentionConv(4, 3, 2, share_weights=True),
+}
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_first_sources_of_a_block_are_its_targets(data: Data, name: str, watched: bool) -> None:
+    layer, nodes = LAYERS[name](), torch.tensor([3, 8, 20])
+    expected = layer(data.x, EDGE_INDEX)[nodes]
+    if watched:
+        layer.register_message_forward_hook(lambda *_: None)
+    block = block_of(Edges(EDGE_INDEX, NODES, NODES), nodes)
+    torch.testing.assert_close(layer(data.x[block.sources], block.edges), expected)
+    with pytest.raises(TypeError, match="to_dense"):
+        layer(data.x[block.sources].to_sparse_csr(), block.edges)
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"num_neighbors is \[\]"):
+        NeighborSampler(EDGE_INDEX, [])
+    with pytest.raises(ValueError, match="from 3 to 2 nodes"):
+        NeighborSampler(Edges(torch.tensor([[0], [1]]), 3, 2), [1])
+    model = gat.GAT(4, 8, 2, 3)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        infer(model, torch.zeros(NODES, 4), EDGE_INDEX, chunk=0)
+    with pytest.raises(ValueError, match="features has 3 rows"):
+        infer(model, torch.zeros(3, 4), Edges(EDGE_INDEX, NODES, NODES))
+    with pytest.raises(ValueError, match="a LayerNorm, which looks at all nodes at once"):
+        infer(gat.GAT(4, 8, 2, 3, norm="layer_norm"), torch.zeros(NODES, 4), EDGE_INDEX)
+
+
+# What follows runs in a process of its own, whose memory is limited
+NUM, WIDTH = 600_000, 128  # 150 MB of features
+LIMIT = 100 * 2**20
+
+
+def out_of_core(path: str) -> None:
+    """Train by sampling and infer, where the features do not fit into the memory allowed."""
+    import resource
+
+    torch.set_num_threads(1)
+    shape = NUM, WIDTH
+    features = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    for i in range(0, NUM, 10_000):
+        rows = torch.randn(10_000, WIDTH, generator=torch.Generator().manual_seed(i))
+        features[i : i + 10_000] = rows.half().numpy()
+    features.flush()
+    del features
+    features = np.load(path, mmap_mode="r")
+    node = torch.arange(NUM)
+    edge_index = torch.stack([node, (node * 7 + 3) % NUM])
+    edges = Edges.from_edge_index(torch.cat([edge_index, edge_index.flip(0)], 1), NUM)
+    model = gat.GAT(WIDTH, 8, 2, 3, heads=2)
+    sampler = NeighborSampler(edges, [2, 2], seed=0)
+
+    def memory(what: str) -> int:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if what in x)
+        return int(line.split()[1]) * 1024
+
+    sampler.blocks(torch.arange(8))  # what is made once
+    used = memory("VmData")
+    resource.setrlimit(resource.RLIMIT_DATA, (used + LIMIT, used + LIMIT))
+    try:
+        torch.from_numpy(np.array(features))
+    except MemoryError:
+        print("the features do not fit")
+    optimizer = torch.optim.Adam(model.parameters())
+    for nodes in torch.randperm(NUM)[:2048].split(1024):
+        blocks = sampler.blocks(nodes)
+        x = rows_of(features, blocks[0].sources, torch.float32)
+        model(x, [b.edges for b in blocks]).square().mean().backward()
+        optimizer.step()
+    before, peak = memory("VmRSS"), 0
+
+    def watch(done: int, total: int) -> None:
+        nonlocal peak
+        peak = max(peak, memory("VmRSS"))
+
+    found = infer(model, features, edges, chunk=2048, progress=watch)
+    assert peak - before < NUM * WIDTH * 2 / 2, (peak - before) / 2**20
+    with torch.no_grad():
+        some = block_of(edges, torch.arange(0, NUM, 997))
+        inner = block_of(edges, some.sources)
+        x = torch.from_numpy(features[inner.sources.numpy()]).float()
+        expected = model.eval()(x, [inner.edges, some.edges])
+    assert (found[::997] - expected).abs().max() < 1e-6
+    print("inferred")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_features_need_not_fit_into_memory(tmp_path: Path) -> None:
+    code = "import runpy, sys; runpy.run_path(sys.argv[1])['out_of_core'](sys.argv[2])"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, __file__, str(tmp_path / "features.npy")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split("\n")[:2] == ["the features do not fit", "inferred"]
