@@ -1,7 +1,8 @@
-"""Additive scores in blocks: the definition's numbers and gradients, without its memory."""
+"""Additive scores of all pairs: the definition's numbers and gradients, without its memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,19 +13,45 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from attn_core import Additive, Concat, Dense, Entmax, Softmax, attend, backend, weights
+from attn_core import Additive, Concat, Dense, Entmax, Softmax, attend, backend, compiled, weights
+from attn_core.activations import activate
 from attn_core.backends import additive
+from attn_core.backends.cpu import additive as kernels
+from attn_core.ops import additive as ops
 from attn_core.ops.additive import additive_scores, additive_scores_backward
 
 F64 = torch.float64
 
 
+needs_kernels = pytest.mark.skipif(compiled.module is None, reason="no compiled kernels")
+
+
+@pytest.fixture(params=["blocks", pytest.param("kernels", marks=needs_kernels)])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of plain torch, or the compiled kernels."""
+    if request.param == "blocks":
+        monkeypatch.setattr(compiled, "module", None)
+
+
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def served(either: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of any size go to blocks, small ones, or to the compiled kernels."""
     monkeypatch.setattr(additive, "BLOCK", 24)
+    monkeypatch.setattr(ops, "LEAST", 0)
 
 
-@pytest.mark.usefixtures("small_blocks")
+INSTRUCTION_SETS = compiled.module.instruction_sets() if compiled.module is not None else []
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = compiled.module.instruction_set()
+    compiled.module.choose_instruction_set(request.param)
+    yield request.param
+    compiled.module.choose_instruction_set(before)
+
+
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("normalizer", [Softmax(), Entmax()])
 @pytest.mark.parametrize("activation", ["tanh", "leaky_relu", "relu", "identity"])
 @pytest.mark.parametrize("shared_vector", [True, False])
@@ -76,6 +103,7 @@ SIZES = {
 }
 
 
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("size", SIZES)
 def test_is_as_exact_as_the_formula_whatever_the_size_of_the_inputs(size: str) -> None:
     """Logits and gradients of float32 against the truth of float64, beside those of the formula."""
@@ -135,7 +163,7 @@ def test_exponentials_are_taken_apart_where_they_can_be() -> None:
     assert not isinstance(additive._choose(one, one, endless, "tanh", 0.2), additive._FactoredTanh)
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("served")
 def test_an_infinite_vector_gives_infinite_logits() -> None:
     query, key = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[0.5, 0.5], [-1.0, 1.0]]])
     vector = torch.tensor([[torch.inf, 1.0]])
@@ -143,7 +171,7 @@ def test_an_infinite_vector_gives_infinite_logits() -> None:
     assert logits[0, 0].tolist() == [torch.inf, -torch.inf]
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("large", [torch.inf, -torch.inf, 3e38])
 def test_the_infinite_saturates(large: float) -> None:
     query, key = torch.randn(2, 3, 1, 4), torch.randn(2, 5, 1, 4)
@@ -184,6 +212,7 @@ def test_never_makes_the_hidden_vectors_of_all_pairs(
     score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(additive, "BLOCK", 2**12)
+    monkeypatch.setattr(compiled, "module", None)
     inputs = [torch.randn(2, 40, 1, 64, requires_grad=True) for _ in range(3)]
     vector = torch.randn(1, 64, requires_grad=True)
     match = Additive(vector)
@@ -195,7 +224,7 @@ def test_never_makes_the_hidden_vectors_of_all_pairs(
     assert numbers < 2 * 40 * 64 * 4 < 2 * 40 * 40 * 64
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("served")
 def test_ops_are_sound() -> None:
     query, key, vector = (
         torch.randn(*s, requires_grad=True) for s in ((2, 3, 5), (2, 4, 5), (2, 5))
@@ -207,7 +236,7 @@ def test_ops_are_sound() -> None:
     torch.library.opcheck(additive_scores_backward, (gradient, *plain, "tanh", 0.2))
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("served")
 def test_second_derivatives_and_forward_mode() -> None:
     inputs = [torch.randn(3, 1, 4, dtype=F64, requires_grad=True) for _ in range(3)]
     score = Additive(torch.randn(1, 4, dtype=F64))
@@ -220,7 +249,7 @@ def test_second_derivatives_and_forward_mode() -> None:
     assert tangent.isfinite().all()
 
 
-@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.usefixtures("served")
 def test_compiles_without_graph_break() -> None:
     inputs = [torch.randn(2, 5, 1, 6, requires_grad=True) for _ in range(3)]
     score = Additive(torch.randn(1, 6))
@@ -232,3 +261,112 @@ def test_compiles_without_graph_break() -> None:
     torch.testing.assert_close(compiled(*inputs), run(*inputs))
     compiled(*inputs).sum().backward()
     assert all(x.grad is not None for x in inputs)
+
+
+def formula(query: Tensor, key: Tensor, vector: Tensor, kind: str) -> Tensor:
+    hidden = activate(query[:, :, None] + key[:, None], kind, 0.2)
+    return (hidden * vector[:, None, None]).sum(-1)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "leaky_relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "width"),
+    [(2, 1, 5, 3), (3, 1, 70, 33), (1, 2, 40, 7), (3, 9, 70, 33), (1, 70, 100, 64), (20, 5, 3, 16),
+     (1, 300, 33, 5)],
+)  # fmt: skip
+def test_kernels_give_the_formulas_numbers_and_gradients(
+    instruction_set: str, kind: str, dtype: torch.dtype, batch: int, queries: int, keys: int,
+    width: int,
+) -> None:  # fmt: skip
+    """Whole vectors and less, whole tiles and less, one span of pairs and several."""
+    shapes = (batch, queries, width), (batch, keys, width), (batch, width), (batch, queries, keys)
+    *inputs, grad = (torch.randn(s, dtype=F64) for s in shapes)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    logits = formula(*leaves, kind)
+    truth = [logits.detach(), *torch.autograd.grad(logits, leaves, grad)]
+    given = [x.to(dtype) for x in inputs]
+    found = kernels.forward(*given, kind, 0.2), *kernels.backward(grad.to(dtype), *given, kind, 0.2)
+    for ours, true in zip(found, truth, strict=True):
+        close = 1e-6 if dtype == torch.float32 else 1e-14
+        assert ours.dtype == dtype
+        assert (ours - true).abs().max() <= close * true.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_tanh_is_exact_to_its_last_digits(instruction_set: str, dtype: torch.dtype) -> None:
+    """In units in the last place, from the smallest number there is to where tanh is 1."""
+    smallest = -149.0 if dtype == torch.float32 else -1074.0
+    size = torch.cat(
+        [
+            torch.linspace(0, 22, 100_001, dtype=F64),
+            2 ** torch.linspace(smallest, 8, 100_001, dtype=F64),
+        ]
+    ).to(dtype)
+    x = torch.cat([size, -size])
+    found = _tanh(x)
+    true = x.double().tanh() if dtype == torch.float32 else x.tanh()
+    above = torch.nextafter(true.to(dtype).abs(), x.new_tensor(2.0))
+    unit = above.double() - true.to(dtype).abs().double()
+    assert ((found.double() - true).abs() / unit).max() <= 2.5
+    assert found.abs().max() == 1
+    torch.testing.assert_close(found[: len(size)], -found[len(size) :], rtol=0, atol=0)
+    special = x.new_tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, torch.finfo(dtype).max])
+    expected = x.new_tensor([1.0, -1.0, torch.nan, 0.0, -0.0, 1.0])
+    torch.testing.assert_close(_tanh(special), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """By a step of decoding: a query 0, a vector 1."""
+    return kernels.forward(x.new_zeros(1, 1, 1), x.view(1, -1, 1), x.new_ones(1, 1), "tanh", 0.0)[
+        0, 0
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 130, 150, 40), (5, 40, 33, 20), (3, 1, 200, 17)])
+def test_kernels_give_the_same_bits_with_any_number_of_threads(
+    instruction_set: str, shape: tuple[int, ...]
+) -> None:
+    batch, queries, keys, width = shape
+    query, key = torch.randn(batch, queries, width), torch.randn(batch, keys, width)
+    arguments = query, key, torch.randn(batch, width), "tanh", 0.0
+    grad, before = torch.randn(batch, queries, keys), torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        found.append([kernels.forward(*arguments), *kernels.backward(grad, *arguments)])
+    torch.set_num_threads(before)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=0, atol=0)
+
+
+@needs_kernels
+def test_a_sequence_does_not_depend_on_its_batch() -> None:
+    """A neighbour whose numbers rule out what is fastest changes nothing."""
+    query, key, vector = torch.randn(2, 9, 20), torch.randn(2, 40, 20), torch.randn(2, 20)
+    query[1] *= 1e3
+    key[1, 3, 2] = torch.nan
+    both = kernels.forward(query, key, vector, "tanh", 0.0)
+    alone = kernels.forward(query[:1], key[:1], vector[:1], "tanh", 0.0)
+    torch.testing.assert_close(both[:1], alone, rtol=0, atol=0)
+    assert both[1].isnan().nonzero()[:, 1].unique().tolist() == [3]
+
+
+@needs_kernels
+def test_kernels_read_vectors_where_they_lie() -> None:
+    """Any step between vectors, keys that all sequences share; channels that are not packed."""
+    query, key = torch.randn(2, 30, 40)[:, ::2, 3:27], torch.randn(1, 50, 24).expand(2, -1, -1)
+    vector, grad = torch.randn(1, 24).expand(2, -1), torch.randn(2, 50, 15).mT
+    arguments = query, key, vector
+    copies = [x.contiguous() for x in arguments]
+    torch.testing.assert_close(
+        kernels.backward(grad, *arguments, "tanh", 0.0),
+        kernels.backward(grad.contiguous(), *copies, "tanh", 0.0), rtol=0, atol=0,
+    )  # fmt: skip
+    crossed = query.mT.contiguous().mT, key, vector
+    torch.testing.assert_close(
+        kernels.forward(*crossed, "tanh", 0.0),
+        kernels.forward(*copies, "tanh", 0.0),
+        rtol=0,
+        atol=0,
+    )

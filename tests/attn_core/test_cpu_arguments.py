@@ -32,6 +32,8 @@ WRITTEN = {
     "segment_softmax": ("weights", "log_sum_exp"),
     "segment_sparse": ("weights",),
     "segment_gradient": ("of_scores",),
+    "additive_scores": ("logits",),
+    "additive_gradients": ("grad_query", "grad_key", "grad_vector"),
     "multiply": ("out",),
     "drop": ("to",),
     "sort": ("pointer", "place", "other"),
@@ -78,6 +80,10 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "row": nodes(), "other": nodes(), "vector": vector, "pair": of_pairs(width), **graph,
         "column": OTHER.clone(), **score,
     }  # fmt: skip
+    additive = {  # sequences of as many tokens as there are heads elsewhere
+        "query": nodes(WIDTH), "key": nodes(WIDTH), "vector": torch.randn(NODES, WIDTH), **score,
+    }  # fmt: skip
+    logits = torch.randn(NODES, HEADS, HEADS)
     layer = {
         "pairs": sorted_pairs(), "query": nodes(), "key": nodes(), "value": nodes(WIDTH),
         "vector": vector, "of_query": None, "of_key": None, "pair_key": of_pairs(width),
@@ -110,6 +116,11 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "segment_gradient": {
             "grad": of_pairs(), "weights": of_pairs(), **graph, "power": 1, "threads": 2,
             "of_scores": of_pairs(),
+        },
+        "additive_scores": {**additive, "logits": logits},
+        "additive_gradients": {
+            "grad": logits.clone(), **additive, "grad_query": nodes(WIDTH),
+            "grad_key": nodes(WIDTH), "grad_vector": torch.randn(NODES, WIDTH),
         },
         "multiply": {
             "values": torch.randn(pairs), **graph, "column": OTHER.clone(),

@@ -1,8 +1,10 @@
 // The backward pass: by query for the gradients of queries and pairs, by key for those of keys and
 // values. Both make weights anew, of logits that have the bits of the forward pass (the same code,
 // in which row and shared end are equals, adds up the same numbers in the same order), so that none
-// exceeds its row's maximum. Where a logit depends on single numbers of query and key, the pass by
-// key does everything but the sums by query, for which each pair leaves one number per head.
+// exceeds its row's maximum. Where pairs have no vectors of their own, or where a logit depends on
+// single numbers of query and key, the pass by key does everything but the sums by query, for which
+// each pair leaves one number per head, and one bit per channel where leaky_relu was not bent: to
+// read these costs much less than the rows of keys and values.
 #pragma once
 #include "forward.h"
 
@@ -138,7 +140,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
       }
     }
     if (p.kind != DOT) {
-      f.score_gradient(p, keys, nullptr, n, query, s.grads, sums, grad_vector);
+      f.score_gradient(p, keys, nullptr, n, query, s.grads, sums, grad_vector, nullptr);
     } else if (grad_query) {
       f.gather_key(p, keys, nullptr, n, s.grads, at == begin ? nullptr : s.ones, p.width, grad_query);
     }
@@ -173,9 +175,13 @@ INLINE void number_gradients(const Problem<T>& p, const Functions<T>& f, int64_t
     hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_pair_key[i]; });
   }
   if (grad_key) sum_pairs(p, n, s.grads, grad_key);
-  for (int e = 0; p.of_queries && e < n; e++) {
-    copy_heads(s.grads + e * p.lanes, p.heads, p.of_queries + p.heads * (begin + e));
-  }
+}
+
+// The gradients of a block's logits, for the sums by query.
+template <class T>
+INLINE void leave(const Problem<T>& p, int64_t begin, int n, const T* grads) {
+  T* to = p.of_queries + p.heads * begin;
+  for (int e = 0; e < n; e++) copy_heads(grads + e * p.lanes, p.heads, to + e * p.heads);
 }
 
 // What a product of each row with `fixed` gives, to which each pair may add a vector of its own.
@@ -202,7 +208,10 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
   // What sums of three vectors are joined with: (key + pair) + query, as in the forward pass
   const T* fixed = !product && p.pair_key ? s.zeros : key;
   if (f.score_numbers) repeat(p, fixed, s.fixed);
-  for (int64_t c = 0; grad_key && !product && c < size; c++) grad_key[c] = 0;
+  T* slopes = grad_key || !p.signs ? grad_key : s.row_key;
+  for (int64_t c = 0; slopes && !product && c < size; c++) slopes[c] = 0;
+  // Who leaves signs also sums what is then of no use
+  T* of_vector = p.leaves() ? grad_vector || !p.signs ? grad_vector : s.made_key : nullptr;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     const T* ones = at == begin ? nullptr : s.ones;
@@ -220,8 +229,9 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
     add_bias(p, p.by_key, at, n, s.weights);
     find_rows(p.grad_output, none, p, p.by_key, at, n, value_size, s.made_value, grads);
     const T* const* later = find_next(p, p.grad_output, p.by_key, at, n, next);
-    multiply(p, f.dot, grads, later, at, n, value, p.value_width, p.pair_value, s.made_value,
-             s.grads);
+    // Rows are asked for in two of the four sweeps over them, lest all requests come at once
+    multiply(p, f.dot, grads, grad_value ? nullptr : later, at, n, value, p.value_width,
+             p.pair_value, s.made_value, s.grads);
     for (int e = 0; e < n; e++) {
       const T* of_query = statistics[p.by_key.other[at + e]];
       copy_heads(of_query, p.heads, s.logits + e * p.lanes);
@@ -238,16 +248,23 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
     if (p.drops) draw(p, p.by_key, at, n, s.keep);
     differentiate<true>(p, n, s.logits, s.scales, s.means, p.rests ? s.rests : nullptr, s);
     if (grad_value) {
-      f.gather_value(p, grads, nullptr, n, s.weights, ones, p.value_width, grad_value);
+      f.gather_value(p, grads, later, n, s.weights, ones, p.value_width, grad_value);
     }
     if (f.score_numbers) {
       number_gradients(p, f, at, n, grads, s, grad_key, grad_vector);
-    } else if (grad_key && product) {
-      for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
-      f.gather_key(p, queries, nullptr, n, s.grads, ones, p.width, grad_key);
-    } else if (grad_key) {
-      f.score_gradient(p, queries, nullptr, n, fixed, s.grads, grad_key, nullptr);
+    } else {
+      if (p.leaves() && p.grad_bias) {
+        hand_out(p, p.by_key, at, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
+      }
+      for (int i = 0; product && i < n * p.lanes; i++) s.grads[i] *= p.scale;
+      if (grad_key && product) {
+        f.gather_key(p, queries, nullptr, n, s.grads, ones, p.width, grad_key);
+      } else if (!product && (slopes || of_vector)) {
+        uint8_t* signs = p.signs ? p.signs + p.sign_bytes * at : nullptr;
+        f.score_gradient(p, queries, nullptr, n, fixed, s.grads, slopes, of_vector, signs);
+      }
     }
+    if (p.leaves()) leave(p, at, n, s.grads);
   }
 }
 
@@ -304,19 +321,41 @@ void statistics_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scr
   }
 }
 
-// The gradient of a query of single numbers, from what the pass by key left of each pair.
+// The gradient of a query from what the pass by key left of each pair.
 template <class T>
-void sum_query_pairs(const Problem<T>& p, int64_t begin, int64_t end, T* grad_query) {
-  const auto own = [&](int64_t e) {
-    return p.of_queries + int64_t(p.heads) * p.position[p.by_query.place[e]];
-  };
-  const int64_t last = p.by_query.pointer[p.by_query.num] - 1;
-  for (int h = 0; h < p.heads; h++) grad_query[h] = 0;
-  for (int64_t e = begin; e < end; e++) {
-    if (p.far) __builtin_prefetch(own(e + AHEAD < last ? e + AHEAD : last));
-    const T* from = own(e);
-    for (int h = 0; h < p.heads; h++) grad_query[h] += from[h];
+void sum_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
+                     int64_t end, Scratch<T>& s, T* grad_query) {
+  const int64_t size = int64_t(p.heads) * p.width, last = p.by_query.pointer[p.by_query.num] - 1;
+  const bool ask = p.far || last * p.heads * int64_t(sizeof(T)) > 1 << 20;
+  const uint8_t* signs[BLOCK];
+  const T *keys[ROWS], *next[ROWS];
+  for (int64_t c = 0; c < size; c++) grad_query[c] = 0;
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int n = end - at < BLOCK ? int(end - at) : BLOCK;
+    for (int e = 0; e < n; e++) {
+      if (ask) {
+        const int64_t later = p.from[at + e + AHEAD < last ? at + e + AHEAD : last];
+        __builtin_prefetch(p.of_queries + p.heads * later);
+        if (p.signs) __builtin_prefetch(p.signs + p.sign_bytes * later);
+      }
+      copy_heads(p.of_queries + p.heads * int64_t(p.from[at + e]), p.heads, s.grads + e * p.lanes);
+    }
+    if (p.numbers()) {
+      sum_pairs(p, n, s.grads, grad_query);
+    } else if (p.signs) {
+      for (int e = 0; e < n; e++) signs[e] = p.signs + p.sign_bytes * int64_t(p.from[at + e]);
+      f.sum_signs(p, signs, n, s.grads, grad_query);
+    } else {
+      find_rows(p.key, Rows<const T>(), p, p.by_query, at, n, size, s.made_key, keys);
+      const T* const* later = find_next(p, p.key, p.by_query, at, n, next);
+      if (p.kind == DOT) {
+        f.gather_key(p, keys, later, n, s.grads, s.ones, p.width, grad_query);
+      } else {
+        f.score_gradient(p, keys, later, n, p.query[row], s.grads, grad_query, nullptr, nullptr);
+      }
+    }
   }
+  for (int64_t c = 0; p.signs && c < size; c++) grad_query[c] *= p.vector[c];
 }
 
 // Parts are [key, value] or [query]; missing ones are there, but not read.

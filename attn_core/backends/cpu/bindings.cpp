@@ -238,6 +238,7 @@ NB_MODULE(_cpu, m) {
   define<float>(m);
   define<double>(m);
   attn::define_pairs(m);
+  attn::define_additive(m);
   attn::define_graphs(m);
   attn::define_layers(m);
   m.def("instruction_set", &attn::instruction_set);

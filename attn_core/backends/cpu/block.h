@@ -18,7 +18,9 @@ struct Functions {
   void (*dot)(const Problem<T>&, const T* const*, Next, int, const T*, int, T*);
   void (*gather_key)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, int, T*);
   void (*gather_value)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, int, T*);
-  void (*score_gradient)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, T*, T*);
+  void (*score_gradient)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, T*, T*,
+                         uint8_t*);
+  void (*sum_signs)(const Problem<T>&, const uint8_t* const*, int, const T*, T*);
   void (*pair_gradient)(const Problem<T>&, const T*, const T*, const T*, T*);
   // For rows of single numbers
   void (*score_numbers)(const Problem<T>&, const T* const*, int, const T*, const T*, T*, T*);
@@ -56,6 +58,11 @@ struct ChooseGradient {
   template <int W, int D>
   auto operator()() const { return &score_gradient<T, W, D, K>; }
 };
+template <class T>
+struct ChooseSigns {
+  template <int W, int D>
+  auto operator()() const { return &sum_signs<T, W, D>; }
+};
 template <class T, Kind K>
 struct ChoosePair {
   template <int W, int D>
@@ -84,6 +91,7 @@ Functions<T> choose(const Problem<T>& p) {
     case LEAKY_RELU: choose_score<T, LEAKY_RELU>(p, f); break;
     case TANH: choose_score<T, TANH>(p, f); break;
   }
+  if (p.signs) f.sum_signs = with_width<T>(p.width, ChooseSigns<T>());
   f.dot = with_width<T>(p.value_width, ChooseScore<T, DOT>());
   f.gather_key = with_width<T>(p.width, ChooseGather<T>());
   f.gather_value = with_width<T>(p.value_width, ChooseGather<T>());

@@ -54,7 +54,7 @@ void make_sums(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t 
     }
     const T* const* later = find_next(p, p.key, p.by_query, at, n, next);
     if (p.kind != DOT) {
-      f.score_gradient(p, keys, later, n, fixed, s.grads, sums, grad_vector);
+      f.score_gradient(p, keys, later, n, fixed, s.grads, sums, grad_vector, nullptr);
     } else if (of_row) {
       f.gather_key(p, keys, later, n, s.grads, at == begin ? nullptr : s.ones, p.width, of_row);
     }

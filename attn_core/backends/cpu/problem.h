@@ -90,8 +90,11 @@ struct Problem {
   T* statistics = nullptr;  // [Nq, NUMBERS, H], see statistics_row
   T* rests = nullptr;       // [Nq, H], what the mean gradients miss, if it was looked for
   bool* centred = nullptr;  // whether it was
-  T* of_queries = nullptr;  // [E, H] by key: gradients of queries that are single numbers
-  const uint32_t* position = nullptr;  // where the pass by key has the pair of each place
+  // What the pass by key leaves of each of its pairs, in its order, for the sums by query
+  T* of_queries = nullptr;     // [E, H]: gradients of logits, or of queries that are single numbers
+  uint8_t* signs = nullptr;    // [E, sign_bytes]: where leaky_relu was not bent
+  int64_t sign_bytes = 0;
+  const uint32_t* from = nullptr;  // [E], where it has each pair by query
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
   // The passes after SUM_QUERY: numbers per pair and head, [E, H], given and made
@@ -99,6 +102,9 @@ struct Problem {
   Rows<T> made;
   Power power = ONE;
   Rows<T> row_numbers;  // [Nq, 2, H], what was found of each long row
+
+  // Whether the pass by key does all but the sums by query.
+  ATTN_INLINE bool leaves() const { return of_queries != nullptr; }
 
   // Whether logits depend on single numbers per head, as GAT's do.
   ATTN_INLINE bool numbers() const { return kind != DOT && width == 1; }
@@ -131,6 +137,49 @@ struct Product {
   bool far = false;
 };
 
+// Vectors [batch, num, width], each packed.
+template <class T>
+struct Batch {
+  T* data = nullptr;
+  int64_t far = 0, step = 0;  // from sequence to sequence, from vector to vector
+  ATTN_INLINE T* at(int64_t b, int64_t i) const { return data + b * far + i * step; }
+};
+
+constexpr int TILE_KEYS = 32;  // that meet queries together
+
+// Additive scores of every query of a sequence with every key: v · φ(q + k).
+template <class T>
+struct Additive {
+  Kind kind = TANH;
+  T slope = 0;  // of leaky_relu
+  int64_t batch = 0, queries = 0, keys = 0, width = 0;
+  int64_t padded = 0;  // width, in whole vectors
+  Batch<const T> query, key;
+  const T* vector = nullptr;  // [batch, width]
+  T* logits = nullptr;        // [batch, queries, keys]
+  // Made of each sequence before its pairs are met
+  T* made_query = nullptr;    // [batch, queries, padded]
+  T* made_vector = nullptr;   // [batch, 2, padded]: what is summed with, what slopes are scaled with
+  T* shift = nullptr;         // [batch], what each logit has added
+  bool* factored = nullptr;   // [batch]
+  // Backward: the gradients of logits; sums over one span of keys, or of queries, each
+  const T* grad = nullptr;
+  int64_t key_spans = 1, query_spans = 1;
+  T* of_query = nullptr;   // [key spans, batch, queries, padded]
+  T* of_key = nullptr;     // [query spans, batch, keys, width]
+  T* of_vector = nullptr;  // [batch, key spans, query spans, padded]
+};
+// Of one sequence, the pairs of some queries with some keys.
+struct Span {
+  int64_t b, query, query_end, key, key_end;
+};
+
+// The numbers that a vector holds of a head, where registers hold so many lanes.
+ATTN_INLINE int64_t vector_of(int64_t width, int lanes) {
+  const int less = lanes < 8 ? lanes : 8;
+  return width % lanes == 0 ? lanes : width % less == 0 ? less : 4;
+}
+
 // What the two ends of a pair add to GAT's score: for each node and head, the products of its
 // channels with two vectors.
 template <class T>
@@ -155,10 +204,21 @@ struct Kernels {
   void (*multiply)(const Product<T>&, int64_t begin, int64_t end);
   // The numbers [begin, end) of a tensor; begin is a multiple of 8 * DRAWS.
   void (*drop)(const Dropout&, const T* from, int64_t begin, int64_t end, T* to);
+  // Additive scores: one sequence's own part, then spans of its pairs, which take
+  // `additive_memory` numbers of their own.
+  int lanes;  // numbers in a vector
+  void (*additive_prepare)(const Additive<T>&, int64_t b);
+  void (*additive_forward)(const Additive<T>&, const Span&, T* memory);
+  void (*additive_backward)(const Additive<T>&, const Span&, int64_t key_span, int64_t query_span,
+                            T* memory);
   // The nodes [begin, end); the backward pass adds to the gradients of both vectors, [2, H, D].
   void (*ends)(const Ends<T>&, int64_t begin, int64_t end);
   void (*ends_backward)(const Ends<T>&, int64_t begin, int64_t end, T* of_vectors);
 };
+template <class T>
+int64_t additive_memory(const Additive<T>& a) {
+  return a.queries == 1 ? 0 : 2 * TILE_KEYS * a.padded;  // a single one meets keys where they lie
+}
 
 template <class T>
 void run(const Problem<T>& problem, Pass pass, int threads, T* grad_vector);

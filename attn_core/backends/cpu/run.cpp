@@ -60,7 +60,7 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
 
   const int64_t partial = p.partial_size(pass), size = int64_t(p.heads) * p.width;
   const int64_t scratch = (p.scratch_size() + 31) / 32 * 32;
-  const Pass of_vector = p.numbers() ? BY_KEY : BY_QUERY;
+  const Pass of_vector = p.numbers() || p.leaves() ? BY_KEY : BY_QUERY;
   const bool vector = p.need_vector && (pass == of_vector || pass == SUMS);
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, int64_t(tasks.size()))));
   std::unique_ptr<T[]> memory(new T[scratch * threads]), partials(new T[parts * partial]);
@@ -89,6 +89,20 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
   }
 }
 
+// For each pair by query, where the same pair is by key; both know its place in the unsorted list.
+std::unique_ptr<uint32_t[]> places_by_query(const Graph& by_query, const Graph& by_key,
+                                            int64_t pairs, int64_t places, int threads) {
+  constexpr int64_t TASK = 1 << 14;
+  const std::unique_ptr<uint32_t[]> position(new uint32_t[places]());
+  std::unique_ptr<uint32_t[]> from(new uint32_t[pairs]);
+  for (int64_t e = 0; e < pairs; e++) position[by_key.place[e]] = uint32_t(e);
+  share((pairs + TASK - 1) / TASK, threads, [&](int64_t i, int) {
+    const int64_t end = std::min(pairs, (i + 1) * TASK);
+    for (int64_t e = i * TASK; e < end; e++) from[e] = position[by_query.place[e]];
+  });
+  return from;
+}
+
 template <class T>
 void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T* grad_vector) {
   const bool by_key = p.grad_key || p.grad_value || p.numbers();
@@ -96,24 +110,34 @@ void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T*
                         p.grad_pair_value;
   std::unique_ptr<T[]> statistics(new T[p.by_query.num * NUMBERS * p.heads]), of_queries;
   std::unique_ptr<T[]> rests(new T[p.by_query.num * p.heads]);
-  std::unique_ptr<uint32_t[]> position;
+  std::unique_ptr<uint8_t[]> signs;
+  std::unique_ptr<uint32_t[]> from;
   bool centred = false;
   p.statistics = statistics.get();
   p.rests = rests.get();
   p.centred = &centred;
   run(p, STATISTICS, threads, grad_vector);
   if (!centred) p.rests = nullptr;
-  if (p.numbers() && p.grad_query) {
+  const bool of_pairs = p.pair_key || p.pair_value || p.grad_pair_key || p.grad_pair_value;
+  const bool leaves = by_key && (p.numbers() ? bool(p.grad_query) : by_query && !of_pairs);
+  if (leaves) {
     const int64_t size = pairs * p.heads;
     of_queries.reset(p.of_queries = new T[size]);
     use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
-    position.reset(new uint32_t[places]);
-    for (int64_t e = 0; e < pairs; e++) position[p.by_key.place[e]] = uint32_t(e);
-    p.position = position.get();
+    if (p.kind == LEAKY_RELU && !p.numbers()) {
+      const int64_t vector = vector_of(p.width, chosen<T>().lanes);
+      p.sign_bytes = p.heads * p.width / vector * (vector > 8 ? 2 : 1);
+      signs.reset(p.signs = new uint8_t[pairs * p.sign_bytes]);
+      use_large_pages(p.signs, pairs * p.sign_bytes);
+    }
+    if (p.grad_query) {
+      from = places_by_query(p.by_query, p.by_key, pairs, places, threads);
+      p.from = from.get();
+    }
   }
-  if (by_query && !p.numbers()) run(p, BY_QUERY, threads, grad_vector);
+  if (by_query && !p.numbers() && !leaves) run(p, BY_QUERY, threads, grad_vector);
   if (by_key) run(p, BY_KEY, threads, grad_vector);
-  if (p.of_queries) run(p, SUM_QUERY, threads, grad_vector);
+  if (leaves && p.grad_query) run(p, SUM_QUERY, threads, grad_vector);
 }
 
 template void run<float>(const Problem<float>&, Pass, int, float*);

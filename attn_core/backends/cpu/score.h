@@ -3,6 +3,8 @@
 // and head h lies at [e * p.lanes + h]. `next` are rows that will be needed soon: they are asked
 // for while there is something to compute (null: there are none). Both go on for 4 more than there are pairs.
 #pragma once
+#include <type_traits>
+
 #include "problem.h"
 #include "simd.h"
 
@@ -19,6 +21,11 @@ INLINE Vec<T, W> derivative(Vec<T, W> x, Vec<T, W> active, T slope) {
   if constexpr (K == TANH) return T(1) - active * active;
   return x > T(0) ? all<T, W>(T(1)) : all<T, W>(slope);
 }
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
 
 // Ask for N numbers.
 template <class T, int N>
@@ -142,27 +149,115 @@ void gather(const Problem<T>& p, const T* const* rows, const T* const* next, int
   }
 }
 
-// Of an additive score: acc += Σ_e grad_e v φ'(x_e), and grad_vector += Σ_e grad_e φ(x_e).
-template <class T, int W, int D, Kind K>
-void score_gradient(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
-                    const T* fixed, const T* grad, T* acc, T* grad_vector) {
+// Bits of `signs`, as many as a vector has numbers.
+template <int W>
+using Bits = std::conditional_t<(W > 8), uint16_t, uint8_t>;
+
+enum Also { NOTHING, VECTOR, SIGNS };  // beside acc: grad_vector; both that and signs
+
+// COUNT vectors of a row, S to a head, from `at` on: acc += Σ_e grad_e v φ'(x_e), and of the vector
+// v, grad_vector += Σ_e grad_e φ(x_e); signs, of each pair, are those of x_e.
+template <class T, int W, int COUNT, int S, Kind K, Also A>
+INLINE void gradient_tile(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
+                          const T* fixed, const T* grad, int at, T* acc, T* grad_vector,
+                          uint8_t* signs_of) {
   using V = Vec<T, W>;
-  const int width = D > 0 ? D : p.width;
-  for (int h = 0; h < p.heads; h++) {
-    for (int c = h * width; c < (h + 1) * width; c += W) {
-      const V f = load<T, W>(fixed + c);
-      V slopes = {}, values = {};
-      for (int e = 0; e < n; e++) {
-        if (next) prefetch<T, W>(next[e] + c);
-        const V x = load<T, W>(rows[e] + c) + f;
+  V shared[COUNT], slopes[COUNT] = {}, values[COUNT] = {};
+  for (int t = 0; t < COUNT; t++) shared[t] = load<T, W>(fixed + at + t * W);
+  for (int e = 0; e < n; e++) {
+    if (next) prefetch<T, COUNT * W>(next[e] + at);
+    for (int t = 0; t < COUNT; t++) {
+      const V x = load<T, W>(rows[e] + at + t * W) + shared[t];
+      const V g = all<T, W>(grad[e * p.lanes + t / S]);
+      if constexpr (K == TANH) {
         const V active = activate<T, W, K>(x, p.slope);
-        slopes += grad[e * p.lanes + h] * derivative<T, W, K>(x, active, p.slope);
-        values += grad[e * p.lanes + h] * active;
+        slopes[t] += g * derivative<T, W, K>(x, active, p.slope);
+        if constexpr (A != NOTHING) values[t] += g * active;
+      } else {
+        const V bent = x > T(0) ? g : g * p.slope;
+        slopes[t] += bent;
+        if constexpr (A != NOTHING) values[t] += bent * x;
+        if constexpr (A == SIGNS) {
+          reinterpret_cast<Bits<W>*>(signs_of + e * p.sign_bytes)[at / W + t] =
+              Bits<W>(signs<T, W>(x));
+        }
       }
-      store<T, W>(acc + c, load<T, W>(acc + c) + slopes * load<T, W>(p.vector + c));
-      if (grad_vector) store<T, W>(grad_vector + c, load<T, W>(grad_vector + c) + values);
     }
   }
+  for (int t = 0; t < COUNT; t++) {
+    const int c = at + t * W;
+    store<T, W>(acc + c, load<T, W>(acc + c) + slopes[t] * load<T, W>(p.vector + c));
+    if constexpr (A != NOTHING) {
+      store<T, W>(grad_vector + c, load<T, W>(grad_vector + c) + values[t]);
+    }
+  }
+}
+
+// Calls tile(vectors, vectors of a head, head, where) for tiles of at most TILE vectors.
+template <int W, int D, int TILE, class F>
+INLINE void tile_heads(int heads, int width, F tile) {
+  if constexpr (D > 0 && D <= TILE * W) {
+    constexpr int S = D / W, TOGETHER = TILE / S;  // heads in a tile
+    int h = 0;
+    for (; h + TOGETHER <= heads; h += TOGETHER) tile(Int<TILE>(), Int<S>(), h, h * D);
+    for (; h < heads; h++) tile(Int<S>(), Int<S>(), h, h * D);
+  } else {
+    if constexpr (D > 0) width = D;
+    for (int h = 0; h < heads; h++) {
+      int c = h * width;
+      const int end = c + width;
+      for (; c + TILE * W <= end; c += TILE * W) tile(Int<TILE>(), Int<TILE>(), h, c);
+      if constexpr (TILE > 4) {
+        for (; c + 4 * W <= end; c += 4 * W) tile(Int<4>(), Int<4>(), h, c);
+      }
+      if constexpr (TILE > 2) {
+        for (; c + 2 * W <= end; c += 2 * W) tile(Int<2>(), Int<2>(), h, c);
+      }
+      for (; c < end; c += W) tile(Int<1>(), Int<1>(), h, c);
+    }
+  }
+}
+
+template <class T, int W, int D, Kind K, Also A>
+INLINE void score_gradient_also(const Problem<T>& p, const T* const* rows, const T* const* next,
+                                int n, const T* fixed, const T* grad, T* acc, T* grad_vector,
+                                uint8_t* signs) {
+  constexpr int TILE = K == TANH ? 2 : REGISTER == 64 ? 8 : 4;
+  tile_heads<W, D, TILE>(p.heads, p.width, [&](auto count, auto per_head, int h, int at) {
+    gradient_tile<T, W, decltype(count)::value, decltype(per_head)::value, K, A>(
+        p, rows, next, n, fixed, grad + h, at, acc, grad_vector, signs);
+  });
+}
+template <class T, int W, int D, Kind K>
+void score_gradient(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
+                    const T* fixed, const T* grad, T* acc, T* grad_vector, uint8_t* signs) {
+  if (signs) {
+    score_gradient_also<T, W, D, K, SIGNS>(p, rows, next, n, fixed, grad, acc, grad_vector, signs);
+  } else if (grad_vector) {
+    score_gradient_also<T, W, D, K, VECTOR>(p, rows, next, n, fixed, grad, acc, grad_vector, signs);
+  } else {
+    score_gradient_also<T, W, D, K, NOTHING>(p, rows, next, n, fixed, grad, acc, nullptr, signs);
+  }
+}
+
+// acc += Σ_e grad_e φ'(x_e) of leaky_relu, where the signs of x_e are known.
+template <class T, int W, int D>
+void sum_signs(const Problem<T>& p, const uint8_t* const* signs, int n, const T* grad, T* acc) {
+  using V = Vec<T, W>;
+  constexpr int TILE = REGISTER == 64 ? 8 : 4;
+  tile_heads<W, D, TILE>(p.heads, p.width, [&](auto count, auto per_head, int h, int at) {
+    constexpr int COUNT = decltype(count)::value, S = decltype(per_head)::value;
+    V sum[COUNT];
+    for (int t = 0; t < COUNT; t++) sum[t] = load<T, W>(acc + at + t * W);
+    for (int e = 0; e < n; e++) {
+      const auto* bits = reinterpret_cast<const Bits<W>*>(signs[e]) + at / W;
+      for (int t = 0; t < COUNT; t++) {
+        const T g = grad[e * p.lanes + h + t / S];
+        sum[t] += where_set<T, W>(bits[t], all<T, W>(g), all<T, W>(g * p.slope));
+      }
+    }
+    for (int t = 0; t < COUNT; t++) store<T, W>(acc + at + t * W, sum[t]);
+  });
 }
 
 // Of one pair: out = grad v φ'(x), or grad · fixed.

@@ -1,4 +1,5 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
+#include "additive.h"
 #include "ends.h"
 #include "features.h"
 #include "pairs.h"
@@ -24,7 +25,7 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
       case BY_KEY: by_key_row(p, f, row, s, grad_vector); break;
       case STATISTICS: statistics_row(p, f, row, s); break;
       case SUM_QUERY:
-        sum_query_pairs(p, p.by_query.pointer[row], p.by_query.pointer[row + 1],
+        sum_query_pairs(p, f, row, p.by_query.pointer[row], p.by_query.pointer[row + 1], s,
                         p.grad_query[row]);
         break;
       case SCORES: make_scores_row(p, f, row, s); break;
@@ -52,7 +53,7 @@ void part(const Problem<T>& p, Pass pass, int64_t row, int64_t begin, int64_t en
     case BY_KEY:
       by_key_pairs(p, f, row, begin, end, s, of_key, of_value, grad_vector);
       break;
-    case SUM_QUERY: sum_query_pairs(p, begin, end, partial); break;
+    case SUM_QUERY: sum_query_pairs(p, f, row, begin, end, s, partial); break;
     case STATISTICS: break;  // has no parts
     case SCORES: make_scores(p, f, row, begin, end, s); break;
     case SUMS:
@@ -87,11 +88,12 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
   }
 }
 
-extern const Kernels<float> float_kernels = {
-    rows<float>, part<float>, merge<float>, multiply<float>, drop<float>, ends<float>,
-    ends_backward<float>};
-extern const Kernels<double> double_kernels = {
-    rows<double>, part<double>, merge<double>, multiply<double>, drop<double>, ends<double>,
-    ends_backward<double>};
+template <class T>
+constexpr Kernels<T> KERNELS = {
+    rows<T>, part<T>, merge<T>, multiply<T>, drop<T>, WIDEST<T>, additive_prepare<T>,
+    additive_forward<T>, additive_backward<T>, ends<T>, ends_backward<T>,
+};
+extern const Kernels<float> float_kernels = KERNELS<float>;
+extern const Kernels<double> double_kernels = KERNELS<double>;
 
 }  // namespace attn::VARIANT
