@@ -67,3 +67,10 @@ def listed(numbers: Tensor) -> list[int]:
     if TORCH < (2, 13) and transform_depth() > 0:
         return [int(number) for number in numbers]
     return numbers.tolist()
+
+
+# torch 2.9: an op may say that torch.compile must leave it out of its CUDA graphs. Those that look
+# edges up must: a graph would copy every edge_index into one buffer, and replay the first one's.
+LOOKS_EDGES_UP: dict[str, Any] = (
+    {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)

@@ -33,7 +33,7 @@ def values_are_visible() -> bool:
     return not torch.compiler.is_compiling() and not is_transformed()
 
 
-def nobody_watches(*arguments: object) -> bool:
+def nobody_watches(*arguments: Any) -> bool:
     """Whether an op on these may be left out: no trace, transform, mode or subclass sees it."""
     if (
         not values_are_visible()  # first: compiled code knows what follows not
@@ -43,9 +43,13 @@ def nobody_watches(*arguments: object) -> bool:
         return False
     batched = torch._C._functorch.is_legacy_batchedtensor  # by grad(..., is_grads_batched=True)
     for x in arguments:
-        if isinstance(x, Tensor) and (
-            type(x) not in _PLAIN
-            or x.is_meta
+        if x is None:
+            continue
+        if type(x) not in _PLAIN:
+            if isinstance(x, Tensor):
+                return False
+        elif (
+            x.is_meta
             or batched(x)
             or x.is_neg()  # yet to be negated: an op gets it as numbers
             or x._is_zerotensor()  # without any memory

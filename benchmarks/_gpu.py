@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from benchmarks._report import Cell
 
 MIB = 2**20
 OURS, PEER, COMPILED = "ours", "peer", "compiled"
+LONGEST = 120  # letters of a reason
 Function = Callable[..., Tensor]
+T = TypeVar("T")
 PASSES = ("forward", "forward and backward")
 
 
@@ -35,8 +37,10 @@ def measure(
     bounds: tuple[float | None, float | None],
     device: str,
     rounds: int,
-) -> list[list[Cell]]:
-    """A row for the forward pass, and one for both passes.
+) -> Iterator[list[Cell]]:
+    """A row for the forward pass, and one for both passes, each as soon as it is measured.
+
+    A contender that fails has the reason in its cell, and the others go on.
 
     Args:
         name: what is measured.
@@ -48,22 +52,35 @@ def measure(
         rounds: how often each is timed.
     """
     inputs = itertools.cycle(make_inputs(shapes, dtype, device)).__next__
-    rows: list[list[Cell]] = []
     for name_of_pass, work, bound in zip(PASSES, (forward, step), bounds, strict=True):
         runs = {who: partial(work, function, inputs) for who, function in contenders.items()}
-        peaks = {who: size for who, run in runs.items() if (size := peak(run, device)) is not None}
+        tried = {who: attempt(partial(peak, run, device)) for who, run in runs.items()}
+        peaks = {who: size for who, size in tried.items() if isinstance(size, int)}
         timings = take_turns(
             {who: runs[who] for who in peaks}, rounds, warm_up=1 if rounds > 1 else 0,
             timer=timer(device),
         )  # fmt: skip
-        ms = {who: timings.milliseconds(who) for who in timings.seconds}
+        ms: dict[str, Cell] = {who: why for who, why in tried.items() if isinstance(why, str)}
+        ms |= {who: timings.milliseconds(who) for who in timings.seconds}
         mine, memory = ms.get(OURS), peaks.get(OURS)
-        rows.append([
+        yield [
             name, name_of_pass, mine, ms.get(PEER), ms.get(COMPILED), bound,
             ratio(ms.get(PEER), mine), ratio(ms.get(COMPILED), mine), ratio(mine, bound),
             mib(memory), mib(peaks.get(PEER)), ratio(peaks.get(PEER), memory),
-        ])  # fmt: skip
-    return rows
+        ]  # fmt: skip
+
+
+def attempt(run: Callable[[], T]) -> T | str:
+    """What it returns, or in a few words why it fails."""
+    try:
+        return run()
+    except Exception as error:  # a compiler's, a driver's: whatever it is, the others go on
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return "out of memory"
+        words = f"{type(error).__name__}: {error}".split()
+        return "failed: " + " ".join(words).replace("|", "/")[:LONGEST]
 
 
 def make_inputs(
@@ -109,32 +126,55 @@ def copy_bandwidth(device: str, size: int) -> float:
     return 2 * size / (copies.milliseconds("copy") / 1e3)
 
 
-def peak(run: Callable[[], Any], device: str) -> int | None:
-    """The most bytes that were taken beyond what was there; None if there are not so many."""
+def peak(run: Callable[[], Any], device: str) -> int:
+    """The most bytes that were taken beyond what was there."""
     if device != "cuda":
         run()
         return 0
-    try:
-        run()  # what is made once is made here
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return None
+    run()  # what is made once is made here
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
-    """The largest difference over the largest number, of each pair of tensors."""
+    """`‖found - truth‖ / ‖truth‖` of each pair of tensors.
+
+    >>> errors([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 5.0]).double()])
+    [0.17...]
+    """
     pairs = [(a.cpu().double(), b.double()) for a, b in zip(found, truth, strict=True)]
-    return [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
+    return [float((a - b).norm() / b.norm()) for a, b in pairs]
 
 
-def ratio(a: float | None, b: float | None) -> float | None:
-    return a / b if a is not None and b else None
+def passes(ours: Sequence[float], theirs: Sequence[float], dtype: torch.dtype) -> bool:
+    """Whether errors are at most twice those of the peer, or what two roundings make.
+
+    >>> passes([2e-3], [1e-3], torch.float32), passes([3e-3], [1e-3], torch.float32)
+    (True, False)
+    >>> passes([float("nan")], [1.0], torch.float32)
+    False
+    """
+    least = 2 * torch.finfo(dtype).eps
+    return all(a <= max(2 * b, least) for a, b in zip(ours, theirs, strict=True))
+
+
+def verdict(found: Sequence[float] | str, theirs: Sequence[float] | str, dtype: torch.dtype) -> str:
+    """What a row of a table says of errors, or of why there are none."""
+    for reason in (found, theirs):
+        if isinstance(reason, str):
+            return reason
+    return "yes" if passes(found, theirs, dtype) else "NO"  # type: ignore[arg-type]
+
+
+def ratio(a: Cell, b: Cell) -> float | None:
+    """Of two numbers; None where one of them is none, or 0 below the line."""
+    if isinstance(a, str) or isinstance(b, str) or a is None or not b:
+        return None
+    return a / b
 
 
 def mib(size: int | None) -> float | None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from examples.shared.files import write_atomically, write_json
 Cell = str | int | float | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """One table.
 
@@ -75,16 +80,41 @@ class Report:
         title: its headline.
         tables: in the order in which they are read.
         pictures: what draws each picture, by its name.
+        keep: writes the report as far as it came; called with each row of `Report.grow`.
+        name: of its files; by default that of the benchmark.
     """
 
     title: str
     tables: list[Table] = field(default_factory=list)
     pictures: dict[str, Callable[[Path], object]] = field(default_factory=dict)
+    keep: Callable[[Report], object] = lambda report: None
+    name: str = ""
 
     def add(self, table: Table) -> None:
         """Append a table, and print it: some take minutes to fill."""
         self.tables.append(table)
         print(table.markdown(), end="\n\n", flush=True)
+
+    @contextmanager
+    def grow(self, table: Table) -> Iterator[Callable[[list[Cell]], None]]:
+        """Append a table whose rows come one by one: each is printed and kept as it comes.
+
+        What follows from the rows, as findings do, may be put into the table inside; it is kept
+        with the next row, or at the end, whatever ends it.
+        """
+        self.tables.append(table)
+        print(f"## {table.title}\n\n{' | '.join(table.columns)}", flush=True)
+
+        def add(row: list[Cell]) -> None:
+            table.rows.append(row)
+            print(" | ".join(map(shown, row)), flush=True)
+            self.keep(self)
+
+        try:
+            yield add
+        finally:
+            print(flush=True)
+            self.keep(self)
 
 
 def shown(cell: Cell) -> str:
@@ -110,17 +140,36 @@ def header(command: str) -> dict[str, Any]:
         **({"memory": f"{_memory() / 2**30:.0f} GiB"} if hasattr(os, "sysconf") else {}),
         "threads": torch.get_num_threads(),
         "CPU kernels": cpu.description(),
-        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        **(_gpu() if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_geometric": torch_geometric.__version__,
+        **{name: version(name) for name in ("triton",) if find_spec(name) is not None},
+    }
+
+
+@cache
+def _gpu() -> dict[str, Any]:
+    """The GPU, and what stands between it and torch."""
+    where = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = None
+    with suppress(OSError, subprocess.SubprocessError):  # no such program: nothing is said of it
+        driver = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
+            capture_output=True, text=True, check=True, timeout=20,
+        ).stdout.strip()  # fmt: skip
+    return {
+        "gpu": f"{where.name}, sm_{where.major}{where.minor}, {where.multi_processor_count} SMs, "
+        f"{where.total_memory / 2**30:.0f} GiB",
+        "CUDA": torch.version.cuda,
+        "driver": driver,
     }
 
 
 def write(report: Report, folder: Path, name: str, command: str) -> list[Path]:
     """Write `name`.md, `name`.json and the pictures; return their paths."""
-    where = header(command)
+    where, name = header(command), report.name or name
     lines = "\n".join(f"- {key}: {value}" for key, value in where.items())
     text = "\n\n".join([f"# {report.title}", lines, *(t.markdown() for t in report.tables)])
     paths = [folder / f"{name}.md", folder / f"{name}.json"]

@@ -25,6 +25,9 @@ OURS = tuple(
 )
 
 
+KERNELS = "forward", "layer_forward"
+
+
 def count(function: Callable[[], Any]) -> tuple[int, int, int]:
     """What a call enters before the compiled kernel: our functions and files, and all functions."""
     everything, ours, files, done = 0, 0, set(), False
@@ -33,7 +36,7 @@ def count(function: Callable[[], Any]) -> tuple[int, int, int]:
         nonlocal everything, ours, done
         code = frame.f_code
         if code.co_name == "call" and code.co_filename == compiled.__file__:
-            done = done or frame.f_locals.get("name") == "forward"  # not the sum over an index
+            done = done or frame.f_locals.get("name") in KERNELS  # not the sum over an index
         if event != "call" or done:
             return
         everything += 1

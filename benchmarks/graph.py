@@ -26,6 +26,7 @@ from benchmarks._contenders import (
 from benchmarks._measure import Timings
 from benchmarks._processes import Group, Task, started
 from benchmarks._report import Cell, Report, Table
+from benchmarks._small import measure_small
 from benchmarks._sweeps import HUGE, sweep_edges, sweep_shapes, sweep_skew
 from datasets import DataFileError, planetoid
 from examples.shared.files import UserError
@@ -297,6 +298,7 @@ def measure_sweeps(report: Report, arguments: argparse.Namespace) -> None:
 
 
 PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
+    "small": measure_small,
     "layers": measure_layers,
     "cora": measure_training,
     "sweep": measure_sweeps,

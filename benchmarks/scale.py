@@ -79,17 +79,16 @@ def step(model: nn.Module, x: Tensor, edges: Any, edge_attr: Tensor) -> dict[str
     }
 
 
-def of_layer(rank: int, world: int, kind: str, layer: str, sizes: list[int], turns: int) -> Made:
+def of_layer(rank: int, layer: str, part: Partition, given: tuple[Tensor, ...], turns: int) -> Made:
     """Times of both, errors against one process, bytes and their formula."""
-    edge_index, x, edge_attr = drawn(kind, *sizes)
-    part = Partition.split(edge_index, world, sizes[0])[rank]
+    edge_index, x, edge_attr = given
     torch.manual_seed(1)
     model = LAYERS[layer]()
     alone = LAYERS[layer]()
     alone.load_state_dict(model.state_dict())
     parallel = parallelize(model, part)
     rows, of_edges = part.rows(x), part.edge_rows(edge_attr)
-    whole = Edges(edge_index, sizes[0], sizes[0])
+    whole = Edges(edge_index, len(x), len(x)) if rank == 0 else None
     times: dict[str, list[float]] = {"one": [], "several": []}
     found = truth = step(parallel, rows, part.edges, of_edges)
     for _ in range(turns):
@@ -118,11 +117,13 @@ def of_layer(rank: int, world: int, kind: str, layer: str, sizes: list[int], tur
 
 def of_layers(rank: int, world: int, sizes: list[int], turns: int, names: list[str]) -> Made:
     """`of_layer` for each layer over each graph, in the same processes."""
-    return {
-        f"{kind}, {layer}": of_layer(rank, world, kind, layer, sizes, turns)
-        for kind in GRAPHS
-        for layer in names
-    }
+    made = {}
+    for kind in GRAPHS:
+        given = drawn(kind, *sizes)
+        part = Partition.split(given[0], world, sizes[0])[rank]
+        for layer in names:
+            made[f"{kind}, {layer}"] = of_layer(rank, layer, part, given, turns)
+    return made
 
 
 def single(model: nn.Module, x: Tensor, edges: Any, edge_attr: Tensor) -> dict[str, Tensor]:
@@ -271,7 +272,7 @@ def run(arguments: argparse.Namespace) -> Report:
     sizes = [2_000, 20_000] if tiny else [200_000, 2_000_000]
     report = Report("Several processes against one")
     tables: dict[str, Callable[[], Table]] = {
-        "graphs": lambda: _graphs(sizes, threads, turns=1 if tiny else 2),
+        "graphs": lambda: _graphs(sizes, threads, turns=1 if tiny else 3),
         "memory": lambda: _memory(sizes, threads),
         "sequences": lambda: _sequences(threads, tiny),
         "sampler": lambda: _sampler(sizes, threads, batches=2 if tiny else 20),
@@ -292,7 +293,7 @@ def _graphs(sizes: list[int], threads: int, turns: int) -> Table:
     rows: list[list[Cell]] = []
     findings = {}
     for world in (2, 4):
-        given = {"sizes": sizes, "turns": turns, "names": list(LAYERS)}
+        given = {"sizes": sizes, "turns": turns if world == 2 else 1, "names": list(LAYERS)}
         found = together(world, "of_layers", threads, **given)
         for name in found[0]:
             each = [of_process[name] for of_process in found]

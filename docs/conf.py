@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PACKAGES = ("attn_core", "sequence_attn", "sequence_attn.seq2seq", "gat", "gat.models")
+PACKAGES = (
+    "attn_core",
+    "sequence_attn",
+    "sequence_attn.seq2seq",
+    "sequence_attn.distributed",
+    "gat",
+    "gat.models",
+    "gat.distributed",
+    "gat.loader",
+)
 
 project = "gat"
 author = "The gat authors"

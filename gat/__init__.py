@@ -21,13 +21,14 @@ from gat.conv import (
 )
 from gat.models import AGNN, GAT, GATv2, GraphAttention, GraphTransformer
 from gat.replace import Replacement, replace
-from gat.sparse import SparseDropout
+from gat.sparse import Dropout, SparseDropout
 
 __all__ = [
     "AGNN",
     "GAT",
     "AGNNConv",
     "DenseGATConv",
+    "Dropout",
     "EdgeAttention",
     "FAConv",
     "GATConv",

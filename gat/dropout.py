@@ -31,12 +31,14 @@ def drop(x: Tensor, p: float, rows: Tensor | None = None) -> Tensor:
     >>> drop(torch.ones(3), 1.0)
     tensor([0., 0., 0.])
     """
-    if p == 1:
+    if p == 1 or not x.is_floating_point():
         return F.dropout(x, p)
     if rows is not None:
         return _drop_rows(x, p, rows, draw_seed(x.device))
     if x.device.type != "cpu":
         return F.dropout(x, p)
+    if compiled.is_on() and x.dtype in (torch.float16, torch.bfloat16):
+        return _drop(x.float(), p, draw_seed(x.device)).to(x.dtype)
     if not compiled.is_on() or x.dtype not in (torch.float32, torch.float64):
         dtype = torch.promote_types(x.dtype, torch.float32)
         drawn = torch.rand(x.shape, dtype=dtype, device=x.device)

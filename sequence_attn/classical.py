@@ -68,9 +68,9 @@ class BahdanauAttention(Attention):
 
     @property
     def score(self) -> Score:
-        if self.length is None:
-            return super().score
-        vector = self.length * F.normalize(self.vector, dim=0)
+        vector = self.vector
+        if self.length is not None:
+            vector = self.length * F.normalize(vector, dim=0)
         return Additive(vector[None], self.activation)
 
 

@@ -34,7 +34,7 @@ class Problem:
         vector: v of an additive score, `[H, D]`; None stands for ones.
         bias, pair_key, pair_value: `[P, H]`, `[P, H, D]`, `[P, H, Dv]`, with a row for each column
             of edge_index, then (with self_loops) one for each node that gets a self-loop.
-        edge_index: integer `[2, E]`, the caller's or that of an Edges.
+        edge_index: integer `[2, E]`, the caller's or that of an Edges; None where `edges` are set.
         num_keys, num_queries: Nk, Nq.
         self_loops: replace self-loops by one for each node that is both source and target.
         kind, constant: of the score, as in `attn_core.scores.Formula`.
@@ -85,20 +85,19 @@ class Problem:
         """The Edges of the edge_index; finding them checks that the tensors fit them."""
         edges = edges_of(self.edge_index, self.num_keys, self.num_queries, self.self_loops)
         edges.check(self.query, self.key, self.value)
+        rows = edges.num_places if self.self_loops else edges.num_edges
         for name in NAMES[4:]:
             tensor = getattr(self, name)
-            if tensor is not None and tensor.shape[0] != self.num_rows:
+            if tensor is not None and tensor.shape[0] != rows:
                 raise ValueError(
-                    f"{name} has {tensor.shape[0]} rows; expected {self.num_rows}, one for each "
-                    "edge"
+                    f"{name} has {tensor.shape[0]} rows; expected {rows}, one for each edge"
                 )
         return edges
 
     @property
     def num_rows(self) -> int:
         """How many rows bias, pair_key and pair_value have."""
-        loops = min(self.num_keys, self.num_queries) if self.self_loops else 0
-        return self.edge_index.shape[1] + loops
+        return self.edges.num_places if self.self_loops else self.edges.num_edges
 
     @property
     def pair_row(self) -> Tensor | None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from attn_core import compiled
 from attn_core.compat import listed
 from attn_core.gpu import is_gpu
-from attn_core.graph.known import known, owner_of
+from attn_core.graph.known import known, own, owner_of
+from attn_core.graph.listing import Listing, Sorted
 from attn_core.graph.read import Order, row_pointer, sort_nodes
 from attn_core.transforms import bare, is_transformed, outside_inference
 
@@ -79,6 +80,42 @@ class Grouping:
         return {**self.__dict__, "_made": {}}  # what a backend makes suits one device
 
 
+class End(Grouping):
+    """One end of the pairs of a `Listing`: 0 the keys, 1 the queries."""
+
+    def __init__(self, listing: Listing, end: int) -> None:
+        self._listing, self._end, self.num = listing, end, listing.sizes[end]
+        self._made = {}
+
+    @property
+    def sorted(self) -> Sorted:
+        """The pairs sorted by this end."""
+        return self._listing.by_query if self._end else self._listing.by_key
+
+    @cached_property
+    def index(self) -> Tensor:  # type: ignore[override]
+        index = self._listing.pairs[self._end]
+        own(index, self)
+        return index
+
+    @property
+    def other(self) -> Tensor:  # type: ignore[override]
+        return self._listing.pairs[1 - self._end]
+
+    @cached_property
+    def order(self) -> Order:
+        with outside_inference():
+            return Order(self.sorted.pointer, self._listing.positions(self.sorted.places))
+
+    @property
+    def columns(self) -> Tensor:
+        return self.sorted.columns
+
+    @property
+    def pointer(self) -> Tensor:
+        return self.sorted.pointer
+
+
 def grouping_of(index: Tensor, num: int) -> Grouping:
     """The Grouping of an index `[E]`, or of the queries of pairs `[2, E]`; sorted once.
 
@@ -126,9 +163,8 @@ def sort_pairs(nodes: Tensor, num: int, others: Tensor) -> tuple[Order, Tensor |
         nodes, others = bare(nodes), bare(others)
         pointer, order = nodes.new_empty(num + 1), nodes.new_empty(len(nodes))
         sorted_others = torch.empty(len(nodes), dtype=torch.int32, device=nodes.device)
-        if compiled.call(
-            "sort", nodes.contiguous(), others.contiguous(), pointer, order, sorted_others
-        ):
+        given = nodes.contiguous(), others.contiguous(), 2**31, torch.get_num_threads()
+        if compiled.call("sort", *given, pointer, sorted_others, order) >= 0:
             return Order(pointer, order), sorted_others
     _check(nodes, num)
     pointer = row_pointer(nodes, num)

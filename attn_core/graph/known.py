@@ -71,15 +71,17 @@ def keep(tensor: Tensor, what: tuple[Any, ...], made: Any) -> None:
 def _state(tensor: Tensor) -> tuple[int, ...]:
     """What changes when the tensor is edited: its version, and a checksum where that is cheap."""
     numbers = _numbers(tensor)
-    if compiled.module is None or not nobody_watches(*numbers):
+    if compiled.module is None or tensor.device.type != "cpu" or not nobody_watches(*numbers):
         return (tensor._version,)
     threads = torch.get_num_threads()
-    sums = (compiled.call("checksum", x, threads) for x in numbers if x.dtype in _INTEGERS)
-    return tensor._version, *(sums if tensor.device.type == "cpu" else ())
+    sums = [compiled.call("checksum", x, threads) for x in numbers if x.dtype in _INTEGERS]
+    return tensor._version, *sums
 
 
 def _numbers(tensor: Tensor) -> tuple[Tensor, ...]:
     """The indices of a sparse matrix, which it does not count edits of; else the tensor itself."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
     if tensor.layout == torch.sparse_coo:
         return (tensor._indices(),)
     if tensor.layout == torch.sparse_csr:

@@ -32,10 +32,9 @@ def row_pointer(nodes: Tensor, num: int) -> Tensor:
 
 def sort_nodes(nodes: Tensor, num: int) -> Order:
     """The order of pairs by one of their ends, stable, without a look at the numbers."""
-    small = nodes.int() if num < 2**31 else nodes
-    ordered, permutation = torch.sort(small, stable=True)
-    bounds = torch.arange(num + 1, device=nodes.device, dtype=small.dtype)
-    return Order(torch.searchsorted(ordered, bounds), permutation)
+    ordered, permutation = torch.sort(nodes.int() if num < 2**31 else nodes, stable=True)
+    pointer = torch._convert_indices_from_coo_to_csr(ordered, num)  # int64
+    return Order(pointer, permutation.int() if len(nodes) < 2**31 else permutation)
 
 
 def places_of(mask: Tensor, number: int) -> Tensor:
@@ -229,3 +228,33 @@ def _check_range(
                 f"{num} of them (0 to {num - 1}): give x a row for each node, or drop the edge"
             )
     return nums[0], nums[1], loops
+
+
+def read_csr(pointer: Any, columns: Any, num_keys: int | None) -> tuple[Tensor, Tensor, int]:
+    """Check a matrix of compressed rows; its arrays as tensors over the same memory."""
+    pointer, columns = _numbers("pointer", pointer), _numbers("columns", columns)
+    num_keys = len(pointer) - 1 if num_keys is None else num_keys
+    ends = pointer[[0, -1]].tolist() if len(pointer) else None
+    if ends != [0, len(columns)] or bool((pointer.diff() < 0).any()):
+        raise ValueError(
+            f"pointer of {len(pointer)} entries does not rise from 0 to {len(columns)}, the number "
+            "of columns"
+        )
+    low, high = torch.stack(torch.aminmax(columns)).tolist() if len(columns) else (0, -1)
+    if low < 0 or high >= num_keys:
+        raise IndexError(
+            f"columns has the entry {low if low < 0 else high}, but there are only {num_keys} "
+            f"sources (0 to {num_keys - 1}): give num_keys, or drop the pair"
+        )
+    return pointer, columns, num_keys
+
+
+def _numbers(name: str, given: Any) -> Tensor:
+    """A list of whole numbers as a tensor that shares its memory."""
+    x = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    if x.dim() != 1 or x.dtype not in (torch.int32, torch.int64) or x.device.type != "cpu":
+        raise TypeError(
+            f"{name} is {x.dtype} of shape {list(x.shape)} on {x.device}; expected int32 or int64 "
+            "numbers [n] on the CPU"
+        )
+    return x

@@ -19,10 +19,12 @@ from torch import Tensor
 from attn_core.backends import cpu, csr, triton
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.call import Attended, Call
+from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.dropout import dropout_scale
 from attn_core.normalizers import Softmax
 from attn_core.ops.twice import differentiated
 from attn_core.scores import Additive, Dot, Score
+from attn_core.supports.base import Support
 from attn_core.supports.edges import Edges, PendingEdges
 from attn_core.transforms import nobody_watches
 
@@ -41,7 +43,8 @@ def serves(call: Call) -> bool:
 
 def run(call: Call) -> Attended:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
-    problem, support = problem_of(call), call.support
+    support = call.support
+    problem = problem_of(call)
     tensors = problem.tensors
     if nobody_watches(*tensors, problem.edge_index):
         edges = support.resolve() if isinstance(support, PendingEdges) else support
@@ -50,28 +53,38 @@ def run(call: Call) -> Attended:
     else:
         if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
             support.look_at_order()
+        name_pairs(problem, support)
         output, log_sum_exp, *_ = torch.ops.attn_core.edge_attention(*problem.arguments)
     return Attended(output, None, log_sum_exp)
 
 
 def problem_of(call: Call) -> Problem:
-    """A prepared call as the op knows it."""
+    """A prepared call as the kernels know it: without a list of pairs where Edges are given."""
     call = call.without_temperature()
     support, formula = call.support, call.formula
-    assert formula is not None
+    assert formula is not None and isinstance(support, (Edges, PendingEdges))
+    edge_index: Any = None
+    self_loops = False
     if isinstance(support, PendingEdges):
-        edge_index, self_loops, pair_id = support.plain(), support.self_loops, None
-    else:
-        assert isinstance(support, Edges)
-        edge_index, self_loops = support.pairs, False
-        # The Edges may be gone when backward looks for them, and new ones would not know this
-        pair_id = support.pair_id if call.dropout > 0 else None
+        edge_index, self_loops = support.plain(), support.self_loops
+    # Of Edges, source_id says it, but not of those that are part of others
+    told = type(support) is not Edges and isinstance(support, Edges) and call.dropout > 0
+    pair_id = support.pair_id if told else None  # type: ignore[union-attr]
     kind, constant, vector = formula
     return Problem(
         call.query, call.key, call.value, vector, call.bias, call.pair_key, call.pair_value,
         edge_index, support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout,
         call.seed, pair_id,
     )  # fmt: skip
+
+
+def name_pairs(p: Problem, support: Support | None) -> None:
+    """Give a problem over Edges their list of pairs, by which an op finds them again."""
+    given: Any = p.edge_index
+    if given is None and isinstance(support, Edges):
+        p.edge_index = support.pairs
+        # The Edges may be gone when backward looks for them, and new ones would not know this
+        p.pair_id = support.pair_id if p.dropout > 0 else None
 
 
 def plainly(p: Problem) -> tuple[Tensor, Tensor]:
@@ -132,6 +145,7 @@ def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> t
 @torch.library.custom_op(
     "attn_core::edge_attention",
     mutates_args=(),
+    **LOOKS_EDGES_UP,
     schema=f"({SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def edge_attention(*arguments: Any) -> tuple[Tensor, ...]:
@@ -152,6 +166,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.custom_op(
     "attn_core::edge_attention_backward",
     mutates_args=(),
+    **LOOKS_EDGES_UP,
     schema="(Tensor grad_output, Tensor grad_log_sum_exp, Tensor output, Tensor maximum, "
     f"Tensor total, bool[] needed, {SCHEMA}) -> ({_GRADIENTS})",
 )
@@ -226,6 +241,7 @@ def _differentiate(
     if nobody_watches(*grads, *p.tensors, p.edge_index):
         found = _gradients(p, (*grads, *results), needed)
     else:
+        name_pairs(p, p.__dict__.get("edges"))  # not to be looked up while they are traced
         found = torch.ops.attn_core.edge_attention_backward(*grads, *results, needed, *p.arguments)
     return [g if need else None for g, need in zip(found, needed, strict=True)]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from attn_core.backends import csr, triton
 from attn_core.backends.cpu import pairs
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
+from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.ops.edge_attention import empty_gradients, logits, twice
 from attn_core.scores import Score
 
@@ -38,7 +39,9 @@ def scores(
     return found
 
 
-@torch.library.custom_op("attn_core::edge_scores", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
+@torch.library.custom_op(
+    "attn_core::edge_scores", mutates_args=(), **LOOKS_EDGES_UP, schema=f"({SCHEMA}) -> Tensor"
+)
 def edge_scores(*arguments: Any) -> Tensor:
     """Logits `[E, H]` of a `Problem` in the order of its edge_index, without the bias."""
     p = Problem(*arguments)
@@ -60,6 +63,7 @@ def _(*arguments: Any) -> Tensor:
 @torch.library.custom_op(
     "attn_core::edge_scores_backward",
     mutates_args=(),
+    **LOOKS_EDGES_UP,
     schema=f"(Tensor grad, bool[] needed, {SCHEMA}) -> ({', '.join(['Tensor'] * len(NAMES))})",
 )
 def edge_scores_backward(grad: Tensor, needed: list[bool], *arguments: Any) -> tuple[Tensor, ...]:

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.backends import csr
+from attn_core.backends import csr, triton
 from attn_core.backends.cpu import pairs
+from attn_core.backends.problem import Problem
+from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.supports.edges import Edges, edges_of
 
 _BLOCK = 2**18  # numbers in a block of pairs × heads × channels
 
 
-@torch.library.custom_op("attn_core::edge_sum", mutates_args=())
+@torch.library.custom_op("attn_core::edge_sum", mutates_args=(), **LOOKS_EDGES_UP)
 def edge_sum(
     weights: Tensor,
     value: Tensor,
@@ -44,6 +46,12 @@ def edge_sum(
         `[Nq, H, D]`, or `[Nk, H, D]` with to_keys.
     """
     edges = edges_of(edge_index, num_keys, num_queries)
+    if triton.serves(value, weights):
+        from attn_core.backends.triton import scores  # which imports Triton
+
+        return scores.weighted_sums(
+            _product(value if to_keys else None, value, pair, edges), weights, to_keys
+        )
     if pairs.serves(edges, value):
         found = pairs.sums(edges, weights, None, value, None, pair, by_key=to_keys).rows
         assert found is not None
@@ -66,7 +74,7 @@ def _(weights: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return value.new_empty(num_keys if to_keys else num_queries, *value.shape[1:])
 
 
-@torch.library.custom_op("attn_core::edge_dot", mutates_args=())
+@torch.library.custom_op("attn_core::edge_dot", mutates_args=(), **LOOKS_EDGES_UP)
 def edge_dot(
     left: Tensor,
     right: Tensor,
@@ -87,6 +95,10 @@ def edge_dot(
         `[E, H]`.
     """
     edges = edges_of(edge_index, num_keys, num_queries)
+    if triton.serves(right, left):
+        from attn_core.backends.triton import scores
+
+        return scores.forward(_product(left, right, pair, edges)).to(right.dtype)
     if pairs.serves(edges, right):
         return pairs.scores(edges, left, right, None, pair, "dot", 1.0)
     out = right.new_empty(edges.num_edges, right.shape[1])
@@ -102,6 +114,15 @@ def edge_dot(
 @edge_dot.register_fake
 def _(left: Tensor, right: Tensor, pair: Tensor | None, edge_index: Tensor, *_: int) -> Tensor:
     return right.new_empty(edge_index.shape[1], right.shape[1])
+
+
+def _product(left: Tensor | None, right: Tensor, pair: Tensor | None, edges: Edges) -> Problem:
+    """The product at edges as a problem of logits; without its left side, for its gradient."""
+    graph = edges.pairs, edges.num_keys, edges.num_queries
+    settings: Any = *graph, False, "dot", 1.0, 0.0, None, None
+    p = Problem(left, right, right, None, None, pair, None, *settings)
+    p.edges = edges  # which need not be looked up again
+    return p
 
 
 def _blocks(edges: Edges, like: Tensor) -> list[slice]:

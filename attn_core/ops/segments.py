@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attn_core import gpu
 from attn_core.backends.cpu import pairs
+from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.graph.grouping import grouping_of
 from attn_core.normalizers import Entmax, Normalizer, Softmax, use_over_edges
 from attn_core.rows import EdgeRows
@@ -107,7 +108,7 @@ use_over_edges(lambda normalizer, scores, rows: normalize(normalizer, scores, ro
 # --- The ops ---
 
 
-@torch.library.custom_op("attn_core::segment_sum", mutates_args=())
+@torch.library.custom_op("attn_core::segment_sum", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_sum(x: Tensor, index: Tensor, num: int) -> Tensor:
     """The sums `[num, C]` of the entries `[E, C]` of each group."""
     if gpu.serves(x):
@@ -115,13 +116,13 @@ def segment_sum(x: Tensor, index: Tensor, num: int) -> Tensor:
     return x.new_zeros(num, x.shape[1]).index_add_(0, _groups(index), x)
 
 
-@torch.library.custom_op("attn_core::segment_gather", mutates_args=())
+@torch.library.custom_op("attn_core::segment_gather", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_gather(x: Tensor, index: Tensor) -> Tensor:
     """The rows `[E, C]` of x `[num, C]`."""
     return x.index_select(0, _groups(index))
 
 
-@torch.library.custom_op("attn_core::segment_max", mutates_args=())
+@torch.library.custom_op("attn_core::segment_max", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_max(x: Tensor, index: Tensor, num: int) -> Tensor:
     """The largest entries `[num, C]`."""
     if gpu.serves(x):
@@ -129,7 +130,7 @@ def segment_max(x: Tensor, index: Tensor, num: int) -> Tensor:
     return EdgeRows(_groups(index), num).max(x)
 
 
-@torch.library.custom_op("attn_core::segment_softmax", mutates_args=())
+@torch.library.custom_op("attn_core::segment_softmax", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_softmax(x: Tensor, index: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Weights `[E, C]` in the dtype of x, and the log-sum-exp `[num, C]`, float32 at least."""
     if gpu.serves(x):
@@ -141,7 +142,7 @@ def segment_softmax(x: Tensor, index: Tensor, num: int) -> tuple[Tensor, Tensor]
     return weights.to(x.dtype), log_sum_exp
 
 
-@torch.library.custom_op("attn_core::segment_softmax_backward", mutates_args=())
+@torch.library.custom_op("attn_core::segment_softmax_backward", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_softmax_backward(
     weights: Tensor, grad_weights: Tensor, grad_log_sum_exp: Tensor, index: Tensor
 ) -> Tensor:
@@ -165,20 +166,25 @@ def segment_softmax_backward(
     return (wide * (grad - mean.index_select(0, groups))).to(weights.dtype)
 
 
-@torch.library.custom_op("attn_core::segment_entmax", mutates_args=())
+@torch.library.custom_op("attn_core::segment_entmax", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_entmax(scores: Tensor, index: Tensor, num: int, alpha: float) -> Tensor:
     """α-entmax of scores `[E, ...]` over the entries of each group, for α = 1.5 and 2."""
+    if gpu.serves(scores):
+        return _triton().entmax(_flat(scores), _items(index, num), alpha).view(scores.shape)
     if pairs.serves_rows(scores):
         order = grouping_of(index, num).order
         return pairs.entmax(_flat(scores), order, alpha).view(scores.shape)
     return Entmax(alpha).normalize(scores, Segments(_groups(index), num)).contiguous()
 
 
-@torch.library.custom_op("attn_core::segment_entmax_backward", mutates_args=())
+@torch.library.custom_op("attn_core::segment_entmax_backward", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_entmax_backward(
     grad: Tensor, weights: Tensor, index: Tensor, num: int, alpha: float
 ) -> Tensor:
     """The gradient of the scores."""
+    if gpu.serves(weights, grad):
+        found = _triton().entmax_backward(_flat(weights), _flat(grad), _items(index, num), alpha)
+        return found.view(weights.shape)
     if pairs.serves_rows(weights):
         order = grouping_of(index, num).order
         return pairs.gradient(_flat(grad), _flat(weights), order, alpha).view(weights.shape)

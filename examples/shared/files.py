@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from datasets import VocabularyError
 from examples.shared.errors import UserError
 
 try:
@@ -67,7 +64,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # else a power cut could leave an empty file under the new name
         os.replace(temporary, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save: RuntimeError when full
+    except (OSError, RuntimeError) as error:  # torch.save: RuntimeError when full
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise UserError(
             f"cannot write {path}: {reason}; free the way or choose another folder"
@@ -156,6 +153,8 @@ def prepare_folder(folder: Path) -> None:
 
 def save_model(folder: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Writes model.safetensors and config.json; the second names the first by its sha256."""
+    from safetensors.torch import save  # here, for benchmarks write files too and do without it
+
     content = save(weights)  # safetensors' own save_file makes files that only their owner can read
     write_atomically(folder / "model.safetensors", lambda temporary: temporary.write_bytes(content))
     digest = hashlib.sha256(content).hexdigest()
@@ -169,6 +168,11 @@ def saved_model(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor
     Raises:
         UserError: a file is missing or damaged, or weights and config do not belong together.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from datasets import VocabularyError
+
     paths = folder / "config.json", folder / "model.safetensors"
     try:
         config = json.loads(paths[0].read_text(encoding="utf-8"))

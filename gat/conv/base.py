@@ -114,7 +114,7 @@ class AttentionConv(MessagePassing):
             sizes = num_targets, x.shape[0]
         if isinstance(edge_index, Edges):
             _check_sizes(edge_index, *sizes)
-            if not self_loops or edge_index.given is not edge_index:
+            if not self_loops or edge_index.adds_loops:
                 return edge_index
             if torch.compiler.is_compiling():  # the op finds these Edges by the pairs they own
                 return PendingEdges(edge_index.pairs, *sizes, self_loops=True)

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Separable, attend, scatter_softmax
+from attn_core.scores import Formula
 from gat.conv.base import (
     check_features,
     is_autocast,
@@ -159,9 +160,9 @@ class GATConv(ProjectingConv):
         """
         x, first = self._sources(x, edge_index)
         h_src, h_dst, residual = self._project(x, first)
-        alpha_src, alpha_dst = self._node_scores(x, h_src, h_dst)
-        if first is not None and h_dst is not None and alpha_dst is not None:
-            h_dst, alpha_dst = h_dst[:first], alpha_dst[:first]
+        of_scores = h_src, h_dst
+        if first is not None and h_dst is not None:
+            h_dst = h_dst[:first]
         known = None if h_dst is not None else targets_of(edge_index)
         num_targets = _num_targets(size, h_src, h_dst, known)
         support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
@@ -171,6 +172,17 @@ class GATConv(ProjectingConv):
 
         need_weights = self.weights_for(return_attention_weights)
         fused = self._is_fused()
+        if fused and need_weights is False and h_dst is h_src and self._hands_all_on():
+            out = self._in_one_step(
+                None, None, h_src, Formula("leaky_relu", self.negative_slope, None), support,
+                self.bias if residual is None else residual, ends=(self.att_dst, self.att_src),
+                pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
+            )  # fmt: skip
+            if out is not None:
+                return out if residual is None or self.bias is None else out + self.bias
+        alpha_src, alpha_dst = self._node_scores(x, *of_scores)
+        if first is not None and alpha_dst is not None:
+            alpha_dst = alpha_dst[:first]
         if fused:
             out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Additive, attend, scatter_softmax
+from attn_core.scores import Formula
 from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
 from gat.sparse import Linear
@@ -142,6 +143,15 @@ class GATv2Conv(ProjectingConv):
 
         need_weights = self.weights_for(return_attention_weights)
         fused = self._is_fused()
+        if fused and need_weights is False:
+            score = Formula("leaky_relu", self.negative_slope, self.att.squeeze(0))
+            out = self._in_one_step(
+                h_r, h_l, self._drop_values(h_l, edge_index), score, support,
+                self.bias if residual is None else residual,
+                pair_key=None if edge_attr is None else self._project_edges(edge_attr),
+            )  # fmt: skip
+            if out is not None:
+                return out if residual is None or self.bias is None else out + self.bias
         if fused:
             out, weights, _ = attend(
                 h_r,

@@ -12,6 +12,8 @@ from torch.nn import Parameter
 from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges
+from attn_core.ops import edge_layer
+from attn_core.scores import Formula
 from attn_core.transforms import is_transformed
 from gat.checks import check_probability
 from gat.conv.base import AttentionConv, check_features, is_autocast, is_ours, width_of
@@ -50,12 +52,33 @@ class ProjectingConv(AttentionConv):
         self.dropout = dropout
         self.edge_dim = edge_dim
 
+    def _hands_all_on(self) -> bool:
+        """Whether nothing of what a node hands on is dropped."""
+        return not self.training or self.value_dropout == 0
+
     def _drop_values(self, value: Tensor, edge_index: Any = None) -> Tensor:
         """What the nodes hand on, after value_dropout."""
-        if not self.training or self.value_dropout == 0:
+        if self._hands_all_on():
             return value
         nodes = edge_index.source_nodes if isinstance(edge_index, Edges) else None
         return drop(value, self.value_dropout, nodes)
+
+    def _in_one_step(
+        self,
+        query: Tensor | None,
+        key: Tensor | None,
+        value: Tensor,
+        formula: Formula,
+        support: Edges | PendingEdges,
+        add: Tensor | None,
+        **given: Any,
+    ) -> Tensor | None:
+        """The attention with its heads merged, plus `add`; None where it must be step by step."""
+        dropout = self.dropout if self.training else 0.0
+        return edge_layer.attend(
+            query, key, value, formula, support, add=add, dropout=dropout, concat=self.concat,
+            **given,
+        )  # fmt: skip
 
     def _merge_heads(self, out: Tensor) -> Tensor:
         """`[N, H, C]` with the heads concatenated, or averaged."""
@@ -150,7 +173,7 @@ class ProjectingConv(AttentionConv):
             added, (source, target) = support.self_loops, support.edge_index
         else:
             given = support.given
-            added, source, target = given is not support, given.key_index, given.query_index
+            added, source, target = support.adds_loops, given.key_index, given.query_index
         if not added:
             return edge_attr
         num_loops = min(support.num_keys, support.num_queries)

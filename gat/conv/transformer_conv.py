@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, ScaledDot, attend, scatter_softmax
+from attn_core.scores import Formula
 from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, add_to, both_sides, is_plain, widths_of
 from gat.sparse import Linear
@@ -143,15 +144,26 @@ class TransformerConv(ProjectingConv):
         value = self._drop_values(self.lin_value(x_src).view(shape), edge_index)
         support = self._support(edge_index, key, query.shape[0], self_loops=False)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
-        if edge_attr is not None and isinstance(support, Edges) and support.given is not support:
+        if edge_attr is not None and isinstance(support, Edges) and support.adds_loops:
             raise ValueError(
                 "edge_index is Edges to which self-loops were added, and edge_attr has no features "
                 "for these: build the Edges with self_loops=False"
             )
 
         need_weights = self.weights_for(return_attention_weights)
-        if self._is_fused():
-            of_edges = None if edge_attr is None else self._project_edges(edge_attr)
+        fused = self._is_fused()
+        of_edges = None
+        if fused and edge_attr is not None:
+            of_edges = self._project_edges(edge_attr)
+        if fused and need_weights is False and self.lin_beta is None:
+            out = self._in_one_step(
+                query, key, value, Formula("dot", self.out_channels**-0.5, None), support,
+                self.lin_skip(x_dst) if self.root_weight else None,
+                pair_key=of_edges, pair_value=of_edges,
+            )  # fmt: skip
+            if out is not None:
+                return out
+        if fused:
             out, weights, _ = attend(
                 query,
                 key,

@@ -20,10 +20,10 @@ from attn_core.distributed import (
     summed_gradients,
     world_size,
 )
-from gat.conv.base import AttentionConv
+from gat.conv import AGNNConv, GATConv, GATv2Conv, GraphAttentionConv, TransformerConv
 from gat.distributed.partition import Partition
 from gat.models.body import AttentionNetwork
-from gat.sparse import SparseDropout
+from gat.sparse import Dropout
 
 # What looks at all nodes of a graph, of which a process sees its own alone
 _ACROSS_NODES = (
@@ -36,7 +36,12 @@ _ACROSS_NODES = (
     torch_geometric.nn.InstanceNorm,
     torch_geometric.nn.MeanSubtractionNorm,
     torch_geometric.nn.PairNorm,
+    torch_geometric.nn.GPSConv,
+    torch_geometric.nn.DenseGATConv,
+    nn.MultiheadAttention,
 )
+# Those that ask their Edges for the rows of all sources
+_FETCHING = (AGNNConv, GATConv, GATv2Conv, GraphAttentionConv, TransformerConv)
 
 
 def parallelize(model: nn.Module, partition: Partition) -> Parallel:
@@ -110,9 +115,10 @@ def _refusal(part: nn.Module) -> str | None:
     """Why a module cannot be served; None if it can."""
     if any(is_lazy(p) for p in part.parameters(recurse=False)):
         return "whose parameters have no shape yet: call it once on a small graph first"
-    if isinstance(part, MessagePassing) and not isinstance(part, AttentionConv):
-        return "which passes messages over this process's nodes alone: see gat.replace"
-    if isinstance(part, AttentionConv) and part.flow != "source_to_target":
+    if isinstance(part, MessagePassing) and not isinstance(part, _FETCHING):
+        known = ", ".join(layer.__name__ for layer in _FETCHING)
+        return f"which looks at this process's nodes alone: take {known} (see gat.replace)"
+    if isinstance(part, _FETCHING) and part.flow != "source_to_target":
         return f"whose flow is {part.flow!r}: build it with 'source_to_target'"
     if isinstance(part, AttentionNetwork) and part.level != "node":
         return (
@@ -131,7 +137,7 @@ def _refusal(part: nn.Module) -> str | None:
 @contextmanager
 def _rows_of(model: nn.Module, nodes: Tensor) -> Iterator[None]:
     """Inside, features are dropped by the numbers of the nodes in the whole graph."""
-    parts = [part for part in model.modules() if isinstance(part, SparseDropout)]
+    parts = [part for part in model.modules() if isinstance(part, Dropout)]
     for part in parts:
         part.rows = nodes
     try:

@@ -288,3 +288,19 @@ def test_export() -> None:
     program = torch.export.export(Layer(), inputs(10, 40), dynamic_shapes=shapes).module()
     other = inputs(7, 50)
     torch.testing.assert_close(program(*other), Layer()(*other))
+
+
+OPS = (
+    "edge_attention", "edge_attention_backward", "edge_scores", "edge_scores_backward", "edge_sum",
+    "edge_dot", "segment_sum", "segment_gather", "segment_max", "segment_softmax",
+    "segment_softmax_backward", "segment_entmax", "segment_entmax_backward",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_looks_edges_up_stays_out_of_cuda_graphs(op: str) -> None:
+    """A graph would replay the edges it was captured with."""
+    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
+    if unsafe is None:
+        pytest.skip("this torch has no such tag")
+    assert unsafe in getattr(torch.ops.attn_core, op).default.tags

@@ -35,7 +35,22 @@ WRITTEN = {
     "multiply": ("out",),
     "drop": ("to",),
     "sort": ("pointer", "place", "other"),
+    "sort_ends": ("pointer", "place", "other", "key_pointer", "key_place", "key_other"),
+    "turn": ("to_pointer", "to_place", "to_other"),
+    "layer_forward": ("output", "numbers", "merged"),
+    "layer_backward": (
+        "grad_query", "grad_key", "grad_value", "grad_vector", "grad_pair_key", "grad_pair_value",
+        "grad_add",
+    ),
 }  # fmt: skip
+
+
+def sorted_pairs() -> Any:
+    """The graph of these arguments, as layers hand it on."""
+    ends = POINTER.clone(), OTHER.clone(), PLACE.clone()
+    pairs = compiled.module.SortedPairs(NODES, NODES, len(PLACE), *ends)
+    pairs.set_by_key(*(x.clone() for x in ends))
+    return pairs
 
 
 def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
@@ -54,7 +69,7 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     attention = {
         "query": nodes(), "key": nodes(), "value": nodes(WIDTH), "vector": vector,
         "bias": of_pairs(), "pair_key": of_pairs(width), "pair_value": of_pairs(WIDTH),
-        **graph, "other": OTHER.clone(), "source": torch.arange(pairs),
+        **graph, "other": OTHER.clone(),
         "pair_id": torch.arange(pairs), **score, "dropout": 0.5, "seed": 7, "num_rows": pairs,
         "output": nodes(WIDTH), "maximum": torch.randn(NODES, HEADS),
         "total": torch.rand(NODES, HEADS),
@@ -63,6 +78,13 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "row": nodes(), "other": nodes(), "vector": vector, "pair": of_pairs(width), **graph,
         "column": OTHER.clone(), **score,
     }  # fmt: skip
+    layer = {
+        "pairs": sorted_pairs(), "query": nodes(), "key": nodes(), "value": nodes(WIDTH),
+        "vector": vector, "of_query": None, "of_key": None, "pair_key": of_pairs(width),
+        "pair_value": of_pairs(WIDTH), **score, "dropout": 0.5, "seed": 7, "concat": not numbers,
+        "output": nodes(WIDTH), "numbers": torch.randn(3 * NODES * HEADS),
+    }  # fmt: skip
+    merged = torch.randn(NODES, WIDTH if numbers else HEADS * WIDTH)
     given: dict[str, dict[str, Any]] = {
         "forward": {**attention, "log_sum_exp": torch.randn(NODES, HEADS)},
         "backward": {
@@ -97,8 +119,24 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
             "from": torch.randn(9), "p": 0.5, "seed": 7, "threads": 2, "to": torch.randn(9),
         },
         "sort": {
-            "nodes": torch.tensor([0, 2, 1, 2]), "others": torch.arange(pairs), **graph,
-            "other": OTHER.clone(),
+            "nodes": torch.tensor([0, 2, 1, 2]), "others": torch.arange(pairs), "num_others": 4,
+            "threads": 2, **graph, "other": OTHER.clone(),
+        },
+        "sort_ends": {
+            "pairs": torch.tensor([[0, 2, 1, 2], [1, 0, 1, 2]]), "num_keys": NODES,
+            "num_queries": NODES, "loops": 0, "threads": 2, **graph, "other": OTHER.clone(),
+            "key_pointer": POINTER.clone(), "key_place": PLACE.clone(), "key_other": OTHER.clone(),
+        },
+        "turn": {
+            **graph, "other": OTHER.clone(), "places": pairs, "threads": 2,
+            "to_pointer": POINTER.clone(), "to_place": PLACE.clone(), "to_other": OTHER.clone(),
+        },
+        "layer_forward": {**layer, "add": torch.randn(merged.shape), "merged": merged},
+        "layer_backward": {
+            **layer, "grad": torch.randn(merged.shape), "grad_query": nodes(), "grad_key": nodes(),
+            "grad_value": nodes(WIDTH), "grad_vector": vector.clone(), "grad_ends": None,
+            "grad_pair_key": of_pairs(width), "grad_pair_value": of_pairs(WIDTH),
+            "grad_add": torch.randn(merged.shape[1]),
         },
     }  # fmt: skip
     return given[name]
@@ -154,7 +192,8 @@ class TestWhatIsWritten:
 
 
 def test_probabilities_and_settings() -> None:
-    for name, argument in (("forward", "dropout"), ("backward", "dropout"), ("drop", "p")):
+    dropped = "forward", "backward", "layer_forward", "layer_backward"
+    for name, argument in (*((name, "dropout") for name in dropped), ("drop", "p")):
         for p in (-0.1, 1.1, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="is no probability"):
                 call(name, {**arguments(name), argument: p})

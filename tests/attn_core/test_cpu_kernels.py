@@ -395,7 +395,7 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
     def call(**changed: Any) -> None:
         given: dict[str, Any] = {
             "query": x, "key": x, "value": x, "vector": None, "bias": None, "pair_key": None,
-            "pair_value": None, "pointer": pointer, "other": ends, "place": place, "source": None,
+            "pair_value": None, "pointer": pointer, "other": ends, "place": place,
             "pair_id": None, "kind": 0, "constant": 1.0, "dropout": 0.0, "seed": 0, "num_rows": 2,
             "threads": 1, "output": torch.zeros(2, 1, 4), "log_sum_exp": torch.zeros(2, 1),
             "maximum": torch.zeros(2, 1), "total": torch.zeros(2, 1),

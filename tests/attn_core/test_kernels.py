@@ -286,7 +286,7 @@ def test_backward_saves_nothing_of_the_size_of_pairs_times_heads() -> None:
     support = Edges.from_edge_index(torch.randint(100, (2, num_edges)), 100)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         attend(x, x, x, score=Dot(), support=support, dropout=0.5)
-    assert sorted(saved)[-1] == 2 * num_edges  # edge_index
+    assert max(saved) < num_edges  # not even the pairs, which the Edges have
     assert sorted(saved)[-2] <= x.numel()
 
 

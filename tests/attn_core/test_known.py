@@ -186,7 +186,7 @@ def test_edges_that_were_overwritten_are_not_counted(
     if without_module:
         monkeypatch.setattr(compiled, "wanted", False)
     for number in (10**9, -1):
-        edges = Edges(PAIRS.clone(), 5, 5)
+        edges, _ = Edges(PAIRS.clone(), 5, 5).of_queries(torch.arange(5))  # not sorted yet
         edges.pairs.data.fill_(number)
         with pytest.raises(IndexError, match=f"the entry {number}"):
             _ = getattr(edges, end).order

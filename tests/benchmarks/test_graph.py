@@ -16,7 +16,7 @@ import torch
 from attn_core import backend
 from attn_core.backends import cpu, csr
 from benchmarks import __main__ as program
-from benchmarks import _contenders, _dgl, _processes, graph
+from benchmarks import _contenders, _dgl, _processes, _small, graph
 from benchmarks._processes import Group
 from benchmarks._report import Report
 from benchmarks._sweeps import GRAPHS, STEPS
@@ -34,6 +34,27 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("inputs") / "inputs.pt")
     _contenders.save_inputs(path, nodes=30, edges=200, features=6, heads=2, width=4)
     return path
+
+
+# --- Small graphs ---
+
+
+@needs_kernels
+def test_small_graphs_are_compared_with_a_peer_that_computes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_small, "SIZES", ((6, 10), (9, 20)))
+    found = made_by(tmp_path, "--only", "small")
+    layers, epoch = found["tables"]
+    assert [row[:2] for row in layers["rows"]] == [
+        [size, name] for size in ("6 / 10", "9 / 20") for name in _contenders.LAYERS
+    ]
+    assert all(number > 0 for row in layers["rows"] for number in row[2:])
+    assert layers["findings"]["9 / 20, GATConv, step on a new graph"] > 0
+    if os.environ.get("GAT_DATA"):
+        assert [row[0] for row in epoch["rows"]] == [n for n in _contenders.LAYERS for _ in "12"]
+    else:
+        assert not epoch["rows"]
 
 
 # --- The whole of it ---

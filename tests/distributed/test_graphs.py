@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric.nn
 from torch import Tensor, nn
 
 import gat
@@ -249,6 +250,19 @@ def test_what_needs_all_nodes_at_once_is_refused(trained: list[Any]) -> None:
         norm, level = each["refused"]
         assert "BatchNorm, which looks at all nodes at once" in norm
         assert "level is 'graph'" in level
+
+
+def test_layers_that_fetch_no_rows_are_refused() -> None:
+    (part,) = Partition.split(torch.tensor([[0], [1]]), 1)
+    for layer in (torch_geometric.nn.GATConv(2, 2), torch_geometric.nn.GCNConv(2, 2)):
+        with pytest.raises(ValueError, match="looks at this process's nodes alone"):
+            parallelize(nn.Sequential(layer), part)
+    with pytest.raises(ValueError, match="looks at all nodes at once"):
+        parallelize(nn.MultiheadAttention(2, 1), part)
+    with pytest.raises(ValueError, match="whose flow is 'target_to_source'"):
+        parallelize(gat.GATConv(2, 2, flow="target_to_source"), part)
+    with pytest.raises(ValueError, match="whose parameters have no shape yet"):
+        parallelize(gat.GATConv(-1, 2), part)
 
 
 def test_a_part_is_saved_and_loaded_alone(tmp_path: Path) -> None:

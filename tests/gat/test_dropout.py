@@ -9,6 +9,7 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from attn_core import compiled
 from attn_core.dropout import draw_seed, dropout_scale
+from gat import Dropout
 from gat.dropout import drop
 
 SIZES = [(0,), (1,), (16,), (127,), (128,), (129,), (2049,), (70_001,), (3, 5, 7)]
@@ -123,3 +124,47 @@ def test_probability_one_leaves_nothing_and_no_nan() -> None:
 
 def test_probability_zero_leaves_everything() -> None:
     assert torch.equal(drop(torch.ones(9), 0.0), torch.ones(9))
+
+
+def test_the_module_is_torchs_by_another_draw() -> None:
+    module, x = Dropout(0.5), torch.ones(300, requires_grad=True)
+    assert isinstance(module, torch.nn.Dropout) and repr(module) == repr(torch.nn.Dropout(0.5))
+    torch.manual_seed(8)
+    out = module(x)
+    torch.manual_seed(8)
+    assert torch.equal(out, drop(x, 0.5))
+    assert module.eval()(x) is x and Dropout(0.0)(x) is x
+    with pytest.raises(ValueError, match=r"p is 1\.5"):
+        Dropout(1.5)
+
+
+def test_in_place_writes_the_result_and_its_gradient_into_x() -> None:
+    leaf = torch.full((200,), 3.0, requires_grad=True)
+    x = leaf * 1
+    out = Dropout(0.5, inplace=True)(x)
+    assert out is x
+    (grad,) = torch.autograd.grad(out.sum(), leaf)
+    assert torch.equal(grad, torch.where(out == 0, 0.0, 2.0)) and set(out.tolist()) == {0.0, 6.0}
+
+
+def test_a_sparse_matrix_loses_stored_values_alone() -> None:
+    dense = torch.eye(200)
+    for x in (dense.to_sparse_csr(), dense.to_sparse_coo(), dense.to_sparse_csc()):
+        out = Dropout(0.5)(x).to_dense()
+        assert torch.equal(out, torch.diag(out.diagonal()))
+        assert set(out.diagonal().tolist()) == {0.0, 2.0}
+
+
+@pytest.mark.skipif(not compiled.is_on(), reason="needs the compiled kernels")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_drops_what_single_precision_does(dtype: torch.dtype) -> None:
+    found = []
+    for x in (torch.ones(500), torch.ones(500, dtype=dtype)):
+        torch.manual_seed(9)
+        found.append(drop(x, 0.5) == 0)
+    assert torch.equal(*found)
+
+
+def test_whole_numbers_are_refused_as_torch_refuses_them() -> None:
+    with pytest.raises(RuntimeError, match="can't be cast"):
+        drop(torch.ones(100, dtype=torch.int64), 0.5)

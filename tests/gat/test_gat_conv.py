@@ -558,10 +558,10 @@ def test_no_fill_value_stands_for_ones(twins: Any) -> None:
 def test_an_edge_index_of_inference_mode_is_read_once_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from attn_core.supports import edges as supports
+    from attn_core.supports.edges import Edges
 
-    read, original = [], supports.read_edge_index
-    monkeypatch.setattr(supports, "read_edge_index", lambda *a: (read.append(1), original(*a))[1])
+    read, original = [], Edges._read
+    monkeypatch.setattr(Edges, "_read", lambda *a: (read.append(1), original(*a))[1])
     layer = GATConv(4, 3)
     with torch.inference_mode():
         given = EDGES.clone()

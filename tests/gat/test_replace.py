@@ -403,3 +403,23 @@ def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(TypeError) as raised:
         replace(torch_geometric.nn.GATConv)  # type: ignore[arg-type]
     assert str(raised.value) == "model is a type; expected a torch.nn.Module"
+
+
+def test_dropout_is_replaced_where_that_is_asked_for() -> None:
+    class Own(nn.Dropout):
+        pass
+
+    model = nn.ModuleList([nn.Dropout(0.3, inplace=True), Own(0.2), nn.Dropout2d(0.1)])
+    assert not replace(model).replaced and type(model[0]) is nn.Dropout
+    assert replace(model, dropout=True).replaced == {"0": "Dropout"}
+    assert [type(x) for x in model] == [gat.Dropout, Own, nn.Dropout2d]
+    dropped = model[0](torch.ones(300))
+    assert model[0].p == 0.3 and len(dropped.unique()) == 2
+
+
+def test_a_model_with_its_dropout_computes_the_same_in_evaluation() -> None:
+    model = THEIRS.GAT(4, 8, num_layers=2, out_channels=3, dropout=0.5).double().eval()
+    expected = model(X, EDGES)
+    assert replace(model, dropout=True).replaced["dropout"] == "Dropout"
+    torch.testing.assert_close(model(X, EDGES), expected)
+    assert not torch.equal(model.train()(X, EDGES), model(X, EDGES))

@@ -16,7 +16,7 @@ from attn_core import compiled
 from attn_core.backends.problem import Problem
 from attn_core.transforms import bare
 
-_KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
+KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
 _LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
 _MOST_HEADS, _WIDEST = 2**16, 2**20
 
@@ -71,7 +71,7 @@ def backward(
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     arguments, dtype = _arguments(problem)
     padded: tuple[Any, ...] = arguments[:7]
-    edges, pairs = problem.edges, problem.edges.num_edges
+    pairs = problem.edges.num_edges
     gradients: list[Tensor | None] = []
     for i, (need, like) in enumerate(zip(needed, padded, strict=True)):
         if not need or like is None:
@@ -82,18 +82,14 @@ def backward(
             gradients.append(torch.zeros(like.shape, dtype=dtype, device="cpu"))
     of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
     numbers = problem.kind != "dot" and problem.key.shape[-1] == 1  # these need the pairs by key
-    by_key = edges.by_query
-    if numbers or of_key is not None or of_value is not None:
-        by_key = edges.by_key
+    turned = numbers or of_key is not None or of_value is not None
     compiled.call(
         "backward",
         *arguments,
         _plain(_wide(output, 4), dtype),
         _plain(maximum, dtype),
         _plain(total, dtype),
-        bare(by_key.pointer),
-        bare(by_key.columns),
-        bare(by_key.permutation),
+        *_order(problem, by_key=turned)[0],
         _plain(_wide(grad_output, 4), dtype),
         _plain(grad_log_sum_exp, dtype),
         of_query,
@@ -113,6 +109,7 @@ def backward(
 def _arguments(problem: Problem) -> tuple[tuple[Any, ...], torch.dtype]:
     """What both kernels are told, and the dtype they compute in."""
     edges, dtype, kind = problem.edges, problem.dtype, problem.kind
+    by_query, pair_id, num_rows = _order(problem)
     step = 1 if kind != "dot" and problem.key.shape[-1] == 1 else 4
     query, vector = problem.query, problem.vector
     if query is None:
@@ -125,21 +122,36 @@ def _arguments(problem: Problem) -> tuple[tuple[Any, ...], torch.dtype]:
         None if x is None else _plain(x if x.shape[-1] % step == 0 else _wide(x, step), dtype)
         for x, step in zip(given, steps, strict=True)
     ]
-    seed, by_query, pair_row = problem.seed, edges.by_query, problem.pair_row
+    seed = problem.seed
     return (
         *tensors,
-        bare(by_query.order.pointer),
-        bare(by_query.columns),
-        bare(by_query.order.permutation),
-        None if pair_row is None else bare(pair_row),
-        None if seed is None or problem.pair_id is None else bare(problem.pair_id),
-        _KINDS[kind],
+        *by_query,
+        pair_id,
+        KINDS[kind],
         float(problem.constant),
         0.0 if seed is None else problem.dropout,
         0 if seed is None else int(seed),
-        problem.num_rows,
+        num_rows,
         torch.get_num_threads(),
     ), dtype
+
+
+def _order(problem: Problem, by_key: bool = False) -> tuple[tuple[Tensor, ...], Tensor | None, int]:
+    """The sorted pairs; by which ids dropout knows the rows of their places; how many these are.
+
+    Places are source ids, by which dropout knows pairs anyway; they are positions in the list of
+    pairs where something is given for each of these, and some were left out.
+    """
+    edges, ids = problem.edges, problem.pair_id
+    by_position = edges.adds_loops and not problem.self_loops and (
+        ids is not None or any(x is not None for x in problem.tensors[4:])
+    )  # fmt: skip
+    if not by_position:
+        return tuple(map(bare, edges.sorted(by_key=by_key))), ids, edges.num_places
+    side = edges.by_key if by_key else edges.by_query
+    ids = edges.source_id if ids is None and problem.seed is not None else ids
+    order = bare(side.pointer), bare(side.columns), bare(side.permutation)
+    return order, None if ids is None else bare(ids), edges.num_edges
 
 
 def _up(width: int) -> int:

@@ -23,6 +23,7 @@ template <class T>
 using Maybe = std::optional<Array<T>>;
 using Index = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Column = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Places = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // int32 or int64
 
 [[noreturn]] inline void refuse(const char* name, const char* what) {
   throw nb::value_error((std::string(name) + " " + what).c_str());
@@ -116,25 +117,41 @@ void within(const char* name, const I* x, int64_t count, int64_t end) {
   }
 }
 
-// Pairs sorted by one of their ends, of which there are `num`.
-// Where nobody reads `place`, it need not be looked through.
-inline attn::Graph graph(const char* name, const Index& pointer, const Index& place, int64_t num,
-                         bool reads_place = true) {
-  const int64_t count = int64_t(place.size());
-  if (int64_t(pointer.size()) != num + 1) refuse(name, "has a shape that does not fit the others");
-  const int64_t* at = pointer.data();
+inline attn::Places places_of(const char* name, const Places& x) {
+  attn::Places found;
+  if (x.dtype() == nb::dtype<int32_t>()) {
+    found.narrow = static_cast<const int32_t*>(x.data());
+  } else if (x.dtype() == nb::dtype<int64_t>()) {
+    found.wide = static_cast<const int64_t*>(x.data());
+  } else {
+    refuse(name, "has places that are neither int32 nor int64");
+  }
+  return found;
+}
+
+// Pairs sorted by one of their ends, of which there are `num`; places lie below `places`.
+// Where nobody reads them, they need not be looked through.
+inline attn::Graph graph(const char* name, const int64_t* at, attn::Places place, int64_t count,
+                         int64_t num, int64_t places, bool reads_place) {
   bool rising = at[0] == 0 && at[num] == count;
   for (int64_t i = 0; i < num; i++) rising &= at[i] <= at[i + 1];
   if (!rising) refuse(name, "has a pointer that does not rise from 0 to the number of pairs");
-  if (reads_place) within(name, place.data(), count, count);
-  return {at, nullptr, place.data(), num};
+  if (reads_place && place.narrow) within(name, place.narrow, count, places);
+  if (reads_place && place.wide) within(name, place.wide, count, places);
+  return {at, nullptr, place, num};
+}
+inline attn::Graph graph(const char* name, const Index& pointer, const Places& place, int64_t num,
+                         int64_t places, bool reads_place = true) {
+  if (int64_t(pointer.size()) != num + 1) refuse(name, "has a shape that does not fit the others");
+  return graph(name, pointer.data(), places_of(name, place), int64_t(place.size()), num, places,
+               reads_place);
 }
 // And with their other ends, of which there are `others`.
 inline attn::Graph graph(const char* name, const Index& pointer, const Column& other,
-                         const Index& place, int64_t num, int64_t others,
+                         const Places& place, int64_t num, int64_t others, int64_t places,
                          bool reads_place = true) {
   if (other.size() != place.size()) refuse(name, "has a shape that does not fit the others");
-  attn::Graph found = graph(name, pointer, place, num, reads_place);
+  attn::Graph found = graph(name, pointer, place, num, places, reads_place);
   within(name, other.data(), int64_t(other.size()), others);
   found.other = other.data();
   return found;

@@ -75,7 +75,7 @@ template <class T>
 void value_gradients(const Problem<T>& p, const Graph& graph, int64_t begin, int n,
                      const T* weights, const T* const* grads, const T* grad) {
   for (int e = 0; e < n; e++) {
-    T* out = p.grad_pair_value[p.row(graph.place[begin + e])];
+    T* out = p.grad_pair_value[graph.place[begin + e]];
     if (grads) grad = grads[e];
     for (int h = 0; h < p.heads; h++) {
       const T weight = weights[e * p.lanes + h];
@@ -125,7 +125,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     gradients_of_logits(p, f, row, at, n, s, keys);
     if (p.grad_bias) {
-      hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+      hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
     }
     if (p.kind == DOT) {
       for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
@@ -134,7 +134,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     if (p.grad_pair_key) {
       for (int e = 0; e < n; e++) {
         f.pair_gradient(p, keys[e], query, s.grads + e * p.lanes,
-                        p.grad_pair_key[p.row(p.by_query.place[at + e])]);
+                        p.grad_pair_key[p.by_query.place[at + e]]);
       }
     }
     if (p.kind != DOT) {
@@ -166,11 +166,11 @@ INLINE void number_gradients(const Problem<T>& p, const Functions<T>& f, int64_t
     value_gradients<T>(p, graph, begin, n, s.weights, grads, nullptr);
   }
   if (p.grad_bias) {
-    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_bias[p.row(i)]; });
+    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
   }
   f.number_gradient(p, n, s.x, s.vector, s.grads, grad_vector);
   if (p.grad_pair_key) {
-    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_pair_key[p.row(i)]; });
+    hand_out(p, graph, begin, n, s.grads, [&](int64_t i) { return p.grad_pair_key[i]; });
   }
   if (grad_key) sum_pairs(p, n, s.grads, grad_key);
   for (int e = 0; p.of_queries && e < n; e++) {
@@ -185,7 +185,7 @@ INLINE void multiply(const Problem<T>& p, decltype(Functions<T>::dot) dot, const
                      const Rows<const T>& pair, T* made, T* out) {
   if (!pair) return dot(p, rows, next, n, fixed, width, out);
   for (int e = 0; e < n; e++) {
-    const T* added = pair[p.row(p.by_key.place[begin + e])];
+    const T* added = pair[p.by_key.place[begin + e]];
     for (int64_t c = 0; c < int64_t(p.heads) * width; c++) made[c] = fixed[c] + added[c];
     dot(p, rows + e, next ? next + e : nullptr, 1, made, width, out + e * p.lanes);
   }

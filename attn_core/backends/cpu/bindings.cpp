@@ -6,13 +6,14 @@
 #include <memory>
 
 #include "arrays.h"
-#include "checksum.h"
 #include "dispatch.h"
+#include "dropout.h"
+#include "graph_bindings.h"
+#include "layer_bindings.h"
 #include "memory.h"
 #include "pairs_bindings.h"
 #include "parallel.h"
 #include "problem.h"
-#include "sort.h"
 
 using namespace nb::literals;
 using namespace arrays;
@@ -24,22 +25,6 @@ bool is_probability(double p) {
   return true;
 }
 
-attn::Dropout dropout_of(double p, int64_t seed) {
-  const auto mix = [](uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7FEB352Du;
-    x ^= x >> 15;
-    x *= 0x846CA68Bu;
-    return x ^ (x >> 16);
-  };
-  const uint32_t low = uint32_t(uint64_t(seed)), high = uint32_t(uint64_t(seed) >> 32);
-  attn::Dropout dropout;
-  dropout.seed_state = mix((mix(low ^ 0x9E3779B9u) + high * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
-  dropout.threshold = p < 1 ? uint32_t(p * 4294967296.0) : 0;
-  dropout.keep_scale = p < 1 ? float(1 / (1 - p)) : 0;
-  return dropout;
-}
-
 template <class T>
 struct Call {
   attn::Problem<T> problem;
@@ -48,7 +33,7 @@ struct Call {
   Call(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
        const Maybe<const T>& vector, const Maybe<const T>& bias, const Maybe<const T>& pair_key,
        const Maybe<const T>& pair_value, const Index& pointer, const Column& other,
-       const Index& place, const std::optional<Index>& source, const std::optional<Index>& pair_id,
+       const Places& place, const std::optional<Index>& pair_id,
        int kind, double constant, double dropout, int64_t seed, int64_t per_pair, bool backward) {
     if (key.ndim() != 3 || value.ndim() != 3 || query.ndim() != 3) refuse("key", "is not [N, H, D]");
     const int64_t heads = key.shape(1), width = key.shape(2), value_width = value.shape(2);
@@ -83,20 +68,15 @@ struct Call {
     p.pair_value = rows<const T>("pair_value", pair_value, num_rows, heads, value_width);
     p.drops = is_probability(dropout) && dropout > 0;
     const bool reads_place = backward || p.drops || p.bias || p.pair_key || p.pair_value;
-    p.by_query = graph("by_query", pointer, other, place, num_queries, num_keys, reads_place);
-    if (source) {
-      if (int64_t(source->size()) != pairs) refuse("source", "has another length than the pairs");
-      within("source", source->data(), pairs, num_rows);
-      p.source = source->data();
-    } else if (num_rows < pairs && (p.bias || p.pair_key || p.pair_value)) {
-      refuse("bias", "has fewer rows than there are pairs");
-    }
+    if (num_rows < pairs) refuse("num_rows", "are fewer rows than there are pairs");
+    p.by_query =
+        graph("by_query", pointer, other, place, num_queries, num_keys, num_rows, reads_place);
     if (pair_id) {
-      if (int64_t(pair_id->size()) != pairs) refuse("pair_id", "has another length than the pairs");
+      if (int64_t(pair_id->size()) != num_rows) refuse("pair_id", "has another length than the rows");
       p.pair_id = pair_id->data();
     }
     p.far = is_far<T>((num_queries + num_keys) * heads * (width + value_width));
-    if (p.drops) p.dropout = dropout_of(dropout, seed);
+    if (p.drops) p.dropout = attn::dropout_of(dropout, seed);
   }
 };
 
@@ -104,12 +84,12 @@ template <class T>
 void forward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
              const Maybe<const T>& vector, const Maybe<const T>& bias,
              const Maybe<const T>& pair_key, const Maybe<const T>& pair_value, const Index& pointer,
-             const Column& other, const Index& place, const std::optional<Index>& source,
+             const Column& other, const Places& place,
              const std::optional<Index>& pair_id, int kind, double constant, double dropout,
              int64_t seed, int64_t num_rows, int threads, const Array<T>& output,
              const Array<T>& log_sum_exp, const Array<T>& maximum, const Array<T>& total) {
   nb::gil_scoped_release released;
-  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
+  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                pair_id, kind, constant, dropout, seed, num_rows, false);
   auto& p = call.problem;
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
@@ -119,7 +99,7 @@ void forward(const Array<const T>& query, const Array<const T>& key, const Array
   apart({{"output", output}, {"log_sum_exp", log_sum_exp}, {"maximum", maximum}, {"total", total}},
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
          {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
-         {"place", place}, {"source", source}, {"pair_id", pair_id}});
+         {"place", place}, {"pair_id", pair_id}});
   attn::use_large_pages(output.data(), int64_t(output.nbytes()));
   attn::run(p, attn::FORWARD, threads, static_cast<T*>(nullptr));
 }
@@ -128,17 +108,17 @@ template <class T>
 void backward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
               const Maybe<const T>& vector, const Maybe<const T>& bias,
               const Maybe<const T>& pair_key, const Maybe<const T>& pair_value,
-              const Index& pointer, const Column& other, const Index& place,
-              const std::optional<Index>& source, const std::optional<Index>& pair_id, int kind,
+              const Index& pointer, const Column& other, const Places& place,
+              const std::optional<Index>& pair_id, int kind,
               double constant, double dropout, int64_t seed, int64_t num_rows, int threads,
               const Array<T>& output, const Array<T>& maximum, const Array<T>& total,
               const Index& key_pointer,
-              const Column& key_other, const Index& key_place, const Array<const T>& grad_output,
+              const Column& key_other, const Places& key_place, const Array<const T>& grad_output,
               const Array<const T>& grad_log_sum_exp, const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
               const Maybe<T>& grad_vector, const Maybe<T>& grad_bias,
               const Maybe<T>& grad_pair_key, const Maybe<T>& grad_pair_value) {
   nb::gil_scoped_release released;
-  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place, source,
+  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                pair_id, kind, constant, dropout, seed, num_rows, true);
   auto& p = call.problem;
   const int64_t nq = call.num_queries, nk = call.num_keys;
@@ -153,10 +133,6 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
   p.grad_bias = rows<T>("grad_bias", grad_bias, num_rows, p.heads, 0, true);
   p.grad_pair_key = rows<T>("grad_pair_key", grad_pair_key, num_rows, p.heads, p.width);
   p.grad_pair_value = rows<T>("grad_pair_value", grad_pair_value, num_rows, p.heads, p.value_width);
-  if (!call.problem.source && num_rows < call.pairs &&
-      (p.grad_bias || p.grad_pair_key || p.grad_pair_value)) {
-    refuse("grad_bias", "has fewer rows than there are pairs");
-  }
   T* of_vector = nullptr;
   if (grad_vector) {
     if (!p.vector) refuse("grad_vector", "is asked for, but there is no vector");
@@ -168,7 +144,7 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
          {"grad_pair_value", grad_pair_value}},
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
          {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
-         {"place", place}, {"source", source}, {"pair_id", pair_id}, {"output", output},
+         {"place", place}, {"pair_id", pair_id}, {"output", output},
          {"maximum", maximum}, {"total", total}, {"key_pointer", key_pointer}, {"key_other", key_other},
          {"key_place", key_place}, {"grad_output", grad_output},
          {"grad_log_sum_exp", grad_log_sum_exp}});
@@ -176,32 +152,11 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
     if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
   }
   const bool by_key = p.grad_key || p.grad_value || p.numbers();
-  const bool by_query = p.grad_query || p.need_vector || p.grad_bias || p.grad_pair_key ||
-                        p.grad_pair_value;
   if (by_key) {
-    p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq);
+    p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq, num_rows);
     if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
   }
-  std::unique_ptr<T[]> statistics(new T[nq * attn::NUMBERS * p.heads]), of_queries;
-  std::unique_ptr<T[]> rests(new T[nq * p.heads]);
-  bool centred = false;
-  std::unique_ptr<uint32_t[]> position;
-  p.statistics = statistics.get();
-  p.rests = rests.get();
-  p.centred = &centred;
-  attn::run(p, attn::STATISTICS, threads, of_vector);
-  if (!centred) p.rests = nullptr;
-  if (p.numbers() && p.grad_query) {
-    const int64_t size = call.pairs * p.heads;
-    of_queries.reset(p.of_queries = new T[size]);
-    attn::use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
-    position.reset(new uint32_t[call.pairs]());
-    for (int64_t e = 0; e < call.pairs; e++) position[key_place.data()[e]] = uint32_t(e);
-    p.position = position.get();
-  }
-  if (by_query && !p.numbers()) attn::run(p, attn::BY_QUERY, threads, of_vector);
-  if (by_key) attn::run(p, attn::BY_KEY, threads, of_vector);
-  if (p.of_queries) attn::run(p, attn::SUM_QUERY, threads, of_vector);
+  attn::differentiate(p, call.pairs, num_rows, threads, of_vector);
 }
 
 template <class T>
@@ -214,7 +169,7 @@ void drop(const Array<const T>& from, double p, int64_t seed, int threads, const
   }
   is_probability(p);
   apart({{"to", to}}, {{"from", from}});
-  const attn::Dropout dropout = dropout_of(p, seed);
+  const attn::Dropout dropout = attn::dropout_of(p, seed);
   const auto& kernels = attn::chosen<T>();
   attn::share((size + task - 1) / task, threads, [&](int64_t i, int) {
     kernels.drop(dropout, from.data(), i * task, std::min(size, (i + 1) * task), to.data());
@@ -223,7 +178,7 @@ void drop(const Array<const T>& from, double p, int64_t seed, int threads, const
 
 template <class T>
 void multiply(const Array<const T>& values, const Index& pointer, const Column& column,
-              const Index& place, const Array<const T>& dense, int threads, const Array<T>& out) {
+              const Places& place, const Array<const T>& dense, int threads, const Array<T>& out) {
   nb::gil_scoped_release released;
   const int64_t num = int64_t(pointer.size()) - 1;
   if (num < 0) refuse("pointer", "is empty");
@@ -234,7 +189,7 @@ void multiply(const Array<const T>& values, const Index& pointer, const Column& 
   if (values.size() != place.size()) refuse("values", "has another length than its places");
   attn::Product<T> p;
   p.width = int64_t(dense.shape(1));
-  p.entries = graph("entries", pointer, column, place, num, int64_t(dense.shape(0)));
+  p.entries = graph("entries", pointer, column, place, num, int64_t(dense.shape(0)), int64_t(place.size()));
   p.values = values.data();
   p.dense = rows<const T>("dense", dense, dense.shape(0), p.width, 0, true);
   p.out = rows<T>("out", out, num, p.width, 0, true);
@@ -259,14 +214,14 @@ void define(nb::module_& m) {
         "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
         "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
         "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
-        "source"_a.noconvert().none(), "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
+        "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
         "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
         "log_sum_exp"_a.noconvert(), "maximum"_a.noconvert(), "total"_a.noconvert());
   m.def("backward", &backward<T>, "query"_a.noconvert(), "key"_a.noconvert(),
         "value"_a.noconvert(), "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
         "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
         "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
-        "source"_a.noconvert().none(), "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
+        "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
         "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
         "maximum"_a.noconvert(), "total"_a.noconvert(), "key_pointer"_a.noconvert(),
         "key_other"_a.noconvert(), "key_place"_a.noconvert(), "grad_output"_a.noconvert(), "grad_log_sum_exp"_a.noconvert(),
@@ -276,51 +231,15 @@ void define(nb::module_& m) {
         "grad_pair_key"_a.noconvert().none(), "grad_pair_value"_a.noconvert().none());
 }
 
-using Out = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using OutColumn = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-bool sort(const Index& nodes, const Index& others, const Out& pointer, const Out& place,
-          const OutColumn& other) {
-  nb::gil_scoped_release released;
-  const size_t count = nodes.size();
-  if (others.size() != count || place.size() != count || other.size() != count ||
-      pointer.size() < 1) {
-    refuse("others", "has another length than nodes");
-  }
-  apart({{"pointer", pointer}, {"place", place}, {"other", other}},
-        {{"nodes", nodes}, {"others", others}});
-  return attn::sort_pairs(nodes.data(), others.data(), int64_t(count), int64_t(pointer.size()) - 1,
-                          pointer.data(), place.data(), other.data());
-}
-
-template <class I>
-uint64_t checksum(const Array<const I>& x, int threads) {
-  constexpr int64_t TASK = 1 << 16;
-  nb::gil_scoped_release released;
-  if (x.ndim() != 1 && x.ndim() != 2) refuse("x", "is not [E] or [N, E]");
-  const int64_t rows = x.ndim() == 1 ? 1 : int64_t(x.shape(0));
-  const int64_t count = int64_t(x.shape(x.ndim() - 1)), step = x.stride(x.ndim() - 1);
-  const int64_t cuts = (count + TASK - 1) / TASK;
-  std::vector<uint64_t> sums(size_t(rows * cuts));
-  attn::share(rows * cuts, threads, [&](int64_t i, int) {
-    const int64_t first = i % cuts * TASK;
-    const I* begin = x.data() + i / cuts * x.stride(0) + first * step;
-    sums[size_t(i)] = attn::checksum(begin, std::min(TASK, count - first), step, 0);
-  });
-  const auto* all = reinterpret_cast<const int64_t*>(sums.data());
-  return attn::checksum(all, int64_t(sums.size()), 1, uint64_t(count));
-}
-
 }  // namespace
 
 NB_MODULE(_cpu, m) {
+  nb::set_leak_warnings(false);  // what is known of tensors lives until the process ends
   define<float>(m);
   define<double>(m);
   attn::define_pairs(m);
-  m.def("sort", &sort, "nodes"_a.noconvert(), "others"_a.noconvert(), "pointer"_a.noconvert(),
-        "place"_a.noconvert(), "other"_a.noconvert());
-  m.def("checksum", &checksum<int32_t>, "x"_a.noconvert(), "threads"_a);
-  m.def("checksum", &checksum<int64_t>, "x"_a.noconvert(), "threads"_a);
+  attn::define_graphs(m);
+  attn::define_layers(m);
   m.def("instruction_set", &attn::instruction_set);
   m.def("instruction_sets", &attn::instruction_sets);
   m.def("choose_instruction_set", [](const std::string& name) {

@@ -127,7 +127,7 @@ INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, co
   for (int e = 0; e < n; e++) rows[e] = tokens[graph.other[begin + e]];
   if (pair) {
     for (int e = 0; e < n; e++) {
-      const T* added = pair[p.row(graph.place[begin + e])];
+      const T* added = pair[graph.place[begin + e]];
       T* at = made + e * size;
       if (first) {
         for (int64_t c = 0; c < size; c++) at[c] = (first[c] + added[c]) + rows[e][c];
@@ -181,7 +181,7 @@ INLINE void add_bias(const Problem<T>& p, const Graph& graph, int64_t begin, int
   }
   if (!p.bias) return;
   for (int e = 0; e < n; e++) {
-    const T* bias = p.bias[p.row(graph.place[begin + e])];
+    const T* bias = p.bias[graph.place[begin + e]];
     for (int h = 0; h < p.heads; h++) logits[e * p.lanes + h] += bias[h];
   }
 }

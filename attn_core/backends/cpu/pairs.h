@@ -38,7 +38,7 @@ void make_sums(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t 
     if (p.kind == DOT) {
       for (int i = 0; i < n * p.lanes; i++) s.grads[i] *= p.scale;
     }
-    const auto of_pair = [&](int64_t i) { return p.grad_pair_key[p.row(i)]; };
+    const auto of_pair = [&](int64_t i) { return p.grad_pair_key[i]; };
     if (f.score_numbers) {
       f.score_numbers(p, keys, n, s.fixed, s.vector, s.x, s.logits);
       f.number_gradient(p, n, s.x, s.vector, s.grads, grad_vector);

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.backends.cpu import _KINDS, _cut, _plain, _wide, available
+from attn_core.backends.cpu import KINDS, _cut, _plain, _wide, available
 from attn_core.backends.problem import Problem
 from attn_core.graph.read import Order
 from attn_core.supports import Edges
@@ -212,4 +212,4 @@ def _order(order: Order) -> tuple[Tensor, Tensor]:
 
 
 def _settings(kind: str, constant: float) -> tuple[int, float, int]:
-    return _KINDS[kind], float(constant), torch.get_num_threads()
+    return KINDS[kind], float(constant), torch.get_num_threads()

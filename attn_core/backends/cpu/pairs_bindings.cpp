@@ -15,7 +15,7 @@ namespace {
 template <class T>
 attn::Problem<T> pairs(const Maybe<const T>& row, const Array<const T>& other,
                        const Maybe<const T>& vector, const Maybe<const T>& pair,
-                       const Index& pointer, const Column& column, const Index& place, int kind,
+                       const Index& pointer, const Column& column, const Places& place, int kind,
                        double constant) {
   if (other.ndim() != 3) refuse("other", "is not [N, H, D]");
   const int64_t heads = other.shape(1), width = other.shape(2), count = column.size();
@@ -42,14 +42,15 @@ attn::Problem<T> pairs(const Maybe<const T>& row, const Array<const T>& other,
     if (!vector) refuse("vector", "is missing");
     p.vector = packed<const T>("vector", *vector, heads, width);
   }
-  p.by_query = graph("pairs", pointer, column, place, num, int64_t(other.shape(0)));
+  p.by_query = graph("pairs", pointer, column, place, num, int64_t(other.shape(0)),
+                     int64_t(place.size()));
   return p;
 }
 
 template <class T>
 void pair_scores(const Array<const T>& row, const Array<const T>& other,
                  const Maybe<const T>& vector, const Maybe<const T>& pair, const Index& pointer,
-                 const Column& column, const Index& place, int kind, double constant, int threads,
+                 const Column& column, const Places& place, int kind, double constant, int threads,
                  const Array<T>& scores) {
   nb::gil_scoped_release released;
   auto p = pairs<T>(row, other, vector, pair, pointer, column, place, kind, constant);
@@ -62,7 +63,7 @@ void pair_scores(const Array<const T>& row, const Array<const T>& other,
 template <class T>
 void pair_sums(const Array<const T>& given, const Maybe<const T>& row, const Array<const T>& other,
                const Maybe<const T>& vector, const Maybe<const T>& pair, const Index& pointer,
-               const Column& column, const Index& place, int kind, double constant, int threads,
+               const Column& column, const Places& place, int kind, double constant, int threads,
                const Maybe<T>& sums, const Maybe<T>& of_vector, const Maybe<T>& of_pair) {
   nb::gil_scoped_release released;
   auto p = pairs<T>(row, other, vector, pair, pointer, column, place, kind, constant);
@@ -83,7 +84,7 @@ void pair_sums(const Array<const T>& given, const Maybe<const T>& row, const Arr
 }
 
 template <class T>
-attn::Problem<T> segments(const Array<const T>& given, const Index& pointer, const Index& place) {
+attn::Problem<T> segments(const Array<const T>& given, const Index& pointer, const Places& place) {
   if (given.ndim() != 2 || pointer.size() < 1) refuse("given", "is not [E, H]");
   if (given.shape(1) < 1 || given.shape(1) > (1 << 20)) {
     refuse("given", "has no columns or too many");
@@ -92,7 +93,7 @@ attn::Problem<T> segments(const Array<const T>& given, const Index& pointer, con
   p.heads = int(given.shape(1));
   p.lanes = attn::lanes_of(p.heads);
   p.width = p.value_width = 0;
-  p.by_query = graph("pairs", pointer, place, int64_t(pointer.size()) - 1);
+  p.by_query = graph("pairs", pointer, place, int64_t(pointer.size()) - 1, int64_t(place.size()));
   p.given = rows<const T>("given", given, place.size(), p.heads, 0, true);
   return p;
 }
@@ -112,7 +113,7 @@ std::unique_ptr<T[]> long_rows(attn::Problem<T>& p) {
 }
 
 template <class T>
-void segment_softmax(const Array<const T>& scores, const Index& pointer, const Index& place,
+void segment_softmax(const Array<const T>& scores, const Index& pointer, const Places& place,
                      int threads, const Maybe<T>& weights, const Maybe<T>& log_sum_exp) {
   nb::gil_scoped_release released;
   auto p = segments<T>(scores, pointer, place);
@@ -131,7 +132,7 @@ attn::Power power_of(int power) {
 }
 
 template <class T>
-void segment_sparse(const Array<const T>& scores, const Index& pointer, const Index& place,
+void segment_sparse(const Array<const T>& scores, const Index& pointer, const Places& place,
                     int power, int threads, const Array<T>& weights) {
   nb::gil_scoped_release released;
   auto p = segments<T>(scores, pointer, place);
@@ -143,7 +144,7 @@ void segment_sparse(const Array<const T>& scores, const Index& pointer, const In
 
 template <class T>
 void segment_gradient(const Array<const T>& grad, const Array<const T>& weights,
-                      const Index& pointer, const Index& place, int power, int threads,
+                      const Index& pointer, const Places& place, int power, int threads,
                       const Array<T>& of_scores) {
   nb::gil_scoped_release released;
   auto p = segments<T>(grad, pointer, place);

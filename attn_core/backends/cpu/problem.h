@@ -47,11 +47,18 @@ struct Rows {
   ATTN_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
+// Numbers of 32 bits, or of 64 where there are too many pairs for these.
+struct Places {
+  const int32_t* narrow = nullptr;
+  const int64_t* wide = nullptr;
+  ATTN_INLINE int64_t operator[](int64_t i) const { return narrow ? narrow[i] : wide[i]; }
+};
+
 // Pairs sorted by one of their ends.
 struct Graph {
   const int64_t* pointer = nullptr;  // [num + 1]
   const int32_t* other = nullptr;    // [E], the other end
-  const int64_t* place = nullptr;    // [E], position in the unsorted list
+  Places place;                      // [E], the row of each in what is given per pair
   int64_t num = 0;
 };
 
@@ -72,8 +79,7 @@ struct Problem {
   Rows<const T> query, key, value;
   const T* vector = nullptr;  // [H, D]
   Rows<const T> bias, pair_key, pair_value;
-  const int64_t* source = nullptr;   // [E], the row of each pair in bias, pair_key and pair_value
-  const int64_t* pair_id = nullptr;  // [E], by which dropout knows each pair
+  const int64_t* pair_id = nullptr;  // by which dropout knows each place; its number, if null
   bool far = true;  // rows are worth asking for before they are used
   bool drops = false;
   Dropout dropout;
@@ -85,7 +91,7 @@ struct Problem {
   T* rests = nullptr;       // [Nq, H], what the mean gradients miss, if it was looked for
   bool* centred = nullptr;  // whether it was
   T* of_queries = nullptr;  // [E, H] by key: gradients of queries that are single numbers
-  const uint32_t* position = nullptr;  // [E], where the pass by key has each pair of the list
+  const uint32_t* position = nullptr;  // where the pass by key has the pair of each place
   Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
   // The passes after SUM_QUERY: numbers per pair and head, [E, H], given and made
@@ -97,8 +103,7 @@ struct Problem {
   // Whether logits depend on single numbers per head, as GAT's do.
   ATTN_INLINE bool numbers() const { return kind != DOT && width == 1; }
 
-  ATTN_INLINE int64_t row(int64_t place) const { return source ? source[place] : place; }
-  ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : row(place); }
+  ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : place; }
   ATTN_INLINE const Graph& graph(Pass pass) const { return pass == BY_KEY ? by_key : by_query; }
 
   // Numbers in what a task hands on of a row that it has seen a part of.
@@ -126,6 +131,16 @@ struct Product {
   bool far = false;
 };
 
+// What the two ends of a pair add to GAT's score: for each node and head, the products of its
+// channels with two vectors.
+template <class T>
+struct Ends {
+  const T *nodes = nullptr, *of_query = nullptr, *of_key = nullptr;  // [N, H, D], [H, D], [H, D]
+  T *queries = nullptr, *keys = nullptr;                             // [N, H]; later their gradients
+  T* grad_nodes = nullptr;  // [N, H, D], to which those of the nodes are added
+  int64_t heads = 0, width = 0;  // a multiple of 4
+};
+
 // What each instruction set provides.
 template <class T>
 struct Kernels {
@@ -140,9 +155,16 @@ struct Kernels {
   void (*multiply)(const Product<T>&, int64_t begin, int64_t end);
   // The numbers [begin, end) of a tensor; begin is a multiple of 8 * DRAWS.
   void (*drop)(const Dropout&, const T* from, int64_t begin, int64_t end, T* to);
+  // The nodes [begin, end); the backward pass adds to the gradients of both vectors, [2, H, D].
+  void (*ends)(const Ends<T>&, int64_t begin, int64_t end);
+  void (*ends_backward)(const Ends<T>&, int64_t begin, int64_t end, T* of_vectors);
 };
 
 template <class T>
 void run(const Problem<T>& problem, Pass pass, int threads, T* grad_vector);
+
+// All passes of the backward pass that the wanted gradients need; places lie below `places`.
+template <class T>
+void differentiate(Problem<T>& problem, int64_t pairs, int64_t places, int threads, T* grad_vector);
 
 }  // namespace attn

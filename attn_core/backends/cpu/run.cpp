@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace attn {
@@ -88,7 +89,37 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
   }
 }
 
+template <class T>
+void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T* grad_vector) {
+  const bool by_key = p.grad_key || p.grad_value || p.numbers();
+  const bool by_query = p.grad_query || p.need_vector || p.grad_bias || p.grad_pair_key ||
+                        p.grad_pair_value;
+  std::unique_ptr<T[]> statistics(new T[p.by_query.num * NUMBERS * p.heads]), of_queries;
+  std::unique_ptr<T[]> rests(new T[p.by_query.num * p.heads]);
+  std::unique_ptr<uint32_t[]> position;
+  bool centred = false;
+  p.statistics = statistics.get();
+  p.rests = rests.get();
+  p.centred = &centred;
+  run(p, STATISTICS, threads, grad_vector);
+  if (!centred) p.rests = nullptr;
+  if (p.numbers() && p.grad_query) {
+    const int64_t size = pairs * p.heads;
+    of_queries.reset(p.of_queries = new T[size]);
+    use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
+    position.reset(new uint32_t[places]);
+    for (int64_t e = 0; e < pairs; e++) position[p.by_key.place[e]] = uint32_t(e);
+    p.position = position.get();
+  }
+  if (by_query && !p.numbers()) run(p, BY_QUERY, threads, grad_vector);
+  if (by_key) run(p, BY_KEY, threads, grad_vector);
+  if (p.of_queries) run(p, SUM_QUERY, threads, grad_vector);
+}
+
 template void run<float>(const Problem<float>&, Pass, int, float*);
 template void run<double>(const Problem<double>&, Pass, int, double*);
+
+template void differentiate<float>(Problem<float>&, int64_t, int64_t, int, float*);
+template void differentiate<double>(Problem<double>&, int64_t, int64_t, int, double*);
 
 }  // namespace attn

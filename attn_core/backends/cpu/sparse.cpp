@@ -38,8 +38,8 @@ double entmax15(const std::vector<double>& z) {
 template <class T>
 void weigh(const Problem<T>& p, int64_t row, int head, std::vector<double>& sorted) {
   const bool root = p.power == ROOT;
-  const int64_t *place = p.by_query.place, begin = p.by_query.pointer[row],
-                end = p.by_query.pointer[row + 1];
+  const Places place = p.by_query.place;
+  const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
   double most = -std::numeric_limits<double>::infinity();
   for (int64_t e = begin; e < end; e++) {
     const double x = p.given[place[e]][head];

@@ -1,4 +1,5 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
+#include "ends.h"
 #include "features.h"
 #include "pairs.h"
 #include "segments.h"
@@ -86,9 +87,11 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
   }
 }
 
-extern const Kernels<float> float_kernels = {rows<float>, part<float>, merge<float>, multiply<float>,
-                                              drop<float>};
-extern const Kernels<double> double_kernels = {rows<double>, part<double>, merge<double>,
-                                                multiply<double>, drop<double>};
+extern const Kernels<float> float_kernels = {
+    rows<float>, part<float>, merge<float>, multiply<float>, drop<float>, ends<float>,
+    ends_backward<float>};
+extern const Kernels<double> double_kernels = {
+    rows<double>, part<double>, merge<double>, multiply<double>, drop<double>, ends<double>,
+    ends_backward<double>};
 
 }  // namespace attn::VARIANT

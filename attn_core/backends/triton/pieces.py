@@ -1,52 +1,135 @@
-"""What all kernels are made of: loads of head vectors, scores, and the hash of dropout.
+"""What all kernels are made of: their work, loads of head vectors, scores, the hash of dropout.
 
 Tiles are `[R, H, D]` or `[R, H]`: rows (each with one pair at a time), heads, channels; all three
-padded to powers of two, with zeros beyond the end.
+padded to powers of two, with zeros beyond the end. Only what is padded is masked, so that memory
+is read 128 bits at a time wherever sizes are powers of two.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import triton
 import triton.language as tl
 
+# What changes from call to call, and would have a kernel compiled for each of its values
+_CHANGING = {
+    "num_items", "num_parts", "num_entries", "rows", "steps", "turns", "pairs", "threshold",
+    "keep_scale",
+}  # fmt: skip
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """A kernel that is compiled for the values of its arguments in capitals.
+
+    Strides are among them, which a compiler must know to read several numbers at once. None of
+    them depends on the number of nodes or edges: see `attn_core.backends.triton.run.Laid`.
+    """
+    names = inspect.signature(function).parameters
+    constants = {name: "constexpr" for name in names if name.isupper()}
+    function.__annotations__.update(constants)
+    made = triton.jit(function, do_not_specialize=[n for n in names if n in _CHANGING])
+    if (
+        rewrite := getattr(made, "rewrite", None)
+    ) is not None:  # the interpreter's, from the source
+
+        def with_constants() -> Any:
+            rewritten = rewrite()
+            rewritten.__annotations__.update(constants)
+            return rewritten
+
+        made.rewrite = with_constants
+    return made
+
 
 @triton.jit
-def vectors(x, row, row_stride, head_stride, row_ok, head, head_ok, channel, channel_ok, ACC):
-    """Load the vectors of rows and heads, `[R, H, D]`."""
-    offset = row[:, None, None] * row_stride + head[None, :, None] * head_stride
-    ok = row_ok[:, None, None] & head_ok[None, :, None] & channel_ok[None, None, :]
-    return tl.load(x + offset + channel[None, None, :], mask=ok, other=0.0).to(ACC)
+def work(items, num_items, first, ROWS):
+    """Of ROWS items: row, whether there is one, first pair, number of pairs, partial result."""
+    item = first + tl.arange(0, ROWS)
+    row = tl.load(items + 4 * item, mask=item < num_items, other=-1).to(tl.int64)
+    ok = row >= 0
+    start = tl.load(items + 4 * item + 1, mask=ok, other=0)
+    length = tl.load(items + 4 * item + 2, mask=ok, other=0).to(tl.int32)
+    part = tl.load(items + 4 * item + 3, mask=ok, other=-1).to(tl.int64)
+    return row, ok, start, length, part
 
 
 @triton.jit
-def put_vectors(x, row, row_ok, head, head_ok, heads, channel, channel_ok, width, tile):
+def heads_at(HEADS, BLOCK):
+    """The heads of this program, int64 `[H]`, for they are multiplied with strides."""
+    head = tl.arange(0, BLOCK).to(tl.int64)
+    if HEADS > BLOCK:
+        head += tl.program_id(1).to(tl.int64) * BLOCK
+    return head
+
+
+@triton.jit
+def among(ok, HEADS, BLOCK):
+    """Which numbers of a tile `[R, H]` there are, of those of the rows."""
+    there = ok[:, None]
+    if HEADS % BLOCK != 0:
+        there = there & (heads_at(HEADS, BLOCK) < HEADS)[None, :]
+    return there
+
+
+@triton.jit
+def within(ok, HEADS, BLOCK, WIDTH, PAD):
+    """Which numbers of a tile `[R, H, D]` there are, of those of the rows."""
+    there = among(ok, HEADS, BLOCK)[:, :, None]
+    if WIDTH != PAD:
+        there = there & (tl.arange(0, PAD) < WIDTH)[None, None, :]
+    return there
+
+
+@triton.jit
+def vectors(x, row, ok, ROW, HEAD, HEADS, BLOCK, WIDTH, PAD, ACC):
+    """Load the vectors of rows and heads, `[R, H, D]`, whose strides are ROW and HEAD."""
+    at = row[:, None, None] * ROW + (heads_at(HEADS, BLOCK) * HEAD)[None, :, None]
+    at = at + tl.arange(0, PAD)[None, None, :]
+    return tl.load(x + at, mask=within(ok, HEADS, BLOCK, WIDTH, PAD), other=0.0).to(ACC)
+
+
+@triton.jit
+def put_vectors(x, row, ok, HEADS, BLOCK, WIDTH, PAD, tile):
     """Store a tile `[R, H, D]` into rows of a contiguous tensor."""
-    offset = (row[:, None, None] * heads + head[None, :, None]) * width + channel[None, None, :]
-    ok = row_ok[:, None, None] & head_ok[None, :, None] & channel_ok[None, None, :]
-    tl.store(x + offset, tile.to(x.dtype.element_ty), mask=ok)
+    at = row[:, None, None] * (HEADS * WIDTH) + (heads_at(HEADS, BLOCK) * WIDTH)[None, :, None]
+    at = at + tl.arange(0, PAD)[None, None, :]
+    tl.store(x + at, tile.to(x.dtype.element_ty), mask=within(ok, HEADS, BLOCK, WIDTH, PAD))
 
 
 @triton.jit
-def numbers(x, row, row_stride, head_stride, row_ok, head, head_ok, ACC):
+def numbers(x, row, ok, ROW, HEAD, HEADS, BLOCK, ACC):
     """Load one number for each row and head, `[R, H]`."""
-    offset = row[:, None] * row_stride + head[None, :] * head_stride
-    return tl.load(x + offset, mask=row_ok[:, None] & head_ok[None, :], other=0.0).to(ACC)
+    at = row[:, None] * ROW + (heads_at(HEADS, BLOCK) * HEAD)[None, :]
+    return tl.load(x + at, mask=among(ok, HEADS, BLOCK), other=0.0).to(ACC)
 
 
 @triton.jit
-def put_numbers(x, row, row_ok, head, head_ok, heads, tile):
+def put_numbers(x, row, ok, HEADS, BLOCK, tile):
     """Store a tile `[R, H]` into rows of a contiguous tensor."""
-    offset = row[:, None] * heads + head[None, :]
-    ok = row_ok[:, None] & head_ok[None, :]
-    tl.store(x + offset, tile.to(x.dtype.element_ty), mask=ok)
+    at = row[:, None] * HEADS + heads_at(HEADS, BLOCK)[None, :]
+    tl.store(x + at, tile.to(x.dtype.element_ty), mask=among(ok, HEADS, BLOCK))
 
 
 @triton.jit
-def head_vectors(x, head, head_ok, heads, channel, channel_ok, width, ACC):
-    """Load the vector of each head of a contiguous `[H, D]`, as `[1, H, D]`."""
-    offset = head[None, :, None] * width + channel[None, None, :]
-    ok = head_ok[None, :, None] & channel_ok[None, None, :]
-    return tl.load(x + offset, mask=ok, other=0.0).to(ACC)
+def query_vectors(query, row, ok, ROW, HEAD, HEADS, BLOCK, WIDTH, PAD, ROWS, ACC):
+    """Those of queries, `[R, H, D]`; zeros if there are none."""
+    q = tl.zeros([ROWS, BLOCK, PAD], ACC)
+    if query is not None:
+        q = vectors(query, row, ok, ROW, HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
+    return q
+
+
+@triton.jit
+def head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC):
+    """The vector of each head of a contiguous `[H, D]`, as `[1, H, D]`; ones if there is none."""
+    v = tl.full([1, BLOCK, PAD], 1.0, ACC)
+    if vector is not None:
+        first = tl.zeros([1], tl.int64)
+        v = vectors(vector, first, first == 0, 0, WIDTH, HEADS, BLOCK, WIDTH, PAD, ACC)
+    return v
 
 
 @triton.jit
@@ -116,8 +199,8 @@ def random_bits(seed, edge, head):
 
 
 @triton.jit
-def kept(seed, edge_id, slot, slot_ok, head, threshold, keep_scale, ACC):
+def kept(seed, edge_id, slot, ok, threshold, keep_scale, HEADS, BLOCK, ACC):
     """What dropout multiplies the weights of pairs with, `[R, H]`."""
-    edge = tl.load(edge_id + slot, mask=slot_ok, other=0).to(tl.int64)
-    bits = random_bits(tl.load(seed), edge, head).to(tl.int64)
+    edge = tl.load(edge_id + slot, mask=ok, other=0).to(tl.int64)
+    bits = random_bits(tl.load(seed), edge, heads_at(HEADS, BLOCK)).to(tl.int64)
     return tl.where(bits >= threshold, keep_scale, 0.0).to(ACC)

@@ -1,12 +1,12 @@
 """Who computes what: the rows of a graph, cut into items of work of nearly the same size.
 
-An item is a whole row of at most CHUNK pairs, or a chunk of CHUNK pairs of a longer one. Items are
+An item is a whole row of at most `chunk_of` pairs, or a chunk of so many of a longer one. Items are
 sorted by their length, so that a program, which walks through the pairs of several items in
 lockstep, gets items that end together; the longest come first, so that none is left for the end.
 The chunks of a row leave partial results, which are merged in their order.
 
-How many items, parts and split rows there are depends on the numbers on the GPU, which the host
-does not wait for: there is room for as many as there can be, and the rest belongs to the row -1.
+How many items and parts there are depends on the numbers on the GPU, which the host does not wait
+for: there is room for as many as there can be, and the rest belongs to the row -1.
 """
 
 from __future__ import annotations
@@ -14,36 +14,41 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from attn_core.backends.triton.pieces import kernel
+from attn_core.backends.triton.tiles import padded
 from attn_core.graph.grouping import Grouping
-from attn_core.graph.read import Order, places_of
+from attn_core.graph.read import Order
 from attn_core.supports.edges import Edges
 
-CHUNK = 256  # pairs in an item; fixed, for the bits of the result depend on it
+CHUNK = 256  # pairs in an item, at most
+_LEAST = 32  # of a small graph, whose hubs would else keep a GPU waiting
+_PROGRAMS = 4096  # among which a small graph is divided
+_TILE = 256  # rows, items or pairs of a program
+_LOW = tl.constexpr(2**32 - 1)
 
 
 class Items(NamedTuple):
     """The work of all rows.
 
     Attributes:
-        row, start, length, part: of each item, its row, its first sorted pair, its number of pairs
-            and the number of its partial result, -1 for a whole row.
-        split_row, split_pointer: the rows that were cut, and where their partial results begin.
-        num_parts: room for how many partial results there must be.
+        table: `[items, 4]`: of each item its row, its first sorted pair, its number of pairs, and
+            the number of its partial result, -1 for a whole row.
+        parts: `[room for them, 2]`: the row of each partial result (-1: there is none), and for the
+            first of a row how many it has, else 0.
         place: where each sorted pair stands in the list of pairs.
-        num_rows: how many rows there are.
+        other: what stands beside each sorted pair: the node at its other end; None of an index.
+        pointer: where the sorted pairs of each row begin.
     """
 
-    row: Tensor
-    start: Tensor
-    length: Tensor
-    part: Tensor
-    split_row: Tensor
-    split_pointer: Tensor
-    num_parts: int
+    table: Tensor
+    parts: Tensor
     place: Tensor
-    num_rows: int
+    other: Tensor | None
+    pointer: Tensor
 
 
 class Side(NamedTuple):
@@ -51,12 +56,10 @@ class Side(NamedTuple):
 
     Attributes:
         items: the rows are the queries, or the keys.
-        other: the node at the other end of each sorted pair.
-        source: where it comes from: the caller's edge, or E + node of a self-loop.
+        source: where each sorted pair comes from: the caller's edge, or E + node of a self-loop.
     """
 
     items: Items
-    other: Tensor
     source: Tensor
 
 
@@ -69,51 +72,128 @@ def side_of(edges: Edges, by: str) -> Side:
 
 def items_of(grouping: Grouping) -> Items:
     """The work of all rows of a grouping, made once."""
-    items: Items = grouping.once("triton items", lambda grouping: plan(grouping.order))
+    items: Items = grouping.once(
+        "triton items",
+        lambda grouping: plan(grouping.order, getattr(grouping, "other", None)),
+    )
     return items
 
 
 def _side(edges: Edges, grouping: Grouping) -> Side:
-    items, permutation = items_of(grouping), grouping.permutation
-    nodes = edges.num_keys + edges.num_queries
+    items = items_of(grouping)
+    if max(edges.num_keys, edges.num_queries) >= 2**31:
+        items = items._replace(other=grouping.other.index_select(0, grouping.permutation))
     source = items.place
     if edges.given is not edges:
-        of_pair = edges.source_id.index_select(0, permutation)
-        source = of_pair.to(_index(edges.given.num_edges + nodes))
-    return Side(items, grouping.other.index_select(0, permutation).to(_index(nodes)), source)
+        of_pair = edges.source_id.index_select(0, grouping.permutation)
+        source = of_pair.to(_index(edges.given.num_edges + edges.num_keys + edges.num_queries))
+    return Side(items, source)
 
 
-def plan(order: Order) -> Items:
-    """Cut the rows of sorted pairs into items."""
-    pointer, pairs = order.pointer, len(order.permutation)
-    rows, device = len(pointer) - 1, pointer.device
-    index = _index(pairs + rows)
-    number = (pointer.diff() + CHUNK - 1).div_(CHUNK, rounding_mode="floor").clamp_(min=1)
-    ends = number.cumsum(0)
-    item = torch.arange(rows + pairs // CHUNK, device=device)
-    row = torch.searchsorted(ends, item, right=True)
-    exists, row = row < rows, row.clamp(max=rows - 1)
-    start = pointer[row] + (item - (ends - number)[row]) * CHUNK
-    length = (pointer[row + 1] - start).clamp_(0, CHUNK)
-    is_part = (number[row] > 1) & exists
-    part = torch.where(is_part, is_part.cumsum(0) - 1, -1)
+def chunk_of(pairs: int) -> int:
+    """How many pairs an item has at most; on this depend the bits of the results."""
+    return min(CHUNK, max(_LEAST, padded(pairs // _PROGRAMS)))
 
-    split_row = places_of(number > 1, pairs // CHUNK)
-    is_split = split_row < rows
-    numbers = torch.where(is_split, number[split_row.clamp(max=rows - 1)], 0)
-    split_pointer = torch.cat([pointer.new_zeros(1), numbers.cumsum(0)])
-    longest_first = torch.argsort(length, descending=True, stable=True)
-    return Items(
-        torch.where(exists, row, -1)[longest_first].to(index),
-        start[longest_first],
-        length[longest_first].int(),
-        part[longest_first].to(index),
-        torch.where(is_split, split_row, -1),
-        split_pointer,
-        2 * (pairs // CHUNK),  # a row of more than CHUNK pairs leaves fewer than twice its share
-        order.permutation.to(index),
-        rows,
-    )
+
+@kernel
+def count_chunks(pointer, counts, rows, CHUNK, TILE):
+    """Of each row the number of its items and, 2³² times, that of its partial results."""
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    ok = row < rows
+    length = tl.load(pointer + row + 1, mask=ok, other=0) - tl.load(pointer + row, mask=ok, other=0)
+    number = tl.maximum((length + CHUNK - 1) // CHUNK, 1)
+    tl.store(counts + row, number + (tl.where(number > 1, number, 0) << 32), mask=ok)
+
+
+@kernel
+def cut_rows(pointer, ends, table, lengths, parts, rows, num_items, num_parts, steps, CHUNK, TILE):
+    """The items in the order of their rows, what they are to be sorted by, and the parts.
+
+    `ends` adds up the numbers of `count_chunks`; the row of an item is found in it by bisection.
+    """
+    item = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    low = tl.zeros([TILE], tl.int64)
+    high = low + rows
+    for _ in range(steps):
+        middle = (low + high) // 2
+        open_ = low < high
+        end = tl.load(ends + middle, mask=open_, other=0) & _LOW
+        high = tl.where(open_ & (end > item), middle, high)
+        low = tl.where(open_ & (end <= item), middle + 1, low)
+    row = low
+    ok = (item < num_items) & (row < rows)
+    before = tl.load(ends + row - 1, mask=ok & (row > 0), other=0)
+    number = (tl.load(ends + row, mask=ok, other=0) & _LOW) - (before & _LOW)
+    chunk = item - (before & _LOW)
+    start = tl.load(pointer + row, mask=ok, other=0) + chunk * CHUNK
+    length = tl.load(pointer + row + 1, mask=ok, other=0) - start
+    length = tl.where(ok, tl.minimum(tl.maximum(length, 0), CHUNK), 0)
+    is_part = ok & (number > 1)
+    part = (before >> 32) + chunk
+
+    at = table + 4 * item
+    there = item < num_items
+    kind = table.dtype.element_ty
+    tl.store(at, tl.where(ok, row, -1).to(kind), mask=there)
+    tl.store(at + 1, start.to(kind), mask=there)
+    tl.store(at + 2, length.to(kind), mask=there)
+    tl.store(at + 3, tl.where(is_part, part, -1).to(kind), mask=there)
+    tl.store(lengths + item, length.to(tl.int16), mask=there)
+    if parts is not None:
+        at = parts + 2 * part
+        tl.store(at, row.to(kind), mask=is_part)
+        tl.store(at + 1, tl.where(chunk == 0, number, 0).to(kind), mask=is_part)
+        at = parts + 2 * item
+        unused = (item >= tl.load(ends + rows - 1) >> 32) & (item < num_parts)
+        tl.store(at, tl.full([TILE], -1, kind), mask=unused)
+        tl.store(at + 1, tl.zeros([TILE], kind), mask=unused)
+
+
+@kernel
+def put_in_order(order, cut, table, num_items, permutation, nodes, other, pairs, TILE):
+    """The items in an order of theirs, and of each sorted pair the node at the other end."""
+    i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    ok = i < num_items
+    item = tl.load(order + i, mask=ok, other=0)
+    for field in tl.static_range(4):
+        number = tl.load(cut + 4 * item + field, mask=ok, other=0)
+        tl.store(table + 4 * i + field, number, mask=ok)
+    if other is not None:
+        ok = i < pairs
+        node = tl.load(nodes + tl.load(permutation + i, mask=ok, other=0), mask=ok, other=0)
+        tl.store(other + i, node.to(other.dtype.element_ty), mask=ok)
+
+
+def plan(order: Order, nodes: Tensor | None = None) -> Items:
+    """Cut the rows of sorted pairs into items; nodes stand at the other ends of the pairs."""
+    pointer, permutation = order.pointer, order.permutation
+    rows, pairs, device = len(pointer) - 1, len(permutation), pointer.device
+    index, chunk = _index(pairs + rows), chunk_of(pairs)
+    # A row of more than `chunk` pairs leaves fewer than twice its share of them
+    num_items, num_parts = rows + pairs // chunk, 2 * (pairs // chunk)
+    cut = torch.empty(num_items, 4, dtype=index, device=device)
+    table = torch.empty_like(cut)
+    parts = torch.empty(num_parts, 2, dtype=index, device=device)
+    other = None if nodes is None else torch.empty(pairs, dtype=torch.int32, device=device)
+    if not rows:
+        return Items(table, parts, permutation, other, pointer)
+    counts = torch.empty(rows, dtype=torch.int64, device=device)
+    lengths = torch.empty(num_items, dtype=torch.int16, device=device)
+    with torch.cuda.device_of(pointer):  # Triton launches on the current device
+        count_chunks[_grid(rows)](pointer, counts, rows, CHUNK=chunk, TILE=_TILE)
+        cut_rows[_grid(max(num_items, num_parts))](
+            pointer, counts.cumsum(0), cut, lengths, parts if num_parts else None, rows, num_items,
+            num_parts, rows.bit_length(), CHUNK=chunk, TILE=_TILE,
+        )  # fmt: skip
+        longest_first = torch.sort(lengths, descending=True, stable=True).indices
+        put_in_order[_grid(max(num_items, pairs if nodes is not None else 0))](
+            longest_first, cut, table, num_items, permutation, nodes, other, pairs, TILE=_TILE
+        )
+    return Items(table, parts, permutation, other, pointer)
+
+
+def _grid(number: int) -> tuple[int]:
+    return (triton.cdiv(number, _TILE),)
 
 
 def _index(most: int) -> torch.dtype:

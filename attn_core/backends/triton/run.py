@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,17 +13,20 @@ from torch import Tensor
 
 from attn_core.backends.problem import Problem
 from attn_core.backends.triton.backward import by_key, by_query, mean_rows
-from attn_core.backends.triton.forward import attend_rows, combine_rows
-from attn_core.backends.triton.plan import Side, side_of
+from attn_core.backends.triton.forward import attend_rows, combine_rows, merge_windows
+from attn_core.backends.triton.plan import Items, Side, side_of
 from attn_core.backends.triton.tiles import ACC, padded
 
 TILE = 1024  # numbers in a tile of rows × heads × channels: 8 for each of 128 threads
+WARPS = 4
 _MOST_ROWS = 16
 _MOST_PARTS = 16
+WINDOW = 128  # parts of a row that are merged first, side by side with other windows
+MOST_BYTES = 2**26  # of the gradients of a vector, one from each program
 
 
 class Laid(Problem):
-    """A problem whose tensors keep their dtypes, and their strides but the last."""
+    """A problem whose tensors keep their dtypes, and their strides if heads lie within rows."""
 
     @classmethod
     def of(cls, problem: Problem) -> Laid:
@@ -31,11 +35,27 @@ class Laid(Problem):
         p.vector = None if p.vector is None else p.vector.contiguous()
         return p
 
-    def of_pairs(self, side: Side, by: str) -> tuple[Any, ...]:
-        """What the kernels that walk through pairs have in common."""
-        items, per_pair = side.items, (self.bias, self.pair_key, self.pair_value)
-        place = None
-        if any(x is not None for x in per_pair):
+    @cached_property
+    def value_is_key(self) -> bool:
+        """Whether keys and values are the same numbers, which need not be read twice."""
+        key, value = self.key, self.value
+        return (
+            key.data_ptr() == value.data_ptr()
+            and key.dtype == value.dtype
+            and key.shape == value.shape
+            and key.stride() == value.stride()
+        )
+
+    def of_pairs(self, side: Side, by: str, scored: bool = False) -> dict[str, Any]:
+        """What the kernels that walk through pairs have in common.
+
+        Args:
+            side: whose items they are.
+            by: "query" or "key".
+            scored: whether they know what is said of scores by pair, so that values are not read.
+        """
+        items, place = side.items, None
+        if scored or any(x is not None for x in (self.bias, self.pair_key, self.pair_value)):
             place = items.place if self.pair_row is None else side.source
         edge_id, threshold, keep_scale = None, 0, 1.0
         if self.seed is not None:
@@ -43,21 +63,47 @@ class Laid(Problem):
             if self.pair_id is not None and self.pair_id is not self.edges.source_id:
                 order = self.edges.by_query if by == "query" else self.edges.by_key
                 edge_id = self.pair_id.index_select(0, order.permutation)
-        return (
-            *items[:4], len(items.row), side.other, place, edge_id, self.seed, threshold,
-            keep_scale, *strided(self.query), *strided(self.key), *strided(self.value),
-            self.vector, *strided(self.bias), *strided(self.pair_key), *strided(self.pair_value),
-        )  # fmt: skip
-
-    def settings(self) -> dict[str, Any]:
-        """The constants that a kernel is compiled for."""
-        widths = self.key.shape[2], self.value.shape[2]
-        heads, rows = _tile(self.heads, max(widths), _MOST_ROWS)
+        value = None if scored or self.value_is_key else self.value
         return {
-            "heads": self.heads, "width": widths[0], "value_width": widths[1], "KIND": self.kind,
-            "CONSTANT": float(self.constant), "ACC": ACC[self.dtype], "ROWS": rows, "HEADS": heads,
-            "WIDTH": padded(widths[0]), "VALUE_WIDTH": padded(widths[1]),
+            "items": items.table, "num_items": len(items.table), "other": items.other,
+            "place": place, "edge_id": edge_id, "seed": self.seed, "threshold": threshold,
+            "keep_scale": keep_scale, "query": self.query, "key": self.key, "value": value,
+            "vector": self.vector, "bias": self.bias, "pair_key": self.pair_key,
+            "pair_value": self.pair_value, **self.strides, **self.settings,
         }  # fmt: skip
+
+    @cached_property
+    def strides(self) -> dict[str, int]:
+        """Those of rows and heads of each tensor."""
+        found = {}
+        for name in ("query", "key", "value", "bias", "pair_key", "pair_value"):
+            x = getattr(self, name)
+            found[f"{name}_row".upper()] = 0 if x is None else x.stride(0)
+            found[f"{name}_head".upper()] = 0 if x is None or x.shape[1] == 1 else x.stride(1)
+        return found
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What else a kernel is compiled for."""
+        width, value_width = self.key.shape[2], self.value.shape[2]
+        block, rows = _tile(self.heads, max(width, value_width), _MOST_ROWS)
+        return {
+            "KIND": self.kind, "CONSTANT": float(self.constant), "HEADS": self.heads,
+            "WIDTH": width, "VALUE_WIDTH": value_width, "ACC": ACC[self.dtype], "ROWS": rows,
+            "BLOCK": block, "PAD": padded(width), "VALUE_PAD": padded(value_width),
+            "num_warps": WARPS,
+        }  # fmt: skip
+
+    def grid(self, side: Side) -> tuple[int, int]:
+        """The programs: items by heads."""
+        rows, block = self.settings["ROWS"], self.settings["BLOCK"]
+        return triton.cdiv(len(side.items.table), rows), triton.cdiv(self.heads, block)
+
+    def parts(self, side: Side, *width: int) -> Tensor | None:
+        """Room for partial results `[parts, H, *width]`; None if no row was cut."""
+        if not len(side.items.parts):
+            return None
+        return self.value.new_empty(len(side.items.parts), self.heads, *width, dtype=self.dtype)
 
 
 def forward(problem: Problem) -> tuple[Tensor, ...]:
@@ -73,12 +119,13 @@ def _forward(p: Laid) -> tuple[Tensor, ...]:
     if not statistics[0].numel():
         return output, *statistics
     side = side_of(p.edges, "query")
-    parts, of_parts = parts_of(p, side, width), (parts_of(p, side), parts_of(p, side))
-    settings = p.settings()
-    attend_rows[grid_of(side, settings)](
-        *p.of_pairs(side, "query"), output, *statistics, parts, *of_parts, **settings
-    )
-    combine(side, parts, output, of_parts, statistics)
+    parts, of_parts = p.parts(side, width), (p.parts(side), p.parts(side))
+    attend_rows[p.grid(side)](
+        **p.of_pairs(side, "query"), output=output,
+        **dict(zip(("log_sum_exp", "maximum", "total_of"), statistics, strict=True)),
+        part_output=parts, part_maximum=of_parts[0], part_total=of_parts[1],
+    )  # fmt: skip
+    combine(side.items, parts, output, of_parts, statistics)
     return output, *statistics
 
 
@@ -94,97 +141,105 @@ def backward(
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     with torch.cuda.device_of(problem.value):
         p = Laid.of(problem)
-        return _backward(p, grad_output, grad_log_sum_exp, output, maximum, total, needed)
-
-
-def _backward(
-    p: Laid,
-    grad_output: Tensor,
-    grad_log_sum_exp: Tensor,
-    output: Tensor,
-    maximum: Tensor,
-    total: Tensor,
-    needed: list[bool],
-) -> list[Tensor | None]:
-    given = (p.query, p.key, p.value, p.vector, p.bias, p.pair_key, p.pair_value)
-    grads: list[Tensor | None] = [None] * 7
-    for i, (x, need) in enumerate(zip(given, needed, strict=True)):
-        if need and x is not None:
-            # The rows of self-loops that were replaced are not written to, and without queries none
-            make = torch.zeros if i > 3 or not total.numel() else torch.empty
-            grads[i] = make(x.shape, dtype=x.dtype, device=x.device)
-    if not total.numel():
+        if not total.numel():
+            return grads_of(p, needed, torch.zeros)
+        grad_output, grad_log_sum_exp, output, maximum, total = (
+            x.contiguous() for x in (grad_output, grad_log_sum_exp, output, maximum, total)
+        )
+        mean = torch.empty_like(total)
+        width = p.value.shape[2]
+        block, rows = _tile(p.heads, width, _MOST_ROWS)
+        mean_rows[triton.cdiv(len(mean), rows), triton.cdiv(p.heads, block)](
+            grad_output, output, grad_log_sum_exp, mean, len(mean), HEADS=p.heads, WIDTH=width,
+            ACC=ACC[p.dtype], ROWS=rows, BLOCK=block, PAD=padded(width),
+        )  # fmt: skip
+        grads = grads_of(p, needed, torch.empty)
+        differentiate(
+            p, grads, grad_output=grad_output, maximum=maximum, total=total, mean=mean,
+            grad_score=None,
+        )  # fmt: skip
         return grads
-    grad_output, grad_log_sum_exp, output, maximum, total = (
-        x.contiguous() for x in (grad_output, grad_log_sum_exp, output, maximum, total)
-    )
-    settings = p.settings()
-    mean = torch.empty_like(total)
-    heads, rows = _tile(p.heads, p.value.shape[2], _MOST_ROWS)
-    mean_rows[triton.cdiv(len(mean), rows), triton.cdiv(p.heads, heads)](
-        grad_output, output, grad_log_sum_exp, mean, len(mean), p.heads, p.value.shape[2],
-        ACC=settings["ACC"], ROWS=rows, HEADS=heads, WIDTH=padded(p.value.shape[2]),
-    )  # fmt: skip
-    of_rows = grad_output, maximum, total, mean
+
+
+def grads_of(p: Laid, needed: list[bool], make: Any) -> list[Tensor | None]:
+    """Room for the gradients that are needed, made by `make` where every number is written."""
+    # The rows of self-loops that were replaced are not written to
+    return [
+        (torch.zeros if i > 3 else make)(x.shape, dtype=x.dtype, device=x.device)
+        if need and x is not None
+        else None
+        for i, (x, need) in enumerate(zip(p.tensors, needed, strict=True))
+    ]
+
+
+def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -> None:
+    """Fill in gradients, given those of the output and its statistics, or those of the scores."""
     grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
+    scored = given["grad_score"] is not None
     if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
         side = side_of(p.edges, "query")
-        grid = grid_of(side, settings)
-        part_query = None if grad_query is None else parts_of(p, side, p.key.shape[2])
-        part_vector = None
+        programs, blocks = p.grid(side)
+        part_query = None if grad_query is None else p.parts(side, p.key.shape[2])
+        part_vector, turns = None, 1
         if grad_vector is not None:
-            part_vector = mean.new_empty(grid[0], p.heads, p.key.shape[2])
-        by_query[grid](
-            *p.of_pairs(side, "query"), *of_rows, grad_query, part_query, part_vector, *grad_pairs,
-            **settings,
+            size = grad_vector.numel() * p.dtype.itemsize
+            turns = triton.cdiv(programs, max(1, MOST_BYTES // max(1, size)))
+            programs = triton.cdiv(programs, turns)
+            part_vector = p.value.new_empty(programs, *grad_vector.shape, dtype=p.dtype)
+        by_query[programs, blocks](
+            **p.of_pairs(side, "query", scored), **given, turns=turns, MANY=turns > 1,
+            grad_query=grad_query, part_query=part_query, part_vector=part_vector,
+            **dict(zip(_OF_PAIRS, grad_pairs, strict=True)),
         )  # fmt: skip
-        combine(side, part_query, grad_query)
+        combine(side.items, part_query, grad_query)
         if part_vector is not None:
             grads[3] = part_vector.sum(0)
     if grad_key is not None or grad_value is not None:
         side = side_of(p.edges, "key")
-        part_key = None if grad_key is None else parts_of(p, side, p.key.shape[2])
-        part_value = None if grad_value is None else parts_of(p, side, p.value.shape[2])
-        if len(side.items.row):
-            by_key[grid_of(side, settings)](
-                *p.of_pairs(side, "key"), *of_rows, grad_key, part_key, grad_value, part_value,
-                **settings,
+        part_key = None if grad_key is None else p.parts(side, p.key.shape[2])
+        part_value = None if grad_value is None else p.parts(side, p.value.shape[2])
+        if len(side.items.table):
+            by_key[p.grid(side)](
+                **p.of_pairs(side, "key", scored), **given, grad_key=grad_key, part_key=part_key,
+                grad_value=grad_value, part_value=part_value,
             )  # fmt: skip
-        combine(side, part_key, grad_key)
-        combine(side, part_value, grad_value)
-    return grads
+        combine(side.items, part_key, grad_key)
+        combine(side.items, part_value, grad_value)
+
+
+_OF_PAIRS = "grad_bias", "grad_pair_key", "grad_pair_value"
 
 
 def combine(
-    side: Side,
+    items: Items,
     parts: Tensor | None,
     x: Tensor | None,
     of_parts: Sequence[Tensor | None] = (None, None),
     statistics: Sequence[Tensor | None] = (None, None, None),
 ) -> None:
-    """Merge the partial results of rows that were cut: sums, or means and their statistics."""
-    if parts is None or x is None:
+    """Merge the partial results of rows that were cut: sums, or means and their statistics.
+
+    Args:
+        items: whose parts they are.
+        parts: sums or means `[parts, H, D]`; None where there are only statistics, or no parts.
+        x: where what is merged goes, `[rows, H, D]`.
+        of_parts: the maximum and the total of each part, `[parts, H]`.
+        statistics: where log-sum-exp, maximum and total go, `[rows, H]`.
+    """
+    like = parts if parts is not None else of_parts[0]
+    if like is None or (x is None and statistics[1] is None):
         return
-    _, heads, width = parts.shape
+    number, heads, width = *like.shape[:2], 1 if parts is None else like.shape[2]
     block, together = _tile(heads, width, _MOST_PARTS)
-    items = side.items
-    combine_rows[len(items.split_row), triton.cdiv(heads, block)](
-        items.split_row, items.split_pointer, parts, *of_parts, x, *statistics, heads, width,
-        ACC=ACC[parts.dtype], PARTS=together, HEADS=block, WIDTH=padded(width),
-    )  # fmt: skip
-
-
-def parts_of(p: Laid, side: Side, *width: int) -> Tensor | None:
-    """Room for partial results `[parts, H, *width]`; None if no row was cut."""
-    if not side.items.num_parts:
-        return None
-    return p.value.new_empty(side.items.num_parts, p.heads, *width, dtype=p.dtype)
-
-
-def grid_of(side: Side, settings: dict[str, Any]) -> tuple[int, int]:
-    """The programs: items by heads."""
-    items = len(side.items.row)
-    return triton.cdiv(items, settings["ROWS"]), triton.cdiv(settings["heads"], settings["HEADS"])
+    sizes = {
+        "HEADS": heads, "WIDTH": width, "ACC": ACC[like.dtype], "PARTS": together, "BLOCK": block,
+        "PAD": padded(width), "WINDOW": 0,
+    }  # fmt: skip
+    blocks = triton.cdiv(heads, block)
+    if number >= 2 * WINDOW:
+        sizes["WINDOW"] = WINDOW
+        merge_windows[number // WINDOW, blocks](items.parts, parts, *of_parts, **sizes)
+    combine_rows[number, blocks](items.parts, parts, *of_parts, x, *statistics, **sizes)
 
 
 def _tile(heads: int, width: int, most: int) -> tuple[int, int]:
@@ -195,13 +250,11 @@ def _tile(heads: int, width: int, most: int) -> tuple[int, int]:
 
 
 def _packed(x: Tensor) -> Tensor:
-    """With the channels of a head side by side; heads that are expanded stay so."""
-    return x if x.dim() < 3 or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def strided(x: Tensor | None) -> tuple[Tensor | None, int, int]:
-    """A tensor with the strides of its rows and heads."""
-    return (None, 0, 0) if x is None else (x, x.stride(0), x.stride(1))
+    """With the channels of a head side by side, and its heads within a row; one that is expanded
+    stays so. Then no stride depends on the number of rows, which a kernel is not compiled for."""
+    channels_apart = x.dim() == 3 and x.shape[-1] > 1 and x.stride(-1) != 1
+    heads_apart = x.shape[1] > 1 and x.stride(1) > x.stride(0) > 0
+    return x.contiguous() if channels_apart or heads_apart else x
 
 
 def _dropout(p: float) -> tuple[int, float]:

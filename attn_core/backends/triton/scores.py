@@ -1,129 +1,53 @@
-"""The logits of edges, and their gradients, where more than the fused softmax needs them.
+"""The logits of edges, their gradients, and sums over edges, where more than softmax needs them.
 
-Tiles are `[R, H, D]`, as in the fused kernels: items of rows, one pair of each at a time.
+A sum over edges is the gradient of a product at edges, and both kernels for gradients serve it.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from attn_core.backends.problem import Problem
 from attn_core.backends.triton.pieces import (
-    activate,
     head_vectors,
+    kernel,
     logits,
-    numbers,
     put_numbers,
-    put_vectors,
-    slope,
+    query_vectors,
     vectors,
+    work,
 )
-from attn_core.backends.triton.plan import Side, side_of
-from attn_core.backends.triton.run import Laid, combine, grid_of, parts_of, strided
+from attn_core.backends.triton.plan import side_of
+from attn_core.backends.triton.run import Laid, differentiate, grads_of
+
+_NOT_READ = dict.fromkeys(("grad_output", "maximum", "total", "mean"))
 
 
-@triton.jit
+@kernel
 def score_rows(
-    item_row, item_start, item_length, num_items, other, place,
-    query, query_row, query_head, key, key_row, key_head, vector,
-    pair_key, pair_key_row, pair_key_head, found, heads, width,
-    KIND: tl.constexpr, CONSTANT: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
+    items, num_items, other, place, query, key, vector, pair_key, found,
+    QUERY_ROW, QUERY_HEAD, KEY_ROW, KEY_HEAD, PAIR_KEY_ROW, PAIR_KEY_HEAD,
+    KIND, CONSTANT, HEADS, WIDTH, ACC, ROWS, BLOCK, PAD,
 ):  # fmt: skip
     """The logits `[E, H]` of the pairs of ROWS items."""
-    item = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(item_row + item, mask=item < num_items, other=-1).to(tl.int64)
-    item_ok = row >= 0
-    start = tl.load(item_start + item, mask=item_ok, other=0)
-    length = tl.load(item_length + item, mask=item_ok, other=0)
-    head, channel = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, WIDTH)
-    head_ok, channel_ok = head < heads, channel < width
-    q = tl.zeros([ROWS, HEADS, WIDTH], ACC)
-    if query is not None:
-        q = vectors(query, row, query_row, query_head, item_ok, head, head_ok, channel, channel_ok,
-                    ACC)  # fmt: skip
-    v = tl.full([1, HEADS, WIDTH], 1.0, ACC)
-    if vector is not None:
-        v = head_vectors(vector, head, head_ok, heads, channel, channel_ok, width, ACC)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row, item_ok, start, length, _ = work(items, num_items, first, ROWS)
+    q = query_vectors(query, row, item_ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD, ROWS,
+                      ACC)  # fmt: skip
+    v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
+    following = tl.load(other + start, mask=length > 0, other=0)  # read one pair ahead
     for step in range(tl.max(length, 0)):
         ok = step < length
-        node = tl.load(other + start + step, mask=ok, other=0).to(tl.int64)
+        node = following.to(tl.int64)
+        following = tl.load(other + start + step + 1, mask=step + 1 < length, other=0)
         pair = tl.load(place + start + step, mask=ok, other=0).to(tl.int64)
-        k = vectors(key, node, key_row, key_head, ok, head, head_ok, channel, channel_ok, ACC)
+        k = vectors(key, node, ok, KEY_ROW, KEY_HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
         if pair_key is not None:
-            k += vectors(pair_key, pair, pair_key_row, pair_key_head, ok, head, head_ok, channel,
-                         channel_ok, ACC)  # fmt: skip
-        put_numbers(found, pair, ok, head, head_ok, heads, logits(q, k, v, KIND, CONSTANT, ACC))
-
-
-@triton.jit
-def score_grads(
-    item_row, item_start, item_length, item_part, num_items, other, place,
-    here, here_row, here_head, there, there_row, there_head, vector,
-    pair_key, pair_key_row, pair_key_head, grad,
-    grad_here, part_here, part_vector, grad_pair_key, heads, width,
-    KIND: tl.constexpr, CONSTANT: tl.constexpr, ACC: tl.constexpr,
-    ROWS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """From those of the logits, the gradients of the rows, the vector and the pairs.
-
-    The rows are the queries, and those at the other end the keys, or the reverse.
-    """
-    item = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = tl.load(item_row + item, mask=item < num_items, other=-1).to(tl.int64)
-    item_ok = row >= 0
-    start = tl.load(item_start + item, mask=item_ok, other=0)
-    length = tl.load(item_length + item, mask=item_ok, other=0)
-    part = tl.load(item_part + item, mask=item_ok, other=-1).to(tl.int64)
-    head, channel = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, WIDTH)
-    head_ok, channel_ok = head < heads, channel < width
-    x = tl.zeros([ROWS, HEADS, WIDTH], ACC)
-    if here is not None:
-        x = vectors(here, row, here_row, here_head, item_ok, head, head_ok, channel, channel_ok,
-                    ACC)  # fmt: skip
-    v = tl.full([1, HEADS, WIDTH], 1.0, ACC)
-    if vector is not None:
-        v = head_vectors(vector, head, head_ok, heads, channel, channel_ok, width, ACC)
-
-    sum_here = tl.zeros([ROWS, HEADS, WIDTH], ACC)
-    sum_vector = tl.zeros([ROWS, HEADS, WIDTH], ACC)
-    for step in range(tl.max(length, 0)):
-        ok = step < length
-        node = tl.load(other + start + step, mask=ok, other=0).to(tl.int64)
-        pair = tl.load(place + start + step, mask=ok, other=0).to(tl.int64)
-        y = tl.zeros([ROWS, HEADS, WIDTH], ACC)
-        if there is not None:
-            y = vectors(there, node, there_row, there_head, ok, head, head_ok, channel, channel_ok,
-                        ACC)  # fmt: skip
-        if pair_key is not None:
-            y += vectors(pair_key, pair, pair_key_row, pair_key_head, ok, head, head_ok, channel,
-                         channel_ok, ACC)  # fmt: skip
-        share = numbers(grad, pair, heads, 1, ok, head, head_ok, ACC)[:, :, None]
-        if KIND == "dot":
-            of_row, of_pair = CONSTANT * share * y, CONSTANT * share * x
-        else:
-            of_row = slope(x + y, KIND, CONSTANT, ACC) * v * share
-            of_pair = of_row
-            if part_vector is not None:
-                sum_vector += activate(x + y, KIND, CONSTANT, ACC) * share
-        sum_here += of_row
-        if grad_pair_key is not None:
-            put_vectors(grad_pair_key, pair, ok, head, head_ok, heads, channel, channel_ok, width,
-                        of_pair)  # fmt: skip
-
-    if grad_here is not None:
-        put_vectors(grad_here, row, item_ok & (part < 0), head, head_ok, heads, channel, channel_ok,
-                    width, sum_here)  # fmt: skip
-    if part_here is not None:
-        put_vectors(part_here, part, item_ok & (part >= 0), head, head_ok, heads, channel,
-                    channel_ok, width, sum_here)  # fmt: skip
-    if part_vector is not None:
-        program = tl.program_id(0) + tl.zeros([1], tl.int64)
-        put_vectors(part_vector, program, program >= 0, head, head_ok, heads, channel, channel_ok,
-                    width, tl.sum(sum_vector, 0)[None, :, :])  # fmt: skip
+            k += vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK, WIDTH, PAD,
+                         ACC)  # fmt: skip
+        put_numbers(found, pair, ok, HEADS, BLOCK, logits(q, k, v, KIND, CONSTANT, ACC))
 
 
 def forward(problem: Problem) -> Tensor:
@@ -132,68 +56,37 @@ def forward(problem: Problem) -> Tensor:
     found = p.key.new_empty(p.edges.num_edges, p.heads, dtype=p.dtype)
     if not found.numel():
         return found
-    side, settings = side_of(p.edges, "query"), _settings(p)
-    items = side.items
     with torch.cuda.device_of(found):  # Triton launches on the current device
-        score_rows[grid_of(side, settings)](
-            *items[:3], len(items.row), side.other, items.place, *strided(p.query), *strided(p.key),
-            p.vector, *strided(p.pair_key), found, **settings,
-        )  # fmt: skip
+        side = side_of(p.edges, "query")
+        given = p.of_pairs(side, "query", scored=True)
+        names = set(score_rows.arg_names) | {"num_warps"}
+        given = {name: x for name, x in given.items() if name in names}
+        score_rows[p.grid(side)](**given, found=found)
     return found
 
 
 def backward(problem: Problem, grad: Tensor, needed: list[bool]) -> list[Tensor | None]:
     """Gradients of what the fused kernels have gradients of, where needed and where it counts."""
-    p, grad = Laid.of(problem), grad.contiguous()
-    grads = [
-        torch.zeros(x.shape, dtype=p.dtype, device=x.device) if x is not None and need else None
-        for x, need in zip(p.tensors, needed, strict=True)
-    ]
-    grad_query, grad_key, grad_value, grad_vector, grad_bias, grad_pair_key, _ = grads
-    assert grad_value is None and grad_bias is None  # logits do not depend on them
-    if not grad.numel():
-        return grads
-    settings = _settings(p)
-    with torch.cuda.device_of(grad):
-        if grad_query is not None or grad_vector is not None or grad_pair_key is not None:
-            side = side_of(p.edges, "query")
-            part_vector = None
-            if grad_vector is not None:
-                programs = grid_of(side, settings)[0]
-                part_vector = grad.new_empty(programs, *grad_vector.shape, dtype=p.dtype)
-            _of_rows(p, side, p.query, p.key, p.pair_key, grad, grad_query, part_vector,
-                     grad_pair_key, settings)  # fmt: skip
-            if part_vector is not None:
-                grads[3] = part_vector.sum(0)
-        if grad_key is not None:
-            pair_key = None if p.kind == "dot" else p.pair_key
-            side = side_of(p.edges, "key")
-            _of_rows(p, side, p.key, p.query, pair_key, grad, grad_key, None, None, settings)
+    p = Laid.of(problem)
+    grads = grads_of(p, needed, torch.empty if grad.numel() else torch.zeros)
+    assert grads[2] is None and grads[4] is None  # logits do not depend on values and the bias
+    if grad.numel():
+        with torch.cuda.device_of(grad):
+            differentiate(p, grads, grad_score=grad.contiguous(), **_NOT_READ)
     return grads
 
 
-def _of_rows(
-    p: Laid,
-    side: Side,
-    here: Tensor | None,
-    there: Tensor | None,
-    pair_key: Tensor | None,
-    grad: Tensor,
-    grad_here: Tensor | None,
-    part_vector: Tensor | None,
-    grad_pair_key: Tensor | None,
-    settings: dict[str, object],
-) -> None:
-    items = side.items
-    parts = None if grad_here is None else parts_of(p, side, p.key.shape[2])
-    score_grads[grid_of(side, settings)](
-        *items[:4], len(items.row), side.other, items.place, *strided(here), *strided(there),
-        p.vector, *strided(pair_key), grad, grad_here, parts, part_vector, grad_pair_key,
-        **settings,
-    )  # fmt: skip
-    combine(side, parts, grad_here)
+def weighted_sums(problem: Problem, weights: Tensor, to_keys: bool) -> Tensor:
+    """`Σ_e weight_e (key_j + pair_key_e)` of each query; or of each key, of the queries' vectors.
 
-
-def _settings(p: Laid) -> dict[str, object]:
-    """Those of the fused kernels, which have values as well."""
-    return {k: v for k, v in p.settings().items() if k not in ("value_width", "VALUE_WIDTH")}
+    Both are gradients of the product of queries and keys at edges, whose gradient is the weights.
+    """
+    p = Laid.of(problem)
+    rows = p.edges.num_keys if to_keys else p.edges.num_queries
+    out = p.key.new_zeros if not weights.numel() else p.key.new_empty
+    found = out(rows, *p.key.shape[1:])
+    if weights.numel():
+        grads = [None, found, *[None] * 5] if to_keys else [found, *[None] * 6]
+        with torch.cuda.device_of(found):
+            differentiate(p, grads, grad_score=weights.contiguous(), **_NOT_READ)
+    return found

@@ -1,8 +1,9 @@
-"""The host side of the kernels over groups: `attn_core.segments` on the GPU."""
+"""The host side of the kernels over groups: `attn_core.ops.segments` on the GPU."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -10,16 +11,20 @@ from torch import Tensor
 
 from attn_core.backends.triton.plan import Items
 from attn_core.backends.triton.reduce import (
+    entmax_backward_rows,
+    entmax_rows,
     reduce_rows,
     softmax_backward_entries,
     softmax_entries,
 )
+from attn_core.backends.triton.run import combine
 from attn_core.backends.triton.tiles import ACC, padded
 
 TILE = 1024  # numbers in a tile of rows × steps × columns
 _MOST_COLUMNS = 128
 _MOST_STEPS = 8
 _MOST_ROWS = 16
+_MANY = 4096  # numbers in a tile of a row that was cut
 
 
 def sums(x: Tensor, items: Items, factor: Tensor | None = None) -> Tensor:
@@ -54,17 +59,44 @@ def softmax_backward(
     return out
 
 
-def _each(kernel: object, x: Tensor, *rest: Tensor) -> None:
+def entmax(x: Tensor, items: Items, alpha: float) -> Tensor:
+    """The weights of α-entmax, like x, for α = 1.5 and 2."""
+    x = x.contiguous()
+    return _over_rows(entmax_rows, items, alpha, x, torch.empty_like(x))
+
+
+def entmax_backward(weights: Tensor, grad: Tensor, items: Items, alpha: float) -> Tensor:
+    """The gradient of what α-entmax was taken of."""
+    weights, grad = weights.contiguous(), grad.contiguous()
+    out = torch.empty_like(weights)
+    return _over_rows(entmax_backward_rows, items, alpha, weights, grad, out)
+
+
+def _over_rows(kernel: Any, items: Items, alpha: float, *tensors: Tensor) -> Tensor:
+    """Run a kernel that needs all of a row at once: over rows of one item, then over those cut."""
+    *_, out = tensors
+    if not out.numel():
+        return out
+    settings = _settings(out.shape[1], ALPHA=alpha, ACC=ACC[_wide(out)])
+    rest = items.place, *tensors
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        _launch(kernel, items.table, None, *rest, **settings)
+        if len(items.parts):
+            settings |= {"ROWS": 1, "STEPS": _MANY // settings["BLOCK"], "num_warps": 8}
+            _launch(kernel, items.parts, items.pointer, *rest, **settings)
+    return out
+
+
+def _each(kernel: Any, x: Tensor, *rest: Tensor) -> None:
     """Run a kernel over all entries of x."""
     entries, columns = x.shape
     if not x.numel():
         return
-    width = min(padded(columns), _MOST_COLUMNS)
-    height = max(1, TILE // width)
-    grid = triton.cdiv(entries, height), triton.cdiv(columns, width)
+    block = min(padded(columns), _MOST_COLUMNS)
+    height = max(1, TILE // block)
     with torch.cuda.device_of(x):
-        kernel[grid](  # type: ignore[index]
-            x, *rest, entries, columns, ACC=ACC[_wide(x)], ENTRIES=height, COLUMNS=width
+        kernel[triton.cdiv(entries, height), triton.cdiv(columns, block)](
+            x, *rest, entries, COLUMNS=columns, ACC=ACC[_wide(x)], ENTRIES=height, BLOCK=block
         )
 
 
@@ -78,39 +110,34 @@ def _reduce(
         made = x.new_empty(rows, x.shape[1], dtype=_wide(x))
         return made, torch.empty_like(made) if kind == "softmax" else None
 
-    out = room(items.num_rows)
+    out = room(len(items.pointer) - 1)
     if not out[0].numel():
         return out
-    parts = room(items.num_parts) if items.num_parts else (None, None)
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        _launch(kind, items[:4], items.place, x, factor, *out, *parts)
-        if parts[0] is not None:  # those of a row follow each other
-            number = items.split_pointer.diff().int()
-            of_rows = items.split_row, items.split_pointer, number, None
-            _launch(kind, of_rows, None, *parts, *out, None, None)
+    parts = room(len(items.parts)) if len(items.parts) else (None, None)
+    settings = _settings(x.shape[1], KIND=kind, ACC=ACC[out[0].dtype])
+    with torch.cuda.device_of(x):
+        _launch(reduce_rows, items.table, items.place, x, factor, *out, *parts, **settings)
+        if parts[0] is not None and kind == "sum":
+            combine(items, parts[0].unsqueeze(-1), out[0].unsqueeze(-1))
+        elif parts[0] is not None:
+            combine(items, None, None, parts, (None, *out))
     return out
 
 
-def _launch(
-    kind: str,
-    items: tuple[Tensor | None, ...],
-    place: Tensor | None,
-    x: Tensor,
-    factor: Tensor | None,
-    out: Tensor,
-    *rest: Tensor | None,
-) -> None:
-    assert items[0] is not None
-    number, columns = len(items[0]), x.shape[1]
-    width = min(padded(columns), _MOST_COLUMNS)
-    steps = min(_MOST_STEPS, TILE // width)
-    rows = min(_MOST_ROWS, TILE // (width * steps))
-    if place is None:  # a few rows of many parts
-        rows, steps = 1, max(1, TILE // width)
-    reduce_rows[triton.cdiv(number, rows), triton.cdiv(columns, width)](
-        *items, number, place, x, factor, out, *rest, columns,
-        KIND=kind, ACC=ACC[out.dtype], ROWS=rows, STEPS=steps, COLUMNS=width,
-    )  # fmt: skip
+def _settings(columns: int, **more: Any) -> dict[str, Any]:
+    """How a tile of rows × steps × columns is made."""
+    block = min(padded(columns), _MOST_COLUMNS)
+    steps = min(_MOST_STEPS, TILE // block)
+    rows = min(_MOST_ROWS, TILE // (block * steps))
+    return {"COLUMNS": columns, "ROWS": rows, "STEPS": steps, "BLOCK": block, **more}
+
+
+def _launch(kernel: Any, items: Tensor, *rest: Tensor | None, **settings: Any) -> None:
+    """The programs: items by columns."""
+    number = triton.cdiv(len(items), settings["ROWS"])
+    kernel[number, triton.cdiv(settings["COLUMNS"], settings["BLOCK"])](
+        items, len(items), *rest, **settings
+    )
 
 
 def _wide(x: Tensor) -> torch.dtype:

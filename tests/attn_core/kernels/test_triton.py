@@ -31,6 +31,7 @@ from attn_core import (
 from attn_core.backends import csr
 from attn_core.backends import triton as kernels
 from attn_core.backends.problem import Problem
+from attn_core.graph.grouping import grouping_of
 from attn_core.ops.edge_attention import backend_of
 
 triton = pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
@@ -399,16 +400,18 @@ def test_tanh_is_as_exact_as_torchs(device: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["query", "key"])
-def test_the_plan_covers_every_pair_once(by: str) -> None:
-    edges = Edges.from_edge_index(graph(), (KEYS, QUERIES), self_loops=True)
+def test_the_plan_covers_every_pair_once(by: str, device: str) -> None:
+    edges = Edges.from_edge_index(graph().to(device), (KEYS, QUERIES), self_loops=True)
     side = plan.side_of(edges, by)
     assert side is plan.side_of(edges, by)
     items = side.items
-    assert items.length.max() <= plan.CHUNK and (items.length.diff() <= 0).all()
-    order, nodes = (edges.by_query, edges.query_index) if by == "query" else (
-        edges.by_key, edges.key_index)  # fmt: skip
-    seen = []
-    for row, start, length, part in zip(*(x.tolist() for x in items[:4]), strict=True):
+    lengths = items.table[:, 2].cpu()
+    assert lengths.max() <= plan.CHUNK and (lengths.diff() <= 0).all()
+    order, nodes, others = (edges.by_query, *edges.pairs.flip(0)) if by == "query" else (
+        edges.by_key, *edges.pairs)  # fmt: skip
+    assert items.other is not None and torch.equal(items.other, others[order.permutation].int())
+    seen, of_part = [], {}
+    for row, start, length, part in zip(*(x.tolist() for x in items.table.unbind(1)), strict=True):
         if row < 0:  # room that is not needed
             assert length == 0 and part == -1
             continue
@@ -418,22 +421,37 @@ def test_the_plan_covers_every_pair_once(by: str) -> None:
         alone = len(nodes[nodes == row]) <= plan.CHUNK
         assert alone == (part < 0)
         if not alone:  # the parts of a row follow each other, in the order of its pairs
-            at = items.split_row.tolist().index(row)
-            first = int(order.pointer[row])
-            assert part == int(items.split_pointer[at]) + (start - first) // plan.CHUNK
+            number = (start - int(order.pointer[row])) // plan.CHUNK
+            chunks = -(-len(nodes[nodes == row]) // plan.CHUNK)
+            assert items.parts[part - number].tolist() == [row, chunks]
+            of_part[part] = [row, 0 if number else chunks]
     assert sorted(seen) == list(range(edges.num_edges))
-    num_parts = int((items.part >= 0).sum())
-    assert 0 < num_parts == int(items.split_pointer[-1]) <= items.num_parts
-    assert sorted(items.part[items.part >= 0].tolist()) == list(range(num_parts))
+    assert sorted(of_part) == list(range(len(of_part))) and 0 < len(of_part) <= len(items.parts)
+    unused = [[-1, 0]] * (len(items.parts) - len(of_part))
+    assert items.parts.tolist() == [of_part[n] for n in range(len(of_part))] + unused
     assert side.source.tolist() == edges.source_id[order.permutation].tolist()
+    assert (items.parts.dtype, items.place.dtype, items.other.dtype) == (torch.int32,) * 3
 
 
-def test_edges_with_a_plan_are_still_edges() -> None:
-    edges = Edges.from_edge_index(graph(), (KEYS, QUERIES))
+def test_chunks_are_small_in_small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CHUNK", 256)
+    sizes = {0: 32, 10_000: 32, 131_072: 32, 200_000: 64, 10**6: 256, 10**7: 256}
+    assert {pairs: plan.chunk_of(pairs) for pairs in sizes} == sizes
+
+
+def test_a_plan_without_rows_or_pairs(device: str) -> None:
+    for pairs, nodes in ((0, 0), (0, 3)):
+        index = torch.zeros(pairs, dtype=torch.int64, device=device)
+        items = plan.items_of(grouping_of(index, nodes))
+        assert items.table[:, 0].tolist() == list(range(nodes)) and not len(items.parts)
+
+
+def test_edges_with_a_plan_are_still_edges(device: str) -> None:
+    edges = Edges.from_edge_index(graph().to(device), (KEYS, QUERIES))
     plan.side_of(edges, "query")
     again = pickle.loads(pickle.dumps(edges))
-    rows, same = (plan.side_of(x, "query").items.row for x in (again, edges))
-    assert torch.equal(rows, same)
+    items, same = (plan.side_of(x, "query").items for x in (again, edges))
+    assert torch.equal(items.table, same.table)
     moved = edges.to("meta")
     assert not any(name.startswith("_triton") for name in moved.__dict__)
 
@@ -472,9 +490,10 @@ def test_they_compile_for_gpus(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     names = {
-        "attend_rows", "combine_rows", "mean_rows", "by_query", "by_key",
-        "reduce_rows", "softmax_entries", "softmax_backward_entries",
-        "additive_logits", "additive_grads", "score_rows", "score_grads",
+        "attend_rows", "combine_rows", "merge_windows", "mean_rows", "by_query", "by_key",
+        "reduce_rows", "softmax_entries", "softmax_backward_entries", "entmax_rows",
+        "entmax_backward_rows", "additive_logits", "additive_grads", "score_rows",
+        "count_chunks", "cut_rows", "put_in_order",
     }  # fmt: skip
     compiled = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
     assert compiled == {(name, capability) for name in names for capability in ("90", "80")}
