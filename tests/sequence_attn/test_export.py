@@ -259,9 +259,6 @@ IN_ONNX = (
             "TransformerEncoder, rotary",
             "TransformerEncoder, ALiBi",
             "Transformer, T5",
-            "SinusoidalPositions, apart",
-            "LearnedPositions, apart",
-            "RotaryPositions",
         )
     ),
 )
@@ -289,7 +286,10 @@ def test_recurrent_models_export_with_any_batch(name: str, check_export: Any) ->
 @pytest.mark.filterwarnings("ignore:The tensor attributes self")
 @pytest.mark.parametrize(
     "name",
-    [x if x == "bahdanau" else pytest.param(x, marks=pytest.mark.slow) for x in RECURRENT],
+    [
+        "bahdanau",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("luong", "luong, one call")),
+    ],
 )
 def test_onnxruntime_gives_the_same_as_a_recurrent_model_with_any_batch(
     name: str, check_onnx: Any
