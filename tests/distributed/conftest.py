@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 class InProcesses(Protocol):
     def __call__(
-        self, script: str, function: str, world: int, *, seconds: float = 60
+        self, script: str, function: str, world: int, *, seconds: float = 180
     ) -> list[Any]: ...
 
 
@@ -30,7 +30,7 @@ def in_processes(tmp_path_factory: pytest.TempPathFactory) -> InProcesses:
     if not (dist.is_available() and dist.is_gloo_available()) or not hasattr(os, "fork"):
         pytest.skip("needs torch.distributed with gloo, and fork")
 
-    def run(script: str, function: str, world: int, *, seconds: float = 60) -> list[Any]:
+    def run(script: str, function: str, world: int, *, seconds: float = 180) -> list[Any]:
         folder = tmp_path_factory.mktemp(f"{function}-{world}")
         launch = Path(__file__).with_name("launch.py")
         ended = subprocess.run(
