@@ -472,8 +472,8 @@ def train(args: argparse.Namespace, words: Sequence[str]) -> int:
         train_runs(task)
         write_results(task)
         print(f"\n{table(task)}\n")
-        print(f"{of_classes(task)}\n")
         if is_first_process():
+            print(f"{of_classes(task)}\n")
             draw(task)
     except KeyboardInterrupt:
         if not task.progress.results and task.progress.run is None:

@@ -125,12 +125,14 @@ class Split:
         near = torch.cat([rest[:before], own, rest[before:]]).movedim(0, -3)
         # The last query stands at the last key: queries that nobody asked for stand behind
         query = F.pad(query, (0, 0, 0, 0, 0, after)) if after else query
-        lengths = window.lengths
-        if lengths is not None:
+        lengths, centre = window.lengths, None
+        if lengths is not None:  # by which the last query would stand elsewhere
             lengths = (lengths - rank(self.group) * steps + before).clamp(0, near.shape[-3])
-        support = Window(window.radius, window.dilation, window.causal, lengths=lengths)
+            centre = before + torch.arange(steps + after, device=query.device)
+        support = Window(window.radius, window.dilation, window.causal, centre, lengths)
         if bias is not None:
-            relative = support.relative_positions(steps + after, near.shape[-3], query.device)
+            whole = Window(window.radius, window.dilation, window.causal)
+            relative = whole.relative_positions(steps + after, near.shape[-3], query.device)
             given["bias"] = bias(relative)
         near_key, near_value = near[..., :width], near[..., width:]
         result = attn_core.attend(query, near_key, near_value, support=support, **given)

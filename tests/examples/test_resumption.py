@@ -125,10 +125,11 @@ def outcome(folder):
         return [timeless(element) for element in value] if isinstance(value, list) else value
 
     return {
-        path.name: timeless(json.loads(path.read_text()))
+        str(path.relative_to(folder)): timeless(json.loads(path.read_text()))
         if path.suffix == ".json"
         else path.read_bytes()
-        for path in folder.iterdir()
+        for path in folder.rglob("*")
+        if path.is_file()
     }
 
 
@@ -148,7 +149,7 @@ def test_wherever_it_is_killed_it_goes_on_to_the_same_results(made, name, tmp_pa
         own = [*words, "--out", str(folder)]
         if not killed_at(number, program, own):
             break
-        assert any(path.name.startswith(".") for path in folder.iterdir())
+        assert any(path.name.startswith(".") for path in folder.rglob("*"))
         resume = name not in RESUMED and (folder / "checkpoint.pt").exists()
         assert program.main([*own, *["--resume"] * resume]) == 0
         assert outcome(folder) == whole, number

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attn_core import Edges, backend
 from attn_core.compat import TORCH
-from attn_core.graph import grouping
+from attn_core.graph.listing import Listing
 from gat import GAT, AGNNConv, GATConv, GATv2Conv, TransformerConv
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -91,8 +91,8 @@ def test_graphs_of_all_sizes_need_one_recompilation_at_most(
             )
         assert counter.frame_count <= 2  # more would be recompilations or graph breaks
         sorts = []
-        sort = grouping.sort_pairs
-        monkeypatch.setattr(grouping, "sort_pairs", lambda *a: sorts.append(1) or sort(*a))
+        read = Listing.of
+        monkeypatch.setattr(Listing, "of", lambda *a: sorts.append(1) or read(*a))
         for inputs in data:
             outcome(compiled, layer, *inputs)
         assert counter.frame_count <= 2

@@ -11,21 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attn_core.backends.triton.pieces import activate, slope
+from attn_core.backends.triton.pieces import activate, matrix, slope
 from attn_core.backends.triton.tiles import ACC, padded
 
 TILE = 4096  # numbers in a tile
 _CHANNELS = 4  # in a tile, forward: each loop adds to all logits
 _MOST_ROWS = 32
 _MOST_CHANNELS = 16  # backward, where a tile is summed over its other side
-
-
-@triton.jit
-def matrix(x, row, row_ok, channel, channel_ok, width, ACC):
-    """Load rows and channels of a contiguous matrix, with zeros beyond its end."""
-    ok = row_ok[:, None] & channel_ok[None, :]
-    at = row.to(tl.int64)[:, None] * width + channel[None, :]
-    return tl.load(x + at, mask=ok, other=0.0).to(ACC)
 
 
 @triton.jit

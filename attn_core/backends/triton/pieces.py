@@ -204,3 +204,11 @@ def kept(seed, edge_id, slot, ok, threshold, keep_scale, HEADS, BLOCK, ACC):
     edge = tl.load(edge_id + slot, mask=ok, other=0).to(tl.int64)
     bits = random_bits(tl.load(seed), edge, heads_at(HEADS, BLOCK)).to(tl.int64)
     return tl.where(bits >= threshold, keep_scale, 0.0).to(ACC)
+
+
+@triton.jit
+def matrix(x, row, row_ok, channel, channel_ok, width, ACC):
+    """Load rows and channels of a contiguous matrix, with zeros beyond its end."""
+    ok = row_ok[:, None] & channel_ok[None, :]
+    at = row.to(tl.int64)[:, None] * width + channel[None, :]
+    return tl.load(x + at, mask=ok, other=0.0).to(ACC)
