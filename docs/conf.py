@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def api_pages() -> None:
     for name in PACKAGES:
         package = importlib.import_module(name)
         assert package.__doc__ is not None
-        public = {one: id(getattr(package, one)) for one in package.__all__}
-        names = [one for one, it in public.items() if it not in seen and not one.startswith("__")]
-        seen |= set(public.values())
+        public = {one: getattr(package, one) for one in package.__all__}
+        # What is no class, function or module, such as a version or a table, has no docstring
+        described = {n: id(it) for n, it in public.items() if callable(it) or ismodule(it)}
+        names = [name for name, it in described.items() if it not in seen]
+        seen |= set(described.values())
         lines = [
             f"# {name}",
             "",
