@@ -188,8 +188,8 @@ def logits(
         query, key, score, support, bias, pair_key: as in `attend`.
 
     Returns:
-        `[..., H, Tq, Tk]`, or `[E, H]` over edges, float32 at least, with gradients; -inf where a
-        pair does not exist.
+        `[..., H, Tq, Tk]`, or `[..., E, H]` over edges, float32 at least, with gradients; -inf
+        where a pair does not exist.
 
     Raises:
         ValueError, TypeError: an argument that does not fit the others.
@@ -203,8 +203,11 @@ def logits(
     call = Call(score, softmax, support, query, key, key, bias, pair_key)
     call.check()
     with _without_autocast(key):
-        _, scores, _ = ops.steps().scored(call.prepared().ungrouped())
-        return apart(scores)[0]
+        call = call.prepared()
+        _, scores, _ = ops.steps().scored(call.folded().ungrouped())
+        found = call.joined([scores])
+        assert found is not None
+        return apart(found)[0]
 
 
 def hard_log_prob(

@@ -64,23 +64,10 @@ def sampled_softmax_loss(
         )
     if bias is not None and bias.shape != (classes,):
         raise ValueError(f"bias has shape {list(bias.shape)}; expected [{classes}]")
-    if target.dtype != torch.int64:
-        raise TypeError(f"target has dtype {target.dtype}; expected int64")
-    if hidden.shape[:-1] != target.shape:
-        raise ValueError(
-            f"target has shape {list(target.shape)}; expected {list(hidden.shape[:-1])}, one class "
-            "for each row of hidden"
-        )
-    counts = target != ignore_index
+    counts = _counting("hidden", hidden, target, classes, ignore_index)
     hidden, target = hidden[counts], target[counts]
     if not target.numel():
         return hidden.sum() * 0
-    low, high = (int(x) for x in torch.aminmax(target))
-    if low < 0 or high >= classes:
-        raise IndexError(
-            f"target has the class {low if low < 0 else high}; expected 0 to {classes - 1}, or "
-            f"ignore_index, {ignore_index}"
-        )
     drawn, log_expected = _draw(classes, samples, hidden.device)
 
     def scores(of: Tensor) -> Tensor:
@@ -147,22 +134,8 @@ def entmax_loss(
         raise ValueError(f"alpha is {alpha}; expected at least 1, the cross-entropy")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
-    if target.dtype != torch.int64:
-        raise TypeError(f"target has dtype {target.dtype}; expected int64")
-    if logits.shape[:-1] != target.shape:
-        raise ValueError(
-            f"target has shape {list(target.shape)}; expected {list(logits.shape[:-1])}, one class "
-            "for each row of logits"
-        )
-    counts = target != ignore_index
-    classes, chosen = logits.shape[-1], target.where(counts, 0)
-    if chosen.numel():
-        low, high = (int(x) for x in torch.aminmax(chosen))
-        if low < 0 or high >= classes:
-            raise IndexError(
-                f"target has the class {low if low < 0 else high}; expected 0 to {classes - 1}, or "
-                f"ignore_index, {ignore_index}"
-            )
+    counts = _counting("logits", logits, target, logits.shape[-1], ignore_index)
+    chosen = target.where(counts, 0)
     if alpha == 1:
         each = F.cross_entropy(logits.flatten(0, -2), chosen.flatten(), reduction="none").view_as(
             target
@@ -173,6 +146,27 @@ def entmax_loss(
     if reduction == "none":
         return each
     return each.sum() / counts.sum().clamp(min=1) if reduction == "mean" else each.sum()
+
+
+def _counting(name: str, rows: Tensor, target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Which rows `[..., D]` count, bool `[...]`; raise unless each of them has a class."""
+    if target.dtype != torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; expected int64")
+    if rows.shape[:-1] != target.shape:
+        raise ValueError(
+            f"target has shape {list(target.shape)}; expected {list(rows.shape[:-1])}, one class "
+            f"for each row of {name}"
+        )
+    counts = target != ignore_index
+    chosen = target[counts]
+    if chosen.numel():
+        low, high = (int(x) for x in torch.aminmax(chosen))
+        if low < 0 or high >= classes:
+            raise IndexError(
+                f"target has the class {low if low < 0 else high}; expected 0 to {classes - 1}, or "
+                f"ignore_index, {ignore_index}"
+            )
+    return counts
 
 
 class _FenchelYoung(torch.autograd.Function):

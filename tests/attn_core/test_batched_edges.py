@@ -29,6 +29,7 @@ from attn_core import (
     attend,
     backend,
     hard_log_prob,
+    logits,
     weights,
 )
 
@@ -175,6 +176,17 @@ def test_weights_of_some_queries_and_of_chosen_pairs() -> None:
     )
     known = weights(x, x, score=ScaledDot(), support=some, log_sum_exp=found.log_sum_exp)
     torch.testing.assert_close(known, of_chosen)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_the_scores_alone(score: str) -> None:
+    kind, edges, bias = SCORES[score](), graph(), randn(B, E, H)
+    query, key = randn(B, N, H, D), randn(B, N, H, D)
+    ours = logits(query, key, score=kind, support=edges, bias=bias)
+    assert ours.shape == (B, E, H)
+    for number in range(B):
+        alone = logits(query[number], key[number], score=kind, support=edges, bias=bias[number])
+        torch.testing.assert_close(ours[number], alone)
 
 
 def test_the_log_probability_of_what_was_drawn() -> None:
