@@ -2,12 +2,14 @@
 #   make demo PYTHON=python3.12                     another interpreter
 #   make demo PIP_ARGS="--index-url URL"            another build of torch (read when .venv is made)
 #   make test PYTEST_ARGS="-k softmax -m 'not slow'"
+#   make docs DOCS_ARGS="-D nb_execution_mode=off"   without running the notebooks
 #   make bench BENCH_ARGS="--only layers"           see python -m benchmarks graph --help
 
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+DOCS_ARGS ?=
 OLDEST_PYTHON ?= 3.10
 NEWEST_PYTHON ?= 3.13
 FUZZ_MINUTES ?= 10
@@ -26,7 +28,7 @@ OTHER_SETS := from attn_core import compiled; print(*compiled.module.instruction
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint docs wheel sanitize fuzz bench clean
+.PHONY: help demo test test-versions lint docs docs-links wheel sanitize fuzz bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -81,7 +83,11 @@ fuzz: $(INSTALLED) ## draw calls of attend for FUZZ_MINUTES and compare every ba
 
 docs: $(INSTALLED) ## build the documentation site to build/site; a warning is an error
 	$(PY) -m pip install -q -r docs/requirements.txt -c constraints.txt
-	$(PY) -m sphinx -W --keep-going -q -b html docs build/site
+	$(PY) -m sphinx -W --keep-going -q -b html $(DOCS_ARGS) docs build/site
+
+docs-links: $(INSTALLED) ## ask the network whether the links of the documentation and of the README lead anywhere
+	$(PY) -m pip install -q -r docs/requirements.txt -c constraints.txt
+	$(PY) -m sphinx -q -b linkcheck -D nb_execution_mode=off docs build/links
 
 bench: $(INSTALLED) ## measure graph attention against its peers, to runs/benchmarks
 	$(PY) -m benchmarks graph $(BENCH_ARGS)
