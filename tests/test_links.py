@@ -1,4 +1,4 @@
-"""Every link inside the repository's Markdown leads somewhere; `make docs-links` asks the others."""
+"""Links inside the repository's Markdown lead somewhere; `make docs-links` asks the others."""
 
 from __future__ import annotations
 
