@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from attn_core.plotting import Writer
 from datasets import (
     EncodedPairs,
     Inflections,
@@ -286,7 +287,9 @@ def draw(figure: Figure, task: Task, models: dict[str, EncoderDecoder[Any]]) -> 
         keys = [*source[place], "end"]
         heatmap(best.weights[0], keys, said, vmax=1.0, colorbar=False, ax=panel)
         right = "right" if best.tokens == task.target.encode(target[place]) else "wrong"
-        panel.set_title(f"{MODELS[name]}\n{''.join(said[:-1])} ({right})", fontsize=10)
+        title = f"{MODELS[name]}\n{''.join(said[:-1])} ({right})"
+        writer = Writer([title])  # in the script of the language
+        panel.set_title(writer.text(title), fontsize=10, **writer.font)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
