@@ -147,8 +147,7 @@ class ProjectingConv(AttentionConv):
             edge_attr = edge_attr.unsqueeze(1)
         edges = _number_of_edges(edge_index)
         width = edge_attr.shape[-1] if edge_dim < 0 else edge_dim
-        batch = list(x.shape[:-3])
-        own = edge_attr.shape[:-2]
+        batch, own = x.shape[:-3], edge_attr.shape[:-2]
         if edge_attr.shape[-2:] != (edges, width) or not broadcasts_to(own, batch):
             raise ValueError(
                 f"edge_attr has shape {given}; with the {edges} edges of edge_index and "

@@ -132,8 +132,8 @@ class TransformerConv(ProjectingConv):
         Returns:
             `[..., N, heads * out_channels]` (`out_channels` where heads are averaged); with
             return_attention_weights, that and `EdgeAttention(edge_index [2, E], weights
-            [..., E, H])`; for a sparse edge_index, what torch_geometric returns: that matrix itself,
-            and the weights in the order of its entries.
+            [..., E, H])`; for a sparse edge_index, what torch_geometric returns: that matrix
+            itself, and the weights in the order of its entries.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
