@@ -20,16 +20,22 @@ class Memory(NamedTuple):
         key: what the score still needs of each key, `[B, Tk, …]`.
         value: `[B, Tk, Dv]`.
         lengths: how many keys of each sequence are real, `[B]`; None for all.
+        stands: where the last query stands, a weight for each key, `[B, Tk]`, in attentions that
+            move along the keys (`MonotonicAttention`); None before the first one, and in others.
     """
 
     key: Tensor
     value: Tensor
     lengths: Tensor | None
+    stands: Tensor | None = None
 
     def select(self, index: Tensor) -> Memory:
         """The memories of the sequences `index` `[n]`, in that order; one may occur often."""
-        lengths = None if self.lengths is None else self.lengths[index]
-        return Memory(self.key[index], self.value[index], lengths)
+        return Memory(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
+
+    def moved(self, index: Tensor) -> Memory:
+        """The same memories, with where the sequences `index` `[B]` stand in them."""
+        return self if self.stands is None else self._replace(stands=self.stands[index])
 
     def repeat(self, times: int) -> Memory:
         """Each sequence so many times in a row, for as many hypotheses about it."""
