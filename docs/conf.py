@@ -25,6 +25,7 @@ PACKAGES = (
     "gat.models",
     "gat.distributed",
     "gat.loader",
+    "gat.transforms",
 )
 
 project = "gat"
