@@ -40,16 +40,19 @@ def own_csv(names: dict[str, Any]) -> None:
 def translate_dates(names: dict[str, Any]) -> None:
     assert names["right"] >= 490  # of 500
     assert names["alignment"].shape == (10, 13)
-    # The year is copied letter by letter from the end
-    assert names["alignment"][:4].argmax(-1).tolist() == [9, 10, 11, 12]
+    year, month, day = names["alignment"][:4], names["alignment"][5:7], names["alignment"][8:]
+    assert year[:, 9:].sum(-1).min() > 0.5  # of "09 march 1987"
+    assert month[:, 3:9].sum(-1).min() > 0.5
+    assert day[:, :2].sum(-1).min() > 0.5
 
 
 def look_inside(names: dict[str, Any]) -> None:
     gat, gatv2 = names["found"]
     assert gat <= 2
     assert gatv2 == 8
-    assert names["both"][0].argmax(-1).unique().numel() == 1  # one column
-    assert max(names["moved"]) < 0.5
+    assert names["both"][0].max() < 0.5  # it prefers none
+    given, moved = names["given"], names["moved"]
+    assert given.index(max(given)) == moved.index(max(moved))
 
 
 def from_torch_geometric(names: dict[str, Any]) -> None:
