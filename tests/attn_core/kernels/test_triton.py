@@ -232,6 +232,49 @@ def test_large_logits_do_not_overflow(score: str, device: str) -> None:
     assert all(x.isfinite().all() for name, x in found.items() if name != "log_sum_exp")
 
 
+def test_gradients_of_large_scores_are_as_right_as_on_cpus(device: str) -> None:
+    """Where one weight is nearly all, gradients are small differences of large numbers."""
+
+    def error(kernels: bool, seed: int) -> float:
+        torch.manual_seed(seed)
+        pairs = torch.randint(12, (2, 60), device=device)
+        query, key, value, of_output = (torch.randn(12, 2, 4, dtype=DOUBLE) for _ in range(4))
+        vectors = torch.randn(2, 2, 4, dtype=DOUBLE).unbind()
+        found = []
+        for dtype, using in (
+            (DOUBLE, "reference"),
+            (torch.float32, "auto" if kernels else "torch"),
+        ):
+            given = [x.float().to(device, dtype) for x in (query, key, value, *vectors)]
+            for x in given[:2]:
+                x[..., 0] *= 1000
+            q, k, v, a, b = (x.requires_grad_() for x in given)
+            with backend(using):
+                output = attend(q, k, v, score=Separable(a, b), support=Edges(pairs, 12)).output
+            total = (output * of_output.float().to(output)).sum()
+            found.append([x.double() for x in torch.autograd.grad(total, given)])
+        truth, ours = (torch.cat([x.flatten() for x in xs]) for xs in found)
+        return float((ours - truth).norm() / truth.norm())
+
+    errors = [[error(kernels, seed) ** 2 for seed in range(5)] for kernels in (True, False)]
+    assert sum(errors[0]) <= 8**2 * sum(errors[1])
+
+
+@pytest.mark.parametrize("score", ["dot", "tanh", "gat"])
+def test_second_derivatives_are_those_of_the_definition(score: str, device: str) -> None:
+    """A gradient of a gradient goes by the formula, whatever device the first one came from."""
+    given = arguments(score, device, per_pair=PER_PAIR if score != "gat" else ("bias",), p=0.4)
+    found = []
+    for using in ("auto", "reference"):
+        torch.manual_seed(1)
+        with backend(using):
+            output = attend(**given).output
+            first = torch.autograd.grad(output.sin().sum(), leaves(given), create_graph=True)
+            total = sum(x.square().sum() for x in first)
+            found.append(torch.autograd.grad(total, leaves(given), materialize_grads=True))
+    torch.testing.assert_close(*found)
+
+
 def test_rows_of_minus_infinity_are_like_rows_without_pairs(device: str) -> None:
     given = arguments("dot", device, per_pair=("bias",), edges=True)
     bias = given["bias"].detach().clone()
