@@ -72,7 +72,9 @@ def by_query(
     """Gradients of queries, of the vector, and of what is given per pair, where not None.
 
     Or what the gradients of the logits of a row sum to, into `missed`, of the rows where that is
-    not 0: it gets there what the sum is off by. A program serves ROWS items, or as many in each of its turns: what programs say of the vector
+    not 0: the mean that was taken off them is off by as much.
+
+    A program serves ROWS items, or as many in each of its turns: what programs say of the vector
     would else take as much memory as there are nodes.
     """
     v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
@@ -124,8 +126,9 @@ def by_query(
                     logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
                 if seed is not None:
                     scale = kept(seed, edge_id, slot, ok, threshold, keep_scale, HEADS, BLOCK, ACC)
-                weight, grad_logit = weights_and_grads(logit, largest, row_total, row_mean, row_rest,
-                                                       grad, x, scale, ok, HEADS, BLOCK)  # fmt: skip
+                weight, grad_logit = weights_and_grads(
+                    logit, largest, row_total, row_mean, row_rest, grad, x, scale, ok, HEADS, BLOCK
+                )
                 if missed is not None:
                     sum_missed += grad_logit
                 if grad_pair_value is not None:
@@ -219,8 +222,9 @@ def by_key(
                 logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
             if seed is not None:
                 scale = kept(seed, edge_id, slot, ok, threshold, keep_scale, HEADS, BLOCK, ACC)
-            weight, grad_logit = weights_and_grads(logit, largest, node_total, node_mean, node_rest,
-                                                   grad, x, scale, ok, HEADS, BLOCK)  # fmt: skip
+            weight, grad_logit = weights_and_grads(
+                logit, largest, node_total, node_mean, node_rest, grad, x, scale, ok, HEADS, BLOCK
+            )
             if grad_value is not None:
                 sum_value += weight[:, :, None] * grad
         if grad_key is not None:

@@ -213,7 +213,8 @@ def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -
             part_vector = p.value.new_empty(programs, *grad_vector.shape, dtype=p.dtype)
         by_query[programs, blocks](
             **p.of_pairs(side, "query", scored), **given, turns=turns, MANY=turns > 1,
-            missed=None, part_missed=None, grad_query=grad_query, part_query=part_query, part_vector=part_vector,
+            missed=None, part_missed=None, grad_query=grad_query, part_query=part_query,
+            part_vector=part_vector,
             **dict(zip(_OF_PAIRS, grad_pairs, strict=True)),
         )  # fmt: skip
         combine(side.items, part_query, grad_query)
