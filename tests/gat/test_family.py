@@ -20,6 +20,7 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 import gat
 from gat import attention_weights, replace
 from gat.conv.base import AttentionConv
+from tests.gat import test_export
 from tests.gat.test_hgt_conv import METADATA
 
 THEIRS = torch_geometric.nn
@@ -160,6 +161,15 @@ def test_onnxruntime_gives_the_same(name: str, check_onnx: Any) -> None:
     if case.call is of_types or None in case.call(10, 41):
         pytest.skip("the check feeds tensors by their names")
     check_onnx(case.ours().eval(), *((case.call(*n), {}) for n in ((10, 41), (13, 48))))
+
+
+def test_every_public_module_is_exported() -> None:
+    made = [make() for make, *_ in test_export.CASES.values()]
+    made += [case.ours() for case in CASES.values()]
+    exported = {type(module) for each in made for module in each.modules()}
+    public = {x for x in vars(gat).values() if isinstance(x, type) and issubclass(x, nn.Module)}
+    # Of dropout, an exported program for use has nothing
+    assert public - exported <= {gat.Dropout, gat.SparseDropout}
 
 
 @EVERY

@@ -32,6 +32,7 @@ from sequence_attn import (
     TransformerEncoder,
 )
 from sequence_attn.seq2seq import (
+    ExactHardSeq2Seq,
     RecurrentEncoder,
     Seq2Seq,
     Transformer,
@@ -214,6 +215,10 @@ RECURRENT: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "grammar": (recurrent(lambda: grammar(D, D, D, reads=2), "lstm"), tokens_unpadded),
     "context_only": (recurrent(lambda: context_only(D, D, D)), tokens_unpadded),
     "plain": (recurrent(lambda: plain(D, D, D)), tokens_unpadded),
+    "exact": (
+        lambda: ExactHardSeq2Seq(RecurrentEncoder(D, D), source_size=9, target_size=9),
+        tokens_unpadded,
+    ),
 }
 SIZES = (3, 5, 7), (2, 4, 6), (4, 9, 8)
 # One case for each layer
@@ -261,6 +266,9 @@ IN_ONNX = (
             "TransformerEncoder, rotary",
             "TransformerEncoder, ALiBi",
             "Transformer, T5",
+            "LuongAttention",
+            "CosineAttention",
+            "ContentAddressing",
         )
     ),
 )
