@@ -34,7 +34,8 @@ class Repeated(Score):
         return self.score.heads if self.score.heads == 1 else self.times * self.score.heads
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
-        heads = self.times, key.shape[-2] // self.times
+        own = key.shape[-2] // self.times if self.times else self.score.heads
+        heads = self.times, own
         query = None if query is None else query.unflatten(-2, heads)
         return self.score.pair(query, key.unflatten(-2, heads)).flatten(-2)
 

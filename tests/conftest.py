@@ -77,6 +77,8 @@ def _check(
 
 def _dynamic(one: Any, other: Any) -> Any:
     """Of two inputs, the dimensions that differ."""
+    if isinstance(one, list):
+        return [_dynamic(*both) for both in zip(one, other, strict=True)]
     if not isinstance(one, Tensor):
         return None
     pairs = enumerate(zip(one.shape, other.shape, strict=True))

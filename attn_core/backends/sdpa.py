@@ -24,8 +24,18 @@ def is_softmax(call: Call) -> bool:
         and not isinstance(normalizer.temperature, Tensor)
         and call.pair_key is None
         and call.pair_value is None
-        and call.key.shape[-3] > 0
+        and not _is_empty(call)
     )
+
+
+def _is_empty(call: Call) -> bool:
+    """Whether there is nothing to attend to, or nobody who does: the definition serves.
+
+    What is given has a gradient there as well, of zeros; and torch's kernel divides by the number
+    of heads.
+    """
+    query = () if call.query is None else call.query.shape
+    return 0 in (*query, *call.key.shape, *call.value.shape)
 
 
 def is_product(call: Call) -> bool:

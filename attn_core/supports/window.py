@@ -176,7 +176,9 @@ class Window(Support):
         """
         keys = tokens.shape[-3]
         if not keys or not queries:  # there is nothing to gather, nor to cut windows from
-            return tokens.new_zeros(*tokens.shape[:-3], queries, self.width, *tokens.shape[-2:])
+            none = tokens.flatten()[:0].sum()  # so that they have a gradient, as everywhere
+            shape = *tokens.shape[:-3], queries, self.width, *tokens.shape[-2:]
+            return tokens.new_zeros(shape) + none
         if self.lie_alike(queries, keys):
             after = 0 if self.causal else self.reach
             padded = F.pad(tokens, (0, 0, 0, 0, self.reach - (keys - queries), after))

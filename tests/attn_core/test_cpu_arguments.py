@@ -44,6 +44,8 @@ WRITTEN = {
         "grad_query", "grad_key", "grad_value", "grad_vector", "grad_pair_key", "grad_pair_value",
         "grad_add",
     ),
+    "layer_forward of ends": ("output", "numbers", "merged"),
+    "layer_backward of ends": ("grad_value", "grad_ends", "grad_vector", "grad_add"),
 }  # fmt: skip
 
 
@@ -56,7 +58,10 @@ def sorted_pairs() -> Any:
 
 
 def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
-    """Good arguments of a function of the module; `numbers`: of scores of single numbers."""
+    """Good arguments of a function of the module; `numbers`: of scores of single numbers.
+
+    "of ends": GAT's, whose scores of nodes a layer's functions make of the values.
+    """
     width, pairs = 1 if numbers else WIDTH, len(PLACE)
 
     def nodes(width: int = width) -> Tensor:
@@ -150,11 +155,23 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
             "grad_add": torch.randn(merged.shape[1]),
         },
     }  # fmt: skip
+    name, *of_ends = name.split(" of ends")
+    if of_ends:
+        given[name].update(
+            query=None, key=None, vector=torch.randn(HEADS, 1), pair_key=torch.randn(pairs, HEADS),
+            of_query=torch.randn(HEADS, WIDTH), of_key=torch.randn(HEADS, WIDTH),
+            numbers=torch.randn(5 * NODES * HEADS),
+        )  # fmt: skip
+    if of_ends and name == "layer_backward":
+        given[name].update(
+            grad_query=None, grad_key=None, grad_vector=torch.randn(HEADS),
+            grad_ends=torch.randn(2, HEADS, WIDTH), grad_pair_key=torch.randn(pairs, HEADS),
+        )  # fmt: skip
     return given[name]
 
 
 def call(name: str, given: dict[str, Any]) -> Any:
-    return getattr(compiled.module, name)(**given)
+    return getattr(compiled.module, name.removesuffix(" of ends"))(**given)
 
 
 def expanded(x: Tensor) -> Tensor:
@@ -200,6 +217,40 @@ class TestWhatIsWritten:
             given[other] = both[mine.numel() - 1 :].view(x.shape)
             with pytest.raises((ValueError, IndexError)):
                 call(name, given)
+
+
+@pytest.mark.parametrize("name", ["layer_forward", "layer_backward"])
+@pytest.mark.parametrize("order", range(6))
+def test_a_layer_does_not_write_to_the_order_of_its_pairs(name: str, order: int) -> None:
+    for written in WRITTEN[name]:
+        given = arguments(name)
+        ends = [x.clone() for _ in range(2) for x in (POINTER, OTHER, PLACE)]
+        x = given[written]
+        shared = torch.zeros(x.numel() + 8)
+        ends[order] = shared[:8].view(ends[order].dtype)[: len(ends[order])].copy_(ends[order])
+        given[written] = shared[1 : 1 + x.numel()].view(x.shape)
+        given["pairs"] = compiled.module.SortedPairs(NODES, NODES, len(PLACE), *ends[:3])
+        given["pairs"].set_by_key(*ends[3:])
+        with pytest.raises(ValueError, match="shares memory"):
+            call(name, given)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2**62, 3, 4), (3, 2**62, 4), (-1, 3, 4), (3, -1, 4), (3, 3, -1)]
+)
+def test_sizes_of_no_graph(sizes: tuple[int, int, int]) -> None:
+    pointer = POINTER if sizes[1] == NODES else POINTER[:0]
+    with pytest.raises(ValueError, match="is no number"):
+        compiled.module.SortedPairs(*sizes, pointer, OTHER, PLACE)
+
+
+def test_more_numbers_than_64_bits_count() -> None:
+    given = arguments("layer_forward")
+    ends = POINTER, OTHER, PLACE
+    given["pairs"] = compiled.module.SortedPairs(NODES, NODES, 2**64 // (HEADS * WIDTH), *ends)
+    given["pair_key"] = torch.empty(0, HEADS, WIDTH)
+    with pytest.raises(ValueError, match="pair_key"):
+        call("layer_forward", given)
 
 
 def test_probabilities_and_settings() -> None:

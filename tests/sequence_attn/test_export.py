@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import sequence_attn
+import sequence_attn.seq2seq
 from sequence_attn import (
     ALiBi,
     Attention,
@@ -31,6 +33,7 @@ from sequence_attn import (
     TransformerEncoder,
 )
 from sequence_attn.seq2seq import (
+    ExactHardSeq2Seq,
     RecurrentEncoder,
     Seq2Seq,
     Transformer,
@@ -214,6 +217,10 @@ RECURRENT: dict[str, tuple[Callable[[], nn.Module], Inputs]] = {
     "grammar": (recurrent(lambda: grammar(D, D, D, reads=2), "lstm"), tokens_unpadded),
     "context_only": (recurrent(lambda: context_only(D, D, D)), tokens_unpadded),
     "plain": (recurrent(lambda: plain(D, D, D)), tokens_unpadded),
+    "exact": (
+        lambda: ExactHardSeq2Seq(RecurrentEncoder(D, D), source_size=9, target_size=9),
+        tokens_unpadded,
+    ),
 }
 SIZES = (3, 5, 7), (2, 4, 6), (4, 9, 8)
 # One case for each layer
@@ -261,6 +268,9 @@ IN_ONNX = (
             "TransformerEncoder, rotary",
             "TransformerEncoder, ALiBi",
             "Transformer, T5",
+            "LuongAttention",
+            "CosineAttention",
+            "ContentAddressing",
         )
     ),
 )
@@ -290,7 +300,7 @@ def test_recurrent_models_export_with_any_batch(name: str, check_export: Any) ->
     "name",
     [
         "bahdanau",
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ("luong", "luong, one call")),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in RECURRENT if x != "bahdanau"),
     ],
 )
 def test_onnxruntime_gives_the_same_as_a_recurrent_model_with_any_batch(
@@ -298,6 +308,32 @@ def test_onnxruntime_gives_the_same_as_a_recurrent_model_with_any_batch(
 ) -> None:
     make, inputs = RECURRENT[name]
     check_onnx(make().eval(), *(inputs(batch, 5, 7) for batch in (3, 2, 4)))
+
+
+# What is not exported, and why
+NOT_EXPORTED = {
+    "EncoderDecoder": "abstract",
+    "RelativeBias": "abstract",
+    "ScoredAttention": "abstract",
+    "HardAttentionLoss": "a loss: of training alone",
+}
+
+
+def in_onnx(cases: dict[str, Any], parameters: Iterable[Any]) -> set[str]:
+    """The classes of all that these cases are made of."""
+    names = [x if isinstance(x, str) else x.values[0] for x in parameters]
+    return {type(m).__name__ for name in names for m in cases[name][0]().modules()}
+
+
+def test_every_public_module_is_exported_or_named() -> None:
+    public = {
+        name
+        for package in (sequence_attn, sequence_attn.seq2seq)
+        for name, found in vars(package).items()
+        if isinstance(found, type) and issubclass(found, nn.Module)
+    }
+    exported = in_onnx(CASES, IN_ONNX) | in_onnx(RECURRENT, RECURRENT)
+    assert public - exported == NOT_EXPORTED.keys()
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -182,6 +182,8 @@ void attn::define_graphs(nb::module_& m) {
   nb::class_<SortedPairs>(m, "SortedPairs")
       .def("__init__", [](SortedPairs* made, int64_t num_keys, int64_t num_queries, int64_t places,
                           const Index& pointer, const Column& other, const arrays::Places& place) {
+        check_sizes(int64_t(other.size()), num_keys, num_queries, 0, false);
+        if (places < 0) refuse("places", "is no number of places");
         new (made) SortedPairs{num_keys, num_queries, int64_t(other.size()), places,
                                {pointer, other, place}, std::nullopt};
       })

@@ -25,9 +25,19 @@ using Wanted = std::optional<Packed<T>>;
 
 constexpr int64_t TASK = 1024;  // rows that are summed one by one: the longer a sum, the more it rounds
 
+// Whether x has rows × step numbers, a product that may be more than 64 bits hold.
 template <class A>
-void sized(const char* name, const A& x, int64_t size) {
-  if (int64_t(x.size()) != size) refuse(name, "has a shape that does not fit the others");
+void sized(const char* name, const A& x, int64_t rows, int64_t step = 1) {
+  const auto size = int64_t(x.size());
+  if (size % step || size / step != rows) refuse(name, "has a shape that does not fit the others");
+}
+
+// What is written must not be the order of the pairs, of which all the rest is read.
+void apart_from(const attn::SortedPairs& pairs, std::initializer_list<Span> written) {
+  for (const attn::SortedEnd* end : {&pairs.by_query, pairs.by_key ? &*pairs.by_key : nullptr}) {
+    if (!end) continue;
+    apart(written, {{"pointer", end->pointer}, {"other", end->other}, {"place", end->place}});
+  }
 }
 
 // What the forward and the backward pass of a layer have in common.
@@ -65,8 +75,8 @@ struct Layer {
     p.lanes = attn::lanes_of(heads);
     wide = heads * p.value_width;
     const int64_t statistics = num_queries * heads, size = heads * p.width;
-    sized("value", value, num_keys * wide);
-    sized("output", output, num_queries * wide);
+    sized("value", value, num_keys, wide);
+    sized("output", output, num_queries, wide);
     sized("numbers", numbers, 3 * statistics + (of_ends ? statistics + num_keys * heads : 0));
     p.value = {value.data(), wide};
     p.output = {output.data(), wide};
@@ -83,8 +93,8 @@ struct Layer {
       p.query = {ends.queries, heads};
       p.key = {ends.keys, heads};
     } else {
-      sized("query", *query, num_queries * size);
-      sized("key", *key, num_keys * size);
+      sized("query", *query, num_queries, size);
+      sized("key", *key, num_keys, size);
       p.query = {query->data(), size};
       p.key = {key->data(), size};
     }
@@ -96,11 +106,11 @@ struct Layer {
       p.vector = ones.data();
     }
     if (pair_key) {
-      sized("pair_key", *pair_key, pairs.places * size);
+      sized("pair_key", *pair_key, pairs.places, size);
       p.pair_key = {pair_key->data(), size};
     }
     if (pair_value) {
-      sized("pair_value", *pair_value, pairs.places * wide);
+      sized("pair_value", *pair_value, pairs.places, wide);
       p.pair_value = {pair_value->data(), wide};
     }
     p.drops = dropout > 0;
@@ -166,6 +176,7 @@ void layer_forward(const attn::SortedPairs& pairs, const Given<T>& query, const 
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector},
          {"of_query", of_query}, {"of_key", of_key}, {"pair_key", pair_key},
          {"pair_value", pair_value}, {"add", add}});
+  apart_from(pairs, {{"output", output}, {"numbers", numbers}, {"merged", merged}});
   attn::use_large_pages(output.data(), int64_t(output.nbytes()));
   if (layer.of_ends) {
     const auto& kernels = attn::chosen<T>();
@@ -200,15 +211,18 @@ void layer_backward(const attn::SortedPairs& pairs, const Given<T>& query, const
   const int64_t heads = p.heads, wide = layer.wide, num = layer.num_queries;
   const int64_t width = concat ? wide : p.value_width, size = heads * p.width;
   sized("grad", grad, num * width);
-  apart({{"grad_query", grad_query}, {"grad_key", grad_key}, {"grad_value", grad_value},
-         {"grad_vector", grad_vector}, {"grad_ends", grad_ends}, {"grad_pair_key", grad_pair_key},
-         {"grad_pair_value", grad_pair_value}, {"grad_add", grad_add}},
+  const std::initializer_list<Span> written = {
+      {"grad_query", grad_query}, {"grad_key", grad_key}, {"grad_value", grad_value},
+      {"grad_vector", grad_vector}, {"grad_ends", grad_ends}, {"grad_pair_key", grad_pair_key},
+      {"grad_pair_value", grad_pair_value}, {"grad_add", grad_add}};
+  apart(written,
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector},
          {"of_query", of_query}, {"of_key", of_key}, {"pair_key", pair_key},
          {"pair_value", pair_value}, {"output", output}, {"numbers", numbers}, {"grad", grad}});
+  apart_from(pairs, written);
   const auto write = [](const char* name, const Wanted<T>& x, int64_t rows, int64_t step) {
     if (!x) return attn::Rows<T>{};
-    sized(name, *x, rows * step);
+    sized(name, *x, rows, step);
     attn::use_large_pages(x->data(), int64_t(x->nbytes()));
     return attn::Rows<T>{x->data(), step};
   };

@@ -41,12 +41,15 @@ def mean_rows(
 
 
 @triton.jit
-def weights_and_grads(logit, largest, total, mean, grad, x, scale, ok, HEADS, BLOCK):
-    """The weights after dropout and the gradients of the logits, `[R, H]` each."""
+def weights_and_grads(logit, largest, total, mean, rest, grad, x, scale, ok, HEADS, BLOCK):
+    """The weights after dropout and the gradients of the logits, `[R, H]` each.
+
+    `rest` is taken off after the mean, of which it has the digits that the mean has no room for.
+    """
     shift = tl.where(largest == float("-inf"), 0.0, largest)
     logit = tl.where(among(ok, HEADS, BLOCK), logit - shift, float("-inf"))
     weight = tl.exp(logit) / tl.where(total == 0, 1.0, total)
-    grad_logit = weight * (tl.sum(grad * x, 2) * scale - mean)
+    grad_logit = weight * (tl.sum(grad * x, 2) * scale - mean - rest)
     return weight * scale, grad_logit
 
 
@@ -60,13 +63,16 @@ def grad_hidden(q, k, vector, grad_logit, KIND, CONSTANT, ACC):
 def by_query(
     items, num_items, turns, other, place, edge_id, seed, threshold, keep_scale,
     query, key, value, vector, bias, pair_key, pair_value,
-    grad_score, grad_output, maximum, total, mean,
+    grad_score, grad_output, maximum, total, mean, rest, missed, part_missed,
     grad_query, part_query, part_vector, grad_bias, grad_pair_key, grad_pair_value,
     QUERY_ROW, QUERY_HEAD, KEY_ROW, KEY_HEAD, VALUE_ROW, VALUE_HEAD, BIAS_ROW, BIAS_HEAD,
     PAIR_KEY_ROW, PAIR_KEY_HEAD, PAIR_VALUE_ROW, PAIR_VALUE_HEAD,
     KIND, CONSTANT, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD, MANY,
 ):  # fmt: skip
     """Gradients of queries, of the vector, and of what is given per pair, where not None.
+
+    Or what the gradients of the logits of a row sum to, into `missed`, of the rows where that is
+    not 0: the mean that was taken off them is off by as much.
 
     A program serves ROWS items, or as many in each of its turns: what programs say of the vector
     would else take as much memory as there are nodes.
@@ -84,6 +90,13 @@ def by_query(
             largest = numbers(maximum, row, item_ok, HEADS, 1, HEADS, BLOCK, ACC)
             row_total = numbers(total, row, item_ok, HEADS, 1, HEADS, BLOCK, ACC)
             row_mean = numbers(mean, row, item_ok, HEADS, 1, HEADS, BLOCK, ACC)
+            row_rest = tl.zeros([ROWS, BLOCK], ACC)
+            if rest is not None:
+                row_rest = numbers(rest, row, item_ok, HEADS, 1, HEADS, BLOCK, ACC)
+            sum_missed = tl.zeros([ROWS, BLOCK], ACC)
+            if missed is not None:  # the other rows are not looked at
+                asked = numbers(missed, row, item_ok, HEADS, 1, HEADS, BLOCK, ACC)
+                length = tl.where(tl.max(asked, 1) > 0, length, 0)
         sum_query = tl.zeros([ROWS, BLOCK, PAD], ACC)
         scale = tl.full([ROWS, BLOCK], 1.0, ACC)
         following = tl.load(other + start, mask=length > 0, other=0)  # read one pair ahead
@@ -113,8 +126,11 @@ def by_query(
                     logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
                 if seed is not None:
                     scale = kept(seed, edge_id, slot, ok, threshold, keep_scale, HEADS, BLOCK, ACC)
-                weight, grad_logit = weights_and_grads(logit, largest, row_total, row_mean, grad, x,
-                                                       scale, ok, HEADS, BLOCK)  # fmt: skip
+                weight, grad_logit = weights_and_grads(
+                    logit, largest, row_total, row_mean, row_rest, grad, x, scale, ok, HEADS, BLOCK
+                )
+                if missed is not None:
+                    sum_missed += grad_logit
                 if grad_pair_value is not None:
                     put_vectors(grad_pair_value, pair, ok, HEADS, BLOCK, VALUE_WIDTH, VALUE_PAD,
                                 weight[:, :, None] * grad)  # fmt: skip
@@ -136,6 +152,10 @@ def by_query(
                     if grad_pair_key is not None:
                         put_vectors(grad_pair_key, pair, ok, HEADS, BLOCK, WIDTH, PAD, of_hidden)
 
+        if missed is not None:
+            put_numbers(missed, row, item_ok & (part < 0), HEADS, BLOCK, sum_missed)
+        if part_missed is not None:
+            put_numbers(part_missed, part, item_ok & (part >= 0), HEADS, BLOCK, sum_missed)
         if grad_query is not None:
             put_vectors(grad_query, row, item_ok & (part < 0), HEADS, BLOCK, WIDTH, PAD, sum_query)
         if part_query is not None:
@@ -151,7 +171,7 @@ def by_query(
 def by_key(
     items, num_items, other, place, edge_id, seed, threshold, keep_scale,
     query, key, value, vector, bias, pair_key, pair_value,
-    grad_score, grad_output, maximum, total, mean,
+    grad_score, grad_output, maximum, total, mean, rest,
     grad_key, part_key, grad_value, part_value,
     QUERY_ROW, QUERY_HEAD, KEY_ROW, KEY_HEAD, VALUE_ROW, VALUE_HEAD, BIAS_ROW, BIAS_HEAD,
     PAIR_KEY_ROW, PAIR_KEY_HEAD, PAIR_VALUE_ROW, PAIR_VALUE_HEAD,
@@ -196,13 +216,15 @@ def by_key(
             largest = numbers(maximum, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
             node_total = numbers(total, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
             node_mean = numbers(mean, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
+            node_rest = numbers(rest, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
             logit = logits(q, k, v, KIND, CONSTANT, ACC)
             if bias is not None:
                 logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
             if seed is not None:
                 scale = kept(seed, edge_id, slot, ok, threshold, keep_scale, HEADS, BLOCK, ACC)
-            weight, grad_logit = weights_and_grads(logit, largest, node_total, node_mean, grad, x,
-                                                   scale, ok, HEADS, BLOCK)  # fmt: skip
+            weight, grad_logit = weights_and_grads(
+                logit, largest, node_total, node_mean, node_rest, grad, x, scale, ok, HEADS, BLOCK
+            )
             if grad_value is not None:
                 sum_value += weight[:, :, None] * grad
         if grad_key is not None:

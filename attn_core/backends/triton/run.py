@@ -22,6 +22,7 @@ WARPS = 4
 _MOST_ROWS = 16
 _MOST_PARTS = 16
 WINDOW = 128  # parts of a row that are merged first, side by side with other windows
+LARGE = 32.0  # a score of which the mean gradient is looked at, as in attn_core/backends/cpu
 MOST_BYTES = 2**26  # of the gradients of a vector, one from each program
 
 
@@ -153,12 +154,36 @@ def backward(
             grad_output, output, grad_log_sum_exp, mean, len(mean), HEADS=p.heads, WIDTH=width,
             ACC=ACC[p.dtype], ROWS=rows, BLOCK=block, PAD=padded(width),
         )  # fmt: skip
+        given = {
+            "grad_output": grad_output, "maximum": maximum, "total": total, "mean": mean,
+            "grad_score": None,
+        }  # fmt: skip
         grads = grads_of(p, needed, torch.empty)
-        differentiate(
-            p, grads, grad_output=grad_output, maximum=maximum, total=total, mean=mean,
-            grad_score=None,
-        )  # fmt: skip
+        rest = _missed(p, given) - grad_log_sum_exp
+        rest = torch.where(_is_large(maximum, total), rest, 0)
+        differentiate(p, grads, rest=rest, **given)
         return grads
+
+
+def _is_large(maximum: Tensor, total: Tensor) -> Tensor:
+    """Of which rows the mean gradient is looked at: as on CPUs, see `docs/design.md`."""
+    return (maximum.abs() > LARGE) & (total >= 1) & (total < 2)
+
+
+def _missed(p: Laid, given: dict[str, Tensor | None]) -> Tensor:
+    """What the gradients of the logits of each row sum to, where scores are large, `[Nq, H]`."""
+    maximum, total = given["maximum"], given["total"]
+    assert maximum is not None and total is not None
+    side = side_of(p.edges, "query")
+    missed, parts = _is_large(maximum, total).to(p.dtype), p.parts(side)
+    by_query[p.grid(side)](
+        **p.of_pairs(side, "query"), **given, rest=None, missed=missed, part_missed=parts,
+        turns=1, MANY=False, grad_query=None, part_query=None, part_vector=None,
+        **dict.fromkeys(_OF_PAIRS),
+    )  # fmt: skip
+    if parts is not None:
+        combine(side.items, parts.unsqueeze(-1), missed.unsqueeze(-1))
+    return missed
 
 
 def grads_of(p: Laid, needed: list[bool], make: Any) -> list[Tensor | None]:
@@ -188,7 +213,8 @@ def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -
             part_vector = p.value.new_empty(programs, *grad_vector.shape, dtype=p.dtype)
         by_query[programs, blocks](
             **p.of_pairs(side, "query", scored), **given, turns=turns, MANY=turns > 1,
-            grad_query=grad_query, part_query=part_query, part_vector=part_vector,
+            missed=None, part_missed=None, grad_query=grad_query, part_query=part_query,
+            part_vector=part_vector,
             **dict(zip(_OF_PAIRS, grad_pairs, strict=True)),
         )  # fmt: skip
         combine(side.items, part_query, grad_query)

@@ -22,7 +22,7 @@ from attn_core.backends.triton.pieces import (
 from attn_core.backends.triton.plan import side_of
 from attn_core.backends.triton.run import Laid, differentiate, grads_of
 
-_NOT_READ = dict.fromkeys(("grad_output", "maximum", "total", "mean"))
+_NOT_READ = dict.fromkeys(("grad_output", "maximum", "total", "mean", "rest"))
 
 
 @kernel

@@ -232,6 +232,42 @@ def test_large_logits_do_not_overflow(score: str, device: str) -> None:
     assert all(x.isfinite().all() for name, x in found.items() if name != "log_sum_exp")
 
 
+def test_gradients_of_a_row_of_large_scores_sum_to_zero(device: str) -> None:
+    """Their mean is made of a rounded output; what it is off by would be multiplied by the scores.
+
+    One weight of each row is nearly all, so that gradients are small differences of large numbers.
+    """
+    pairs = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 1, 2, 3], [0] * 7 + [1] * 3])  # one is cut
+    bias = torch.tensor([100.0, *[93.0] * 6, 100.0, 93.0, 92.0]).repeat(2, 1).T.contiguous()
+    sums = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        value, of_output = torch.randn(7, 2, 4) + 1, torch.rand(2, 2, 4)
+        zeros, given = torch.zeros(7, 2, 1, device=device), bias.to(device).requires_grad_()
+        support = Edges.from_edge_index(pairs.to(device), (7, 2))
+        found = attend(
+            zeros[:2], zeros, value.to(device), score=Dot(), support=support, bias=given
+        ).output
+        (grad,) = torch.autograd.grad(found, given, of_output.to(device))
+        sums.append(torch.zeros(2, 2, device=device).index_add(0, support.query_index, grad))
+    assert torch.stack(sums).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("score", ["dot", "tanh", "gat"])
+def test_second_derivatives_are_those_of_the_definition(score: str, device: str) -> None:
+    """A gradient of a gradient goes by the formula, whatever device the first one came from."""
+    given = arguments(score, device, per_pair=PER_PAIR if score != "gat" else ("bias",), p=0.4)
+    found = []
+    for using in ("auto", "reference"):
+        torch.manual_seed(1)
+        with backend(using):
+            output = attend(**given).output
+            first = torch.autograd.grad(output.sin().sum(), leaves(given), create_graph=True)
+            total = sum(x.square().sum() for x in first)
+            found.append(torch.autograd.grad(total, leaves(given), materialize_grads=True))
+    torch.testing.assert_close(*found)
+
+
 def test_rows_of_minus_infinity_are_like_rows_without_pairs(device: str) -> None:
     given = arguments("dot", device, per_pair=("bias",), edges=True)
     bias = given["bias"].detach().clone()
