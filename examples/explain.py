@@ -59,7 +59,7 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.explain.metric import fidelity, unfaithfulness
 from torch_geometric.utils import k_hop_subgraph, remove_self_loops
 
-from examples.node_classification import Model, Run, Settings, evaluate, load_model
+from examples._nodes import Model, Run, Settings, evaluate, load_model
 from examples.shared.files import UserError, prepare_folder, save_model, write_json
 from examples.shared.graphs import (
     check_splits,
@@ -269,6 +269,8 @@ def load(folder: str, data: Data) -> tuple[Model, float]:
         UserError: there is none, or it is of another graph or shows its attention to no explainer.
     """
     model, config = load_model(Path(folder))
+    if config["label_scale"] is not None:
+        raise UserError(f"the model in {folder} tells quantities; explained are classes")
     if config["kind"] not in (*MODELS, "attention"):
         raise UserError(f"the model in {folder} is {config['kind']}, which no explainer can ask")
     if config["scale"] is not None:
@@ -479,7 +481,8 @@ def run(args: argparse.Namespace) -> int:
     if args.trained is None:
         model, accuracy = train(data, args)
         config = {"kind": args.model, "model": model.config, "class_names": data.class_names,
-                  "multi_label": False, "node_ids": None, "scale": None}  # fmt: skip
+                  "multi_label": False, "node_ids": None, "scale": None,
+                  "label_scale": None}  # fmt: skip
         save_model(folder, own_weights(model), config)
     else:
         model, accuracy = load(args.trained, data)

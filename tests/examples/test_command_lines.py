@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from attn_core import Normalizer, Score
+from datasets.files import TASKS
+from examples._nodes import MODELS as GRAPH_MODELS
 from examples.commands import node_classification, tagging, translation, tuned_tables
 from examples.long_sentences import ANSWERS
-from examples.node_classification import MODELS as GRAPH_MODELS
 from examples.tagging import MODELS as TAGGERS
 from gat.models import PRESETS
 from sequence_attn.seq2seq.models import POSITIONS
@@ -89,6 +90,7 @@ def test_the_names_are_those_of_the_library():
     assert (*Normalizer.named,) == node_classification.NORMALIZERS
     assert {*translation.NORMALIZERS} <= {*Normalizer.named}
     assert translation.POSITIONS == POSITIONS
+    assert node_classification.TASKS == TASKS
     assert {*node_classification.CHOICES} <= {*GRAPH_MODELS}
     assert (*TAGGERS,) == tagging.MODELS
     assert {*ANSWERS} == {"copy", "reverse", "sort"}
