@@ -20,7 +20,7 @@ PROGRAMS = {
     "attention_tour": (),
     "captioning": ("train", "ask"),
     "citation_graphs": (),
-    "dictionary_lookup": (),
+    "dictionary_lookup": ("train", "ask"),
     "explain": (),
     "graph_classification": (),
     "inflection": (),
