@@ -22,7 +22,7 @@ from examples.shared.graphs import (
     score_name,
     split_views,
 )
-from examples.shared.pictures import bare, legend_below, save_figure
+from examples.shared.pictures import apart, bare, legend_below, save_figure
 from gat.plot import draw_attention, draw_embedding
 
 _SMALL = 60  # nodes; such a graph is drawn whole
@@ -126,13 +126,13 @@ def draw_curves(
     names = {"train": "training nodes", "val": "validation nodes"}
     for result in sorted(results, key=lambda result: result["seed"] == best_seed):
         bold = result["seed"] == best_seed
-        for split, colour in colours.items():
+        for nth, (split, colour) in enumerate(colours.items()):
+            style = apart(nth, len(colours)) if bold else {"linewidth": 0.8, "alpha": 0.35}
             for axes, measure in ((loss, "loss"), (accuracy, "accuracy")):
                 curve = result["history"][f"{split}_{measure}"]
                 axes.plot(
                     range(1, len(curve) + 1), curve, color=colour,
-                    label=names[split] if bold else None,
-                    linewidth=1.8 if bold else 0.8, alpha=1.0 if bold else 0.35,
+                    label=names[split] if bold else None, **style,
                 )  # fmt: skip
         if bold:
             for axes in (loss, accuracy):

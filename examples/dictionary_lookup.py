@@ -49,7 +49,7 @@ from torch_geometric.data import Data
 from datasets import LookupGraphs, dictionary_lookup
 from examples.shared.files import UserError, prepare_folder, save_model, saved_model
 from examples.shared.options import pick
-from examples.shared.pictures import bare, save_figure
+from examples.shared.pictures import apart, bare, save_figure
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
@@ -349,7 +349,8 @@ def _draw_matrix(ax: Axes, paid: Tensor, graphs: LookupGraphs, right: Sequence[b
 def _draw_lines(ax: Axes, paid: Tensor) -> None:
     """A line for each query: where all have their peak at one key, attention is static."""
     for query, weights in enumerate(paid.tolist()):
-        ax.plot(weights, marker="o", markersize=4, linewidth=1.5, alpha=0.8, label=f"query {query}")
+        style = apart(query, len(paid), 1.5)
+        ax.plot(weights, marker="o", markersize=4, alpha=0.8, label=f"query {query}", **style)
     names = [f"key {i}" for i in range(len(paid))] + ["itself"] * (paid.shape[1] - len(paid))
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
     ax.set_ylim(-0.03, 1.03)

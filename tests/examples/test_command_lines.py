@@ -76,6 +76,15 @@ def test_help_and_mistakes_are_answered_without_torch(program):
         ("tagging", ["--conllu", "gone.conllu", "gone.conllu"]),
         ("translation", ["train", "--data", "gone.de", "gone.en"]),
         ("long_sentences", ["--data", "gone.de", "gone.en"]),
+        ("inflection", ["--data", "gone.train", "gone.dev", "gone.test"]),
+        ("explain", ["--edges", "gone.csv", "--labels", "gone.csv"]),
+        (
+            "node_classification",
+            ["predict", "--edges", "gone.csv", "--model", "m", "--output", "o"],
+        ),
+        ("sentiment", ["predict", "--file", "gone.txt", "--model", "m"]),
+        ("tagging", ["predict", "--file", "gone.txt", "--model", "m"]),
+        ("translation", ["translate", "--file", "gone.txt", "--model", "m"]),
     ],
 )
 def test_a_missing_file_is_named_without_torch(program, words):
