@@ -138,8 +138,8 @@ def draw_curves(
             for axes in (loss, accuracy):
                 axes.axvline(result["best_epoch"], color="#717581", linewidth=1, linestyle=":",
                              label=f"weights kept (epoch {result['best_epoch']})")  # fmt: skip
-    for baseline, style in zip(baselines, ("-", "--", "-."), strict=False):
-        accuracy.axhline(baseline.val_accuracy, color="#94a4a2", linewidth=1.2, linestyle=style,
+    for baseline, dashes in zip(baselines, ("-", "--", "-."), strict=False):
+        accuracy.axhline(baseline.val_accuracy, color="#94a4a2", linewidth=1.2, linestyle=dashes,
                          label=f"{baseline.name} (validation)")  # fmt: skip
     what = "squared error, standardised" if score == "R²" else "cross-entropy"
     loss.set(xlabel="epoch", ylabel=f"{what}, without dropout", ylim=(0, None))

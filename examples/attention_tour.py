@@ -597,7 +597,7 @@ def draw_key(figure: Figure, axes: NDArray[Any]) -> None:
         bar = figure.colorbar(scale, ax=axes, location="bottom", shrink=0.3, aspect=30, pad=0.02)
         bar.set_label("attention weight, in the colour of each panel", fontsize=8.5)
         bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     panels = [ax for ax in axes.flat if ax.get_legend() is None]
     if any(ax.get_legend_handles_labels()[1] for ax in panels):
         legend_below(figure, panels, ncols=2 if len(axes.flat) < 4 else 4)

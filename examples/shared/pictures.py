@@ -17,7 +17,7 @@ def save_figure(path: Path, figure: Figure, dpi: int = 150, **options: Any) -> N
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi, **options))
 
 
-def apart(nth: int, count: int, width: float = 1.8) -> dict[str, float]:
+def apart(nth: int, count: int, width: float = 1.8) -> dict[str, Any]:
     """The style of the nth of several curves that may run into each other.
 
     The first is the widest and lies below, the last has the width that is given, on top: where they
