@@ -80,7 +80,8 @@ def from_files(
         seed: of the drawn split.
         task: "classification", where each label is the name of a class; "regression", where it is a
             number, a quantity; None: whichever the labels look like, which is a regression if they
-            are numbers, more than 10 different ones, and more than half of them differ.
+            are numbers, more than 10 different ones, of which some are not whole or which are more
+            than a third as many as the labels.
 
     Returns:
         Data with ``x`` ``[N, F]`` (``torch.sparse_csr`` where the features' file is sparse),
@@ -424,10 +425,10 @@ def _read_labels(
 
 def _are_quantities(labels: Sequence[str]) -> bool:
     """Return whether labels look like numbers that were measured, not like names of classes."""
-    different = set(labels)
-    if len(different) <= max(10, len(labels) / 2):
+    different = {_float(label) for label in set(labels)}
+    if len(different) <= 10 or not all(map(math.isfinite, different)):
         return False
-    return all(math.isfinite(_float(label)) for label in different)
+    return len(different) > len(labels) / 3 or not all(map(float.is_integer, different))
 
 
 def _quantities(path: Path, label_of: dict[str, str]) -> dict[str, float]:

@@ -399,13 +399,14 @@ def suited(kind: str, splits: PairSplits) -> dict[str, Any]:
     """Sizes and settings that suit a reader's own pairs, from their number and their length.
 
     They were chosen on parts of Multi30k (validation pairs, both directions, 10,000 pairs), so that
-    10,000 short pairs take four minutes on one core. With n pairs to train on:
+    10,000 short pairs take three to six minutes on one core, as busy as it is otherwise. With n
+    pairs to train on:
 
     - n / 170 pairs in a batch, 16 to 64: few enough that an epoch has many steps. The batch is
       measured in tokens, by the mean of each pair's longer side.
     - 6 epochs for 10,000 pairs whose longer side has 16 tokens: by the root of n fewer for more,
-      and up to twice as many for shorter ones, which take less time; 4 to 30. (8 gain less than a
-      point of BLEU, and take a third more time.) A tenth of all steps
+      and up to twice as many for shorter ones, which take less time; 4 to 30. (8 gained half a
+      point of BLEU, and took a third more time.) A tenth of all steps
       warms up, 400 at most. The weights are averaged over about a fortieth of the steps.
     - States are 256 wide (128 below 2,000 pairs, 512 from 50,000 on), and the rate is 0.003 for
       256, less for wider ones. A Transformer has half the width, and two layers.

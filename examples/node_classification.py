@@ -137,7 +137,7 @@ def prepare(args: argparse.Namespace) -> Task:
     check_splits(data)
     if args.task is None and is_regression(data):
         print(
-            "note: the labels are numbers, and most of them differ: they are learned as quantities;"
+            "note: the labels are numbers of which many differ: they are learned as quantities;"
             " --task classification makes a class of each",
             file=sys.stderr,
         )

@@ -35,7 +35,7 @@ def training_parser() -> Parser:
     add_graph_options(parser)
     parser.group("labels of --labels")("--task", choices=TASKS,
         help="what they are: names of classes, or quantities; default: quantities if they are"
-        " numbers, most of which differ")  # fmt: skip
+        " numbers of which many differ")  # fmt: skip
     parser.group("features")("--standardise", action="store_true", default=None,
         help="give every feature the mean 0 and the deviation 1")  # fmt: skip
     add = parser.group("model (defaults: the paper's; --dataset digits has its own)")

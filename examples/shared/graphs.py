@@ -187,7 +187,7 @@ def doubts(data: Data) -> list[str]:
         names, labelled = data.class_names, int((data.y >= 0).sum())
         if len(names) == 1:
             found.append(f"there is one class alone, {names[0]!r}: nothing can be told apart")
-        elif len(names) > max(10, labelled / 2):
+        elif len(names) > max(10, labelled / 3):
             found.append(
                 f"{len(names)} different labels for {labelled} nodes, each learned as a class of"
                 " its own: are they names of classes? Quantities are learned with --task regression"

@@ -376,6 +376,10 @@ def test_labels_that_are_quantities(write):
         assert data.y.tolist() == [n / 4 for n in range(12)] and data.class_names == []
         sizes = [int(data[f"{split}_mask"].sum()) for split in ("train", "val", "test")]
         assert sizes == [6, 2, 4]
+    whole = write("whole.csv", "node,label\n" + "".join(f"{n},{n // 2}\n" for n in range(24)))
+    assert from_files(edges, labels=whole, task=None).class_names == []  # 12 numbers of 24 nodes
+    many = write("many.csv", "node,label\n" + "".join(f"{n},{n // 4}.0\n" for n in range(48)))
+    assert len(from_files(edges, labels=many, task=None).class_names) == 12
     few = write("few.csv", "node,label\n" + "".join(f"{n},{n % 3}\n" for n in range(12)))
     assert from_files(edges, labels=few, task=None).class_names == ["0", "1", "2"]
     some = from_files(edges, labels=write("some.csv", "node,label\n0,1.5\n1,\n"), task="regression")
