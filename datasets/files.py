@@ -21,12 +21,14 @@ from .parallel_text import MAX_UNPACKED
 from .splits import stratified_split
 
 SPLITS = ("train", "val", "test")
+TASKS = ("classification", "regression")
 # Other names that these have in people's files, whatever their case
 ALIASES = {
     "source": ("src", "from"), "target": ("dst", "to", "dest", "destination"),
     "node": ("id", "node_id", "nodeid", "name"), "label": ("class", "y"), "split": ("mask", "set"),
     "train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",),
 }  # fmt: skip
+_LARGEST = float(np.finfo(np.float32).max)
 MAX_ONE_HOT = 10_000  # nodes; their one-hot features take 400 MB
 
 
@@ -42,6 +44,7 @@ def from_files(
     undirected: bool = True,
     labels_per_class: int = 20,
     seed: int = 0,
+    task: str | None = "classification",
 ) -> Data:
     """Read a graph from an edge list and, if there are any, node features and labels.
 
@@ -60,7 +63,8 @@ def from_files(
     - ``labels``: columns ``node``, ``label`` and perhaps ``split`` (train, val or test). An empty
       label means unknown, an empty split means in no mask. Without a ``split`` column the masks
       are drawn: from each class ``labels_per_class`` nodes to train on, but at most half of the
-      class; of the others a third to validate and two thirds to test.
+      class; of the others a third to validate and two thirds to test. Where labels are quantities,
+      half of the labelled nodes train.
 
     The nodes are the rows of ``features``; without it, those of ``labels`` and then those of
     ``edges``, in the order in which they appear, each with a one-hot feature of its own (such a
@@ -74,19 +78,24 @@ def from_files(
             becomes one, with the mean of its attributes. If False, the edges stay as listed.
         labels_per_class: training nodes of each class, where the split is drawn.
         seed: of the drawn split.
+        task: "classification", where each label is the name of a class; "regression", where it is a
+            number, a quantity; None: whichever the labels look like, which is a regression if they
+            are numbers, more than 10 different ones, of which some are not whole or which are more
+            than a third as many as the labels.
 
     Returns:
         Data with ``x`` ``[N, F]`` (``torch.sparse_csr`` where the features' file is sparse),
         ``edge_index`` ``[2, E]``, ``edge_attr`` ``[E, A]`` if the
         edge list has further columns, ``y`` ``[N]`` (-1 where unlabelled), the masks, ``name``,
         ``node_ids`` (list of str) and ``class_names`` (list of str, sorted, by number if all of
-        them are whole numbers). A class of one or two nodes may be missing from a drawn mask.
+        them are whole numbers). A class of one or two nodes may be missing from a drawn mask. For a
+        regression ``y`` is float32, NaN where unlabelled, and ``class_names`` is empty.
 
     Raises:
         GraphFileError: a file is missing or empty or lacks a column; a row has too many or too
             few fields; a value is no finite number; a node is unknown or listed twice; a split is
             no split.
-        ValueError: ``labels_per_class`` is below 1.
+        ValueError: ``labels_per_class`` is below 1, or ``task`` is none.
 
     Example:
         >>> import tempfile
@@ -100,6 +109,8 @@ def from_files(
         >>> data.edge_index.tolist()
         [[0, 1, 2, 2], [2, 2, 0, 1]]
     """
+    if task not in (None, *TASKS):
+        raise ValueError(f"task must be None or one of {', '.join(TASKS)}; got {task!r}")
     feature_path = None if features is None else Path(features)
     index: dict[str, int] = {}  # the number of each node id
     x = None
@@ -129,10 +140,22 @@ def from_files(
     elif undirected:
         edge_index = to_undirected(edge_index, num_nodes=num_nodes)
 
-    class_names = _sorted_names(set(label_of.values()) - {""})
-    code = {name: number for number, name in enumerate(class_names)}
-    y = torch.tensor([code.get(label_of.get(node, ""), -1) for node in index])
-    if split_of is None:
+    given = [label for label in label_of.values() if label]
+    if task is None:
+        task = "regression" if _are_quantities(given) else "classification"
+    if task == "regression":
+        class_names: list[str] = []
+        quantity = _quantities(Path(labels or edges), label_of)
+        y = torch.tensor([quantity.get(node, math.nan) for node in index])
+        known = y.isfinite()
+    else:
+        class_names = _sorted_names(set(given))
+        code = {name: number for number, name in enumerate(class_names)}
+        y = torch.tensor([code.get(label_of.get(node, ""), -1) for node in index])
+    if split_of is None and task == "regression":
+        half = max(1, int(known.sum()) // 2)  # of what is one class as far as a split can tell
+        masks = stratified_split(known.long() - 1, labels_per_class=half, seed=seed)
+    elif split_of is None:
         masks = stratified_split(y, labels_per_class=labels_per_class, seed=seed)
     else:
         place = {split: number for number, split in enumerate(SPLITS)}
@@ -398,6 +421,25 @@ def _read_labels(
             raise _error(path, line, problem, "give its label, or leave its split empty")
         label_of[node], split_of[node] = label, split
     return label_of, split_of if "split" in columns else None
+
+
+def _are_quantities(labels: Sequence[str]) -> bool:
+    """Return whether labels look like numbers that were measured, not like names of classes."""
+    different = {_float(label) for label in set(labels)}
+    if len(different) <= 10 or not all(map(math.isfinite, different)):
+        return False
+    return len(different) > len(labels) / 3 or not all(map(float.is_integer, different))
+
+
+def _quantities(path: Path, label_of: dict[str, str]) -> dict[str, float]:
+    """Return the number that each labelled node has."""
+    found = {node: _float(label) for node, label in label_of.items() if label}
+    for node, value in found.items():
+        if not abs(value) < _LARGEST:
+            problem = f"the label of node {node!r} is {label_of[node]!r}, which is no finite number"
+            mend = "write a number such as 0.5, or learn classes with the task 'classification'"
+            raise _error(path, None, problem, mend)
+    return found
 
 
 def _read_edges(

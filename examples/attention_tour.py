@@ -21,14 +21,17 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attn_core import (
@@ -49,9 +52,10 @@ from attn_core import (
     patterns,
 )
 from attn_core import weights as attention_weights
+from attn_core.plotting import COLOURS
 from datasets import karate_club
 from examples.shared.files import prepare_folder
-from examples.shared.pictures import bare, save_figure
+from examples.shared.pictures import bare, legend_below, save_figure
 from examples.shared.program import exit_status
 from gat import GATConv
 from gat.plot import draw_attention
@@ -265,6 +269,10 @@ def club_weights() -> tuple[Tensor, Tensor, Tensor]:
 # How it is drawn
 
 
+_KEY = 0.7  # inches that the legend below the panels takes
+_WEIGHTS = "weights"  # names the axes of a matrix, for which there is a colour bar
+
+
 @dataclass(frozen=True)
 class Panel:
     """One part of a picture: its name, what it shows in a few words, and how it is drawn."""
@@ -288,9 +296,12 @@ def matrix(
         heatmap(weights, source, target, cmap=colours, colorbar=False, vmax=1.0, ax=ax)
         seen = weights.numpy() > 0
         ax.imshow(seen, cmap=ListedColormap(["#dddddd", "#dddddd00"]), vmin=0, vmax=1)
+        ax.set_gid(_WEIGHTS)
+        if not seen.all():
+            ax.plot([], [], ls="", marker="s", ms=8, color="#dddddd", label="no such pair")
         if name in tour.centres:
             ax.plot(tour.centres[name].numpy(), range(len(weights)), ls="", marker="o", ms=3.2,
-                    color=ORANGE, mec="white", mew=0.6)  # fmt: skip
+                    color=ORANGE, mec="white", mew=0.6, label="centre of the window")  # fmt: skip
         ax.set_xticks([x - 0.5 for x in range(1, len(source))], minor=True)
         ax.set_yticks([y - 0.5 for y in range(1, len(target))], minor=True)
         ax.grid(which="minor", color="white", linewidth=0.6)
@@ -319,7 +330,7 @@ def flow(name: str, target: Sequence[str], colour: str) -> Callable[[Axes, Tour]
 
 
 def draw_club(ax: Axes, tour: Tour) -> None:
-    names = ["Mr. Hi's club", "the officer's"]
+    names = ["Mr. Hi's", "the officer's"]
     others = set(ax.figure.axes)
     draw_attention(
         tour.friends, tour.friendship, labels=tour.clubs, node=MEMBER, class_names=names, ax=ax
@@ -329,6 +340,11 @@ def draw_club(ax: Axes, tour: Tour) -> None:
     bar._colorbar.remove()  # type: ignore[attr-defined]
     if (legend := ax.get_legend()) is not None:
         legend.remove()
+    for discs in ax.collections:
+        discs.set_label("_")  # they are too large for a legend
+    for name, colour in zip(names, COLOURS, strict=False):
+        ax.plot([], [], ls="", marker="o", ms=8, color=colour,
+                label=f"club member on {name} side")  # fmt: skip
     ax.set_box_aspect(1)
     ax.margins(0.1)
 
@@ -474,7 +490,7 @@ PANELS = {
     "head 2": _head(2),
     "as a sequence": Panel("head 1, Dense()", "of MultiHead", matrix("heads", "Purples", 1)),
     "as a graph": Panel("head 1, Edges", "complete graph", matrix("as a graph", "Purples", 1)),
-    "graph": Panel("graph", "member 2 hears his friends", draw_club),
+    "graph": Panel("graph", "member 2 of a karate club hears his friends", draw_club),
     "reach": Panel("what reaches the decoder", "", draw_reach),
     "look-up": Panel("the word “it” is looked up", "", draw_look_up),
     "normalisers": Panel("two keys", "", draw_normalisers),
@@ -495,6 +511,11 @@ PANELS = {
     "nearness": Panel("near codes match", "", draw_nearness),
     "alibi": Panel("ALiBi", "", draw_alibi),
 }
+
+PLAIN = {  # no matrices of weights: such panels explain themselves
+    "soft", "hard", "cross", "reach", "look-up", "normalisers", "dot", "cosine", "general",
+    "additive", "separable", "sinusoids", "nearness", "alibi",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -541,7 +562,9 @@ def draw_picture(picture: Picture, tour: Tour) -> Figure:
     rows = len(picture.rows)
     columns = max(len(row) for row in picture.rows.values())
     layout = ConstrainedLayoutEngine(hspace=0.15 if any(picture.rows) else 0.02)
-    figure = Figure(figsize=(columns * picture.width, rows * picture.height), layout=layout)
+    shown = {name for names in picture.rows.values() for name in names}
+    height = rows * picture.height + (0.0 if shown <= PLAIN else _KEY)
+    figure = Figure(figsize=(columns * picture.width, height), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, names in zip(axes, picture.rows.values(), strict=True):
         for ax, name in zip(row, names, strict=True):
@@ -552,6 +575,7 @@ def draw_picture(picture: Picture, tour: Tour) -> Figure:
                 panel.title, (0, 1), xytext=(0, 17 if panel.note else 5), fontsize=10.5,
                 xycoords="axes fraction", textcoords="offset points", fontweight="bold",
             )  # fmt: skip
+    draw_key(figure, axes)
     if any(picture.rows):
         figure.draw_without_rendering()  # which lays it out
         for row, heading in zip(axes, picture.rows, strict=True):
@@ -561,6 +585,22 @@ def draw_picture(picture: Picture, tour: Tour) -> Figure:
                 va="bottom",
             )  # fmt: skip
     return figure
+
+
+def draw_key(figure: Figure, axes: NDArray[Any]) -> None:
+    """What colours and marks stand for, below all panels, but for those with a legend of their own.
+
+    Matrices have colours of their own in each row of panels, and one scale: the bar is grey.
+    """
+    if any(ax.get_gid() == _WEIGHTS for ax in axes.flat):
+        scale = ScalarMappable(Normalize(0, 1), "Greys")
+        bar = figure.colorbar(scale, ax=axes, location="bottom", shrink=0.3, aspect=30, pad=0.02)
+        bar.set_label("attention weight, in the colour of each panel", fontsize=8.5)
+        bar.ax.tick_params(labelsize=8)
+        bar.outline.set_visible(False)
+    panels = [ax for ax in axes.flat if ax.get_legend() is None]
+    if any(ax.get_legend_handles_labels()[1] for ax in panels):
+        legend_below(figure, panels, ncols=2 if len(axes.flat) < 4 else 4)
 
 
 def run(folder: Path) -> int:

@@ -50,7 +50,7 @@ from datasets import Vocabulary
 from datasets.vocabulary import BOS, EOS, PAD
 from examples.shared.files import UserError, prepare_folder, save_model, saved_model
 from examples.shared.options import pick
-from examples.shared.pictures import bare, legend_below, save_figure
+from examples.shared.pictures import apart, bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
@@ -618,16 +618,17 @@ def draw_curves(figure: Figure, results: dict[str, Any]) -> None:
     tasks = results["tasks"]
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, (width, task) in zip(panels, tasks.items(), strict=True):
-        for name, found in task["models"].items():
+        for place, (name, found) in enumerate(task["models"].items()):
             for nth, result in enumerate(found):
                 curve = result["valid_exact_match"]
+                bold = apart(place, len(task["models"]))
+                style = {"linewidth": 0.8, "alpha": 0.4} if nth else bold
                 panel.plot(
                     range(1, len(curve) + 1), curve, color=COLOURS[name],
-                    linewidth=0.8 if nth else 1.8, alpha=0.4 if nth else 1,
-                    label=None if nth else MODELS[name],
+                    label=None if nth else MODELS[name], **style,
                 )  # fmt: skip
         panel.set_title("single digits" if width == "1" else f"strips of {width}", fontsize=11)
-        panel.set(xlabel="epoch", ylim=(0, 1))
+        panel.set(xlabel="epoch", ylim=(-0.02, 1.03))
         panel.yaxis.set_major_formatter(PercentFormatter(1))
         bare(panel)
     panels[0].set_ylabel("validation images spelt without a mistake")

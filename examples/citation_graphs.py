@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from examples import node_classification
-from examples.node_classification import NAMES
+from examples.commands.node_classification import NAMES
 from examples.shared.program import exit_status
 from examples.shared.tables import percent
 

@@ -2,6 +2,7 @@
 
     python -m examples.dictionary_lookup
     python -m examples.dictionary_lookup --k 6 --heads 4 --self-loops
+    python -m examples.dictionary_lookup ask 3 1 4 0 5 9 2 6 8 7 --model runs/dictionary_lookup
 
 Each of k queries hears from all of k keys, and must tell the value of the key that has its own name
 (`datasets.dictionary_lookup`). How a query q scores a key k:
@@ -46,13 +47,13 @@ from torch.nn.functional import cross_entropy, relu
 from torch_geometric.data import Data
 
 from datasets import LookupGraphs, dictionary_lookup
-from examples.shared.files import UserError, prepare_folder
+from examples.shared.files import UserError, prepare_folder, save_model, saved_model
 from examples.shared.options import pick
-from examples.shared.pictures import bare, save_figure
+from examples.shared.pictures import apart, bare, save_figure
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
-from examples.shared.trainer import Trainer
+from examples.shared.trainer import Trainer, load_weights, own_weights
 from gat import GATConv, GATv2Conv
 from sequence_attn.plot import heatmap
 
@@ -243,6 +244,10 @@ def run(args: argparse.Namespace) -> int:
     found = run_all(
         args, lengths, one, RESULT, metrics, build=lambda title: Lookup(names[title], settings)
     )
+    for title, model in found.models.items():
+        prepare_folder(folder / names[title])
+        about = {"name": names[title], "settings": settings._asdict()}
+        save_model(folder / names[title], own_weights(model), about)
     results = metrics(found.results)["models"]
     print(f"\n{table(settings, results)}\n")
     written = "metrics.json"
@@ -254,6 +259,37 @@ def run(args: argparse.Namespace) -> int:
         written += " and attention.png"
     print(f"{written} are in {folder}" if " " in written else f"{written} is in {folder}")
     return 0 if found.complete else 130
+
+
+@torch.no_grad()
+def ask(args: argparse.Namespace) -> int:
+    """Prints what each model in a folder looks up in one dictionary, query by query."""
+    folders = [folder for name in MODELS if (folder := Path(args.model, name)).is_dir()]
+    if not folders:
+        raise UserError(f"there is no model in {args.model}; --model must name a training's --out")
+    try:
+        graphs = LookupGraphs(torch.tensor([args.values]))
+    except ValueError as error:
+        raise UserError(f"VALUE: {error}") from error
+    rows = [["query", "value"], *([str(q), str(v)] for q, v in enumerate(args.values))]
+    for folder in folders:
+        with saved_model(folder) as (config, weights):
+            name, settings = config["name"], Settings(**config["settings"])
+            model = Lookup(name, settings)
+            load_weights(model, weights)
+        if settings.k != graphs.k:
+            raise UserError(
+                f"{graphs.k} values, but the models in {args.model} know dictionaries of"
+                f" {settings.k} keys: give {settings.k}"
+            )
+        said = model.eval()(graphs[0]).argmax(dim=1).tolist()
+        most, key = model.attention(graphs, 0).max(dim=1)
+        rows[0] += [f"{MODELS[name]} says", "listens most to"]
+        for row, value, weight, place in zip(rows[1:], said, most, key.tolist(), strict=True):
+            heard = "itself" if place == graphs.k else f"key {place}"
+            row += [f"{value} {'✓' if str(value) == row[1] else '✗'}", f"{heard} ({weight:.2f})"]
+    print(aligned(rows))
+    return 0
 
 
 def table(settings: Settings, results: dict[str, list[dict[str, Any]]]) -> str:
@@ -313,7 +349,8 @@ def _draw_matrix(ax: Axes, paid: Tensor, graphs: LookupGraphs, right: Sequence[b
 def _draw_lines(ax: Axes, paid: Tensor) -> None:
     """A line for each query: where all have their peak at one key, attention is static."""
     for query, weights in enumerate(paid.tolist()):
-        ax.plot(weights, marker="o", markersize=4, linewidth=1.5, alpha=0.8, label=f"query {query}")
+        style = apart(query, len(paid), 1.5)
+        ax.plot(weights, marker="o", markersize=4, alpha=0.8, label=f"query {query}", **style)
     names = [f"key {i}" for i in range(len(paid))] + ["itself"] * (paid.shape[1] - len(paid))
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
     ax.set_ylim(-0.03, 1.03)
@@ -325,7 +362,12 @@ def _draw_lines(ax: Axes, paid: Tensor) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns 0, 2 after an error that the user can mend, 130 if interrupted."""
-    return exit_status(lambda: run(parser().parse_args(argv)))
+
+    def work() -> int:
+        args = parser().parse_args(argv)
+        return ask(args) if args.command == "ask" else run(args)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

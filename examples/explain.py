@@ -5,6 +5,8 @@
     python -m examples.explain --dataset cora --model gatv2 --nodes 1710 2000
     python -m examples.explain --trained runs/explain --nodes 7   # the same network, asked again
 
+Stopped, by Ctrl-C or worse, the same command goes on to the same numbers.
+
 Which of the edges that reach a node decided its class? Three answers:
 
     attention       the edges that the layers attend to most, the mean over layers and heads
@@ -32,11 +34,10 @@ import argparse
 import math
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib import colormaps
@@ -47,195 +48,38 @@ from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.explain import (
-    AttentionExplainer,
-    Explainer,
-    Explanation,
-    GNNExplainer,
-    ThresholdConfig,
-)
-from torch_geometric.explain.algorithm import DummyExplainer, ExplainerAlgorithm
-from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
-from torch_geometric.explain.metric import fidelity, unfaithfulness
 from torch_geometric.utils import k_hop_subgraph, remove_self_loops
 
-from examples.node_classification import Model, Run, Settings, evaluate, load_model
-from examples.shared.files import UserError, prepare_folder, save_model, write_json
+from examples._nodes import Model, Run, Settings, evaluate, load_model
+from examples._reasons import MEASURES, METHODS, Reason, explain, neighbourhood
+from examples.shared.files import (
+    UserError,
+    check_kind,
+    check_settings,
+    damage_told,
+    load_checkpoint,
+    prepare_folder,
+    remove,
+    save_checkpoint,
+    save_model,
+    write_json,
+)
 from examples.shared.graphs import (
     check_splits,
     describe,
+    fingerprint,
     is_multi_label,
     load_graph,
     standardise,
 )
 from examples.shared.pictures import save_figure
-from examples.shared.program import exit_status, progress_bar
+from examples.shared.program import SIGNALS, exit_status, progress_bar
 from examples.shared.tables import aligned
 from examples.shared.trainer import own_weights
 
 LAYERS = 2
-MEASURES = {
-    "fidelity_plus": "fidelity+",
-    "fidelity_minus": "fidelity-",
-    "unfaithfulness": "unfaithfulness",
-    "alone": "p alone",
-    "without": "p without",
-    "seconds": "seconds",
-}
+CHECKPOINT_EVERY = 20  # epochs
 Place = tuple[float, float]
-
-
-class Saliency(ExplainerAlgorithm):
-    """How fast the score of the predicted class changes as an edge fades: |∂ score / ∂ mask|.
-
-    Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014, for edges in place of
-    pixels.
-    """
-
-    def forward(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        edge_index: Tensor,
-        *,
-        target: Tensor,
-        index: Tensor,
-        **kwargs: Any,
-    ) -> Explanation:
-        mask = nn.Parameter(torch.ones(edge_index.shape[1], device=x.device))
-        set_masks(model, mask, edge_index, apply_sigmoid=False)
-        try:
-            scores = model(x, edge_index, **kwargs)[index]
-            (slope,) = torch.autograd.grad(scores.gather(1, target[index, None]).sum(), mask)
-        finally:
-            clear_masks(model)
-        _, reached = self._get_hard_masks(model, index, edge_index, x.shape[0])
-        return Explanation(edge_mask=self._post_process_mask(slope.abs(), reached, False))
-
-    def supports(self) -> bool:
-        return True
-
-
-# The size of a mask costs GNNExplainer more than by default, or every edge stays half in. The last
-# one is no explanation, but what the others must beat.
-METHODS: dict[str, Callable[[], ExplainerAlgorithm]] = {
-    "attention": lambda: AttentionExplainer(reduce="mean"),
-    "GNNExplainer": lambda: GNNExplainer(epochs=100, lr=0.2, edge_size=0.05),
-    "saliency": Saliency,
-    "random edges": DummyExplainer,
-}
-
-
-@dataclass(frozen=True)
-class Neighbourhood:
-    """All that a prediction for one node depends on.
-
-    Attributes:
-        graph: the nodes and edges within as many hops as the model has layers.
-        node: its number in that graph.
-        names: int64 `[n]`, the number of each node in the whole graph.
-    """
-
-    graph: Data
-    node: int
-    names: Tensor
-
-
-def neighbourhood(data: Data, node: int, hops: int) -> Neighbourhood:
-    """The part of a graph that reaches a node in so many hops.
-
-    Edges to the outermost nodes are left out: what these hear comes too late.
-
-    >>> path = Data(x=torch.eye(4), edge_index=torch.tensor([[0, 1, 2], [1, 2, 3]]))
-    >>> neighbourhood(path, 3, hops=2).names.tolist()
-    [1, 2, 3]
-    """
-    names, edge_index, place, _ = k_hop_subgraph(
-        node, hops, data.edge_index, relabel_nodes=True, num_nodes=data.num_nodes
-    )
-    inner = k_hop_subgraph(int(place), hops - 1, edge_index, num_nodes=len(names))[0]
-    edge_index = edge_index[:, torch.isin(edge_index[1], inner)]
-    x = data.x.index_select(0, names)
-    return Neighbourhood(Data(x=x, edge_index=edge_index), int(place), names)
-
-
-class Reason(NamedTuple):
-    """Why a node was given its class, in the words of one method.
-
-    Attributes:
-        method: one of `METHODS`.
-        edges: int64 `[2, K]`, the edges that weigh most, numbered as in the whole graph.
-        weights: `[K]`, the share of each in their sum.
-        probability: of the predicted class, with the whole graph.
-        alone: the same with these edges alone.
-        without: the same with all the others.
-        fidelity_plus: 1 if the prediction changes without these edges, which it should.
-        fidelity_minus: 1 if it changes with them alone, which it should not.
-        unfaithfulness: how far the probabilities are from those of the whole graph with these
-            edges alone, 0 to 1.
-        seconds: that it took.
-    """
-
-    method: str
-    edges: Tensor
-    weights: Tensor
-    probability: float
-    alone: float
-    without: float
-    fidelity_plus: float
-    fidelity_minus: float
-    unfaithfulness: float
-    seconds: float
-
-
-def explain(model: nn.Module, around: Neighbourhood, top: int) -> Iterator[Reason]:
-    """Explains the prediction for one node in every way.
-
-    Args:
-        model: of node classes, in evaluation mode; its layers are GATConv, GATv2Conv or
-            TransformerConv.
-        around: what the prediction depends on.
-        top: how many edges make an explanation; what does not depend on them counts as removed.
-    """
-    graph, node = around.graph, torch.tensor([around.node])
-    for method, make in METHODS.items():
-        explainer = Explainer(
-            model,
-            make(),
-            explanation_type="model",
-            edge_mask_type="object",
-            model_config={
-                "mode": "multiclass_classification", "task_level": "node", "return_type": "raw",
-            },
-        )  # fmt: skip
-        started = time.perf_counter()
-        soft = explainer(graph.x, graph.edge_index, index=node)
-        seconds = time.perf_counter() - started
-        hard = soft.threshold(ThresholdConfig("topk_hard", top))
-        mask, whole = hard.edge_mask, soft.prediction
-        chosen = mask.nonzero().flatten()
-        weights = soft.edge_mask[chosen]
-        predicted = int(whole[node].argmax())
-
-        def probability(
-            edges: Tensor, explainer: Explainer = explainer, predicted: int = predicted
-        ) -> float:
-            scores = explainer.get_masked_prediction(graph.x, graph.edge_index, edge_mask=edges)
-            return float(scores[node].softmax(dim=1)[0, predicted])
-
-        plus, minus = fidelity(explainer, hard)
-        yield Reason(
-            method,
-            around.names[graph.edge_index[:, chosen]],
-            weights / weights.sum().clamp(min=1e-12),
-            float(whole[node].softmax(dim=1)[0, predicted]),
-            probability(mask),
-            probability(1 - mask),
-            plus,
-            minus,
-            unfaithfulness(explainer, hard),
-            seconds,
-        )
 
 
 def load_data(args: argparse.Namespace) -> Data:
@@ -269,6 +113,8 @@ def load(folder: str, data: Data) -> tuple[Model, float]:
         UserError: there is none, or it is of another graph or shows its attention to no explainer.
     """
     model, config = load_model(Path(folder))
+    if config["label_scale"] is not None:
+        raise UserError(f"the model in {folder} tells quantities; explained are classes")
     if config["kind"] not in (*MODELS, "attention"):
         raise UserError(f"the model in {folder} is {config['kind']}, which no explainer can ask")
     if config["scale"] is not None:
@@ -284,7 +130,57 @@ def load(folder: str, data: Data) -> tuple[Model, float]:
     return model, evaluate(model, data, ["test"])["test"][1]
 
 
-def train(data: Data, args: argparse.Namespace) -> tuple[Model, float]:
+@dataclass
+class Unfinished:
+    """What there is of a command so far, kept in --out until all is done.
+
+    Attributes:
+        path: the file.
+        config: the settings that it is bound to.
+        run: the state of the training after its last full epoch.
+        judged: the measures of the test nodes that were judged, for each method.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    run: dict[str, Any] | None = None
+    judged: dict[str, list[dict[str, float]]] = field(
+        default_factory=lambda: {method: [] for method in METHODS}
+    )
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, data: Data) -> Unfinished:
+        """What was left in --out, or nothing yet.
+
+        Raises:
+            UserError: it is of another command, or damaged.
+        """
+        path = Path(args.out, "checkpoint.pt")
+        others = ("out", "restart")
+        config = {name: str(value) for name, value in vars(args).items() if name not in others}
+        config["graph"] = fingerprint(data)
+        if args.restart:
+            remove(path)
+        if not path.exists():
+            return cls(path, config)
+        one = dict.fromkeys(MEASURES, float)
+        layout = {"config": dict, "run": (type(None), dict),
+                  "judged": {method: [one] for method in METHODS}}  # fmt: skip
+        state = load_checkpoint(path, layout)
+        check_settings(path, state["config"], config, graph="the graph has changed")
+        with damage_told(path, "or of another program"):
+            if state["run"] is not None:
+                check_kind(state["run"]["seed"], int, "seed")
+            if len({len(of) for of in state["judged"].values()}) > 1:
+                raise ValueError("some methods have judged more than others")
+        return cls(path, config, state["run"], state["judged"])
+
+    def save(self) -> None:
+        names = "config", "run", "judged"
+        save_checkpoint(self.path, {name: getattr(self, name) for name in names})
+
+
+def train(data: Data, args: argparse.Namespace, so_far: Unfinished) -> tuple[Model, float]:
     """A trained model, and its accuracy on the test nodes."""
     settings = Settings(
         model={
@@ -304,12 +200,16 @@ def train(data: Data, args: argparse.Namespace) -> tuple[Model, float]:
         patience=50,
         kind=args.model,
     )
-    run = Run(data, settings, args.seed)
-    with progress_bar("training", args.epochs) as bar:
+    run = Run(data, settings, args.seed, so_far.run)
+    with progress_bar("training", args.epochs, initial=run.epoch) as bar:
         while not run.done:
             run.step()
+            so_far.run = run.state()
+            if run.epoch % CHECKPOINT_EVERY == 0:
+                so_far.save()
             bar.set_postfix_str(f"loss {run.scores[-1]['train_loss']:.3f}", refresh=False)
             bar.update()
+    so_far.save()
     return run.best_model(), run.result()["test_accuracy"]
 
 
@@ -327,28 +227,33 @@ def choose(model: nn.Module, data: Data) -> list[int]:
     return chosen
 
 
-def judge(model: Model, data: Data, args: argparse.Namespace) -> dict[str, list[Reason]]:
-    """The explanations of test nodes drawn at random; those so far when interrupted."""
+def judge(model: Model, data: Data, args: argparse.Namespace, so_far: Unfinished) -> None:
+    """Judges the explanations of test nodes drawn at random, those that are not judged so far."""
     nodes = data.test_mask.nonzero().flatten()
     generator = torch.Generator().manual_seed(args.seed)
     nodes = nodes[torch.randperm(len(nodes), generator=generator)[: args.judge]]
-    found: dict[str, list[Reason]] = {method: [] for method in METHODS}
-    bar = progress_bar("judging", len(nodes), "node")
-    for node in nodes.tolist():
-        bar.update()
-        around = neighbourhood(data, node, model.config["num_layers"])
-        if around.graph.num_edges:  # else there is nothing to explain
-            for reason in explain(model, around, args.top):
-                found[reason.method].append(reason)
-    bar.close()
-    return found
+    # Where no edge reaches a node there is nothing to explain
+    reached = torch.bincount(data.edge_index[1], minlength=data.num_nodes) > 0
+    nodes = nodes[reached[nodes]]
+    done = len(so_far.judged["attention"])
+    with progress_bar("judging", len(nodes), "node", initial=done) as bar:
+        for node in nodes[done:].tolist():
+            torch.manual_seed(args.seed + node)  # whatever was explained before
+            reasons = list(explain(model, neighbourhood(data, node, model.config["num_layers"]),
+                                   args.top))  # fmt: skip
+            with SIGNALS.held():
+                for reason in reasons:
+                    measures = {name: float(getattr(reason, name)) for name in MEASURES}
+                    so_far.judged[reason.method].append(measures)
+                so_far.save()
+            bar.update()
 
 
-def table(found: dict[str, list[Reason]]) -> str:
+def table(found: dict[str, list[dict[str, float]]]) -> str:
     """The mean of each measure, a row for each method."""
     rows = [["mean over nodes", *MEASURES.values()]]
-    for method, reasons in found.items():
-        means = [statistics.mean(getattr(reason, name) for reason in reasons) for name in MEASURES]
+    for method, measured in found.items():
+        means = [statistics.mean(of[name] for of in measured) for name in MEASURES]
         rows.append([method, *(f"{mean:.2f}" for mean in means)])
     return aligned(rows)
 
@@ -471,15 +376,30 @@ def _draw_nodes(ax: Axes, data: Data, node: int, place: Mapping[int, Place]) -> 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, explains, draws and judges."""
+    """Trains, explains, draws and judges; what was interrupted goes on."""
     data = load_data(args)
     folder = Path(args.out)
     prepare_folder(folder)
+    so_far = Unfinished.of(args, data)
     print(describe(data))
+    try:
+        return work(args, data, so_far)
+    except KeyboardInterrupt:
+        if so_far.run is None and not so_far.judged["attention"]:
+            raise  # there is nothing to keep
+        so_far.save()
+        print("\ninterrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def work(args: argparse.Namespace, data: Data, so_far: Unfinished) -> int:
+    """All of it, from where it stands."""
+    folder = Path(args.out)
     if args.trained is None:
-        model, accuracy = train(data, args)
+        model, accuracy = train(data, args, so_far)
         config = {"kind": args.model, "model": model.config, "class_names": data.class_names,
-                  "multi_label": False, "node_ids": None, "scale": None}  # fmt: skip
+                  "multi_label": False, "node_ids": None, "scale": None,
+                  "label_scale": None}  # fmt: skip
         save_model(folder, own_weights(model), config)
     else:
         model, accuracy = load(args.trained, data)
@@ -497,20 +417,21 @@ def run(args: argparse.Namespace) -> int:
     path = folder / "explanations.png"
     save_figure(path, figure, dpi=130)
     print(f"the explanations of {', '.join(f'node {node}' for node in explained)} are in {path}")
-    found = judge(model, data, args)
+    judge(model, data, args, so_far)
+    found = so_far.judged
     count = len(found["attention"])
     if not count:
         raise UserError("no edge reaches the test nodes that were drawn; raise --judge")
     summary: dict[str, Any] = {
-        method: {
-            name: statistics.mean(getattr(reason, name) for reason in reasons) for name in MEASURES
-        }
-        for method, reasons in found.items()
+        method: {name: statistics.mean(of[name] for of in measured) for name in MEASURES}
+        for method, measured in found.items()
     }
     write_json(
         folder / "metrics.json",
-        {"nodes": count, "top": args.top, "test_accuracy": accuracy, "summary": summary},
-    )
+        {"nodes": count, "top": args.top, "seed": args.seed, "test_accuracy": accuracy,
+         "summary": summary},
+    )  # fmt: skip
+    remove(so_far.path)
     print(
         f"\n{table(found)}\n\n{count} test nodes, {args.top} edges each. fidelity+: predictions"
         " that change without these edges (more\nis better); fidelity-: with these alone (less is"

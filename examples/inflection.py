@@ -285,7 +285,7 @@ def draw(figure: Figure, task: Task, models: dict[str, EncoderDecoder[Any]]) -> 
         assert best.weights is not None
         said = [*task.target.decode(best.tokens), *(["end"] if best.finished else [])]
         keys = [*source[place], "end"]
-        heatmap(best.weights[0], keys, said, vmax=1.0, colorbar=False, ax=panel)
+        heatmap(best.weights[0], keys, said, vmax=1.0, ax=panel)
         right = "right" if best.tokens == task.target.encode(target[place]) else "wrong"
         title = f"{MODELS[name]}\n{''.join(said[:-1])} ({right})"
         writer = Writer([title])  # in the script of the language

@@ -44,7 +44,7 @@ from datasets.tokens import Unit
 from datasets.vocabulary import PAD
 from examples.shared.files import UserError, prepare_folder, save_model, saved_model
 from examples.shared.options import fill_in, pick
-from examples.shared.pictures import bare, legend_below, save_figure
+from examples.shared.pictures import apart, bare, legend_below, save_figure
 from examples.shared.program import exit_status, versions
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, percent, summary
@@ -455,7 +455,8 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
             1.5 * length + 0.5, 1.02, "longer than all in training", ha="center", fontsize=9,
             color="#717581", transform=panel.get_xaxis_transform(),
         )  # fmt: skip
-        for name, found in results["models"].items():
+        count = len(results["models"])
+        for nth, (name, found) in enumerate(results["models"].items()):
             runs = [[b for b in result["buckets"] if b["pairs"]] for result in found]
             places = [(bucket["low"] + bucket["high"]) / 2 for bucket in runs[0]]
             curves = [[100 * bucket[measure] for bucket in buckets] for buckets in runs]
@@ -465,8 +466,9 @@ def draw(figure: Figure, results: dict[str, Any]) -> None:
                 panel.plot(places, curve, linewidth=0.8, alpha=0.4, **style)
             means = list(map(mean, zip(*curves, strict=True)))
             panel.plot(
-                places, means, linewidth=2, marker="o", markersize=4, label=MODELS[name], **style
-            )
+                places, means, marker="o", markersize=4 + 2 * (count - 1 - nth),
+                label=MODELS[name], **apart(nth, count), **style,
+            )  # fmt: skip
         panel.set(
             xlabel="tokens of the source", ylabel=NAMES[measure], xlim=(0.5, 2 * length + 0.5),
             ylim=(-2 if measure != "bleu" else 0, 102),

@@ -424,7 +424,9 @@ def save_alignment(path: Path, source: Sequence[str], found: Found) -> None:
     assert found.weights is not None
     weights: Tensor = found.weights.mean(1) if found.weights.dim() == 4 else found.weights
     what = "attention" + (", layer" if found.weights.dim() == 4 else ", read")
-    titles = [f"{what} {n + 1}" for n in range(len(weights))] if len(weights) > 1 else ["attention"]
+    titles = [f"{what} {n + 1}" for n in range(len(weights))]
+    if len(weights) == 1:
+        titles = ["attention: which source tokens each target token reads"]
     sides = [*source, "<eos>"], found.labels
     if max(map(len, sides)) > DRAWN:
         titles = [f"{title}, the first {DRAWN} tokens" for title in titles]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 from examples.shared.options import (
+    NATURAL,
+    Commands,
     Count,
     Parser,
     Rate,
@@ -29,8 +31,23 @@ class Settings(NamedTuple):
     lr: Annotated[Rate, "the learning rate of Adam"] = 1e-3
 
 
-def parser() -> Parser:
-    """The options of the program."""
+def parser() -> Commands:
+    """The commands of the program."""
+    commands = {"train": training_parser, "ask": asking_parser}
+    return Commands("dictionary_lookup", commands, default="train")
+
+
+def asking_parser() -> Parser:
+    """The options of a question."""
+    parser = Parser("dictionary_lookup ask", "What trained models look up in a dictionary.")
+    parser.add_argument("values", nargs="+", type=NATURAL, metavar="VALUE",
+        help="of key 0, of key 1, …: each of 0 to k - 1 once, in any order")  # fmt: skip
+    parser.add_argument("--model", required=True, metavar="DIR", help="the --out of a training")
+    return parser
+
+
+def training_parser() -> Parser:
+    """The options of a training."""
     parser = Parser("dictionary_lookup", "Train GAT and GATv2 to look up values in dictionaries.")
     add = parser.add_settings("dictionaries, models, training", Settings)
     add_run_options(add, "dictionary_lookup", runs=3)

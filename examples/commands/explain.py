@@ -30,4 +30,5 @@ def parser() -> Parser:
     add("--top", type=COUNT, default=15, help="edges of each; default: 15")
     add("--judge", type=COUNT, default=20, help="test nodes; default: 20")
     add("--out", metavar="DIR", default="runs/explain", help="default: runs/explain")
+    add("--restart", action="store_true", help="give up what is unfinished in --out")
     return parser

@@ -20,6 +20,7 @@ SCORES = (  # of `Score.named`, but for "location": nodes have no order
     "trilinear",
 )  # fmt: skip
 NORMALIZERS = ("softmax", "sparsemax", "entmax", "hard", "identity")
+TASKS = ("classification", "regression")
 PROGRAM = "python -m examples.node_classification"
 CHOICES = ("gat", "gatv2", "transformer", "agnn")
 
@@ -28,10 +29,13 @@ def training_parser() -> Parser:
     """The options of a training."""
     parser = Parser(
         "node_classification",
-        "Train a graph attention network to classify the nodes of a graph.",
+        "Train a graph attention network to tell the class of each node of a graph, or a quantity.",
         epilog=f"'{PROGRAM} predict --help': apply a model that was trained.",
     )
     add_graph_options(parser)
+    parser.group("labels of --labels")("--task", choices=TASKS,
+        help="what they are: names of classes, or quantities; default: quantities if they are"
+        " numbers of which many differ")  # fmt: skip
     parser.group("features")("--standardise", action="store_true", default=None,
         help="give every feature the mean 0 and the deviation 1")  # fmt: skip
     add = parser.group("model (defaults: the paper's; --dataset digits has its own)")

@@ -20,6 +20,7 @@ _OPTIONS = {
     "labels_per_class": ("digits", "karate", "files"),
     "split_seed": ("digits", "karate", "files"),
     "directed": ("files",),
+    "task": ("files",),
 }
 
 
@@ -38,7 +39,7 @@ def load_graph(args: argparse.Namespace) -> Data:
         raise UserError("--features and --labels need --edges, the graph they belong to")
     args.dataset = args.dataset or ("digits" if args.edges is None else "files")
     for option, names in _OPTIONS.items():
-        if getattr(args, option) is not None and args.dataset not in names:
+        if getattr(args, option, None) is not None and args.dataset not in names:
             raise UserError(
                 f"--{option.replace('_', '-')} has no meaning for {args.dataset}; leave it out"
             )
@@ -47,9 +48,15 @@ def load_graph(args: argparse.Namespace) -> Data:
     rename = {"split_seed": "seed", "neighbours": "k"}
     options = {rename.get(name, name): value for name, value in given.items()}
     try:
-        return with_sparse_features(_load(args, options))
+        data = with_sparse_features(_load(args, options))
     except ValueError as error:  # GraphFileError is one too
         raise UserError(str(error)) from error
+    if is_regression(data) and args.labels_per_class is not None:
+        raise UserError(
+            "--labels-per-class has no meaning where labels are quantities: half of the labelled"
+            " nodes train, unless a column split says which"
+        )
+    return data
 
 
 def _load(args: argparse.Namespace, options: dict[str, Any]) -> Data:
@@ -59,8 +66,9 @@ def _load(args: argparse.Namespace, options: dict[str, Any]) -> Data:
         return karate_club(**options)
     if args.dataset == "files":
         return from_files(
-            args.edges, args.features, args.labels, undirected=not args.directed, **options
-        )
+            args.edges, args.features, args.labels, undirected=not args.directed,
+            task=getattr(args, "task", "classification"), **options,
+        )  # fmt: skip
     if args.dataset == "ppi":
         return joined(ppi())
     return planetoid(args.dataset)
@@ -95,9 +103,33 @@ def is_multi_label(data: Data) -> bool:
     return bool(data.y.dim() == 2)
 
 
+def is_regression(data: Data) -> bool:
+    """Whether the label of a node is a number, a quantity."""
+    return bool(data.y.dim() == 1 and data.y.is_floating_point())
+
+
 def score_name(data: Data) -> str:
     """What a model is judged by."""
+    if is_regression(data):
+        return "R²"
     return "micro-F1" if is_multi_label(data) else "accuracy"
+
+
+def score_text(data: Data, score: float) -> str:
+    """A score as it is printed."""
+    return f"{score:.3f}" if is_regression(data) else f"{score:.1%}"
+
+
+def standardise_labels(data: Data) -> list[float]:
+    """Gives quantities the mean 0 and the deviation 1 over the training nodes.
+
+    Returns the mean and the deviation that they had.
+    """
+    known = data.y[data.train_mask].double()
+    mean, deviation = known.mean().item(), known.std(correction=0).item()
+    deviation = deviation if deviation > 0 else 1.0  # where all are equal there is nothing to learn
+    data.y = ((data.y.double() - mean) / deviation).float()
+    return [mean, deviation]
 
 
 def split_views(data: Data) -> dict[str, Data]:
@@ -147,14 +179,18 @@ def fingerprint(data: Data) -> str:
 def doubts(data: Data) -> list[str]:
     """What makes it unlikely that a training on this graph comes to anything, in words."""
     found = []
-    labelled, names = data.y[data.y >= 0] if data.y.dim() == 1 else data.y, data.class_names
-    if not is_multi_label(data):
+    if is_regression(data):
+        known = data.y[data.y.isfinite()]
+        if len(known) and known.min() == known.max():
+            found.append(f"all labels are {known.min():g}: there is nothing to learn")
+    elif not is_multi_label(data):
+        names, labelled = data.class_names, int((data.y >= 0).sum())
         if len(names) == 1:
             found.append(f"there is one class alone, {names[0]!r}: nothing can be told apart")
-        elif len(names) > max(10, len(labelled) / 2):
+        elif len(names) > max(10, labelled / 3):
             found.append(
-                f"{len(names)} labels for {len(labelled)} nodes: is this a regression? Each label"
-                " is learned as a class of its own; put numbers into a few ranges"
+                f"{len(names)} different labels for {labelled} nodes, each learned as a class of"
+                " its own: are they names of classes? Quantities are learned with --task regression"
             )
     x = data.x.to_dense() if data.x.layout != torch.strided else data.x
     sizes = x.abs().amax(dim=0)
@@ -184,9 +220,13 @@ def standardise(data: Data, scale: dict[str, list[float]] | None = None) -> dict
 def describe(data: Data) -> str:
     """One line about a graph."""
     sizes = " / ".join(f"{int(data[f'{split}_mask'].sum()):,}" for split in SPLITS)
-    what = "labels" if is_multi_label(data) else "classes"
+    if is_regression(data):
+        known = data.y[data.y.isfinite()].tolist()
+        what = f"labels from {min(known):.4g} to {max(known):.4g}"
+    else:
+        what = f"{len(data.class_names)} {'labels' if is_multi_label(data) else 'classes'}"
     return (
         f"{data.name}: {data.num_nodes:,} nodes, {data.num_edges:,} directed edges,"
-        f" {data.num_features:,} features, {len(data.class_names)} {what};"
+        f" {data.num_features:,} features, {what};"
         f" {sizes} nodes to train / validate / test"
     )

@@ -17,6 +17,19 @@ def save_figure(path: Path, figure: Figure, dpi: int = 150, **options: Any) -> N
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=dpi, **options))
 
 
+def apart(nth: int, count: int, width: float = 1.8) -> dict[str, Any]:
+    """The style of the nth of several curves that may run into each other.
+
+    The first is the widest and lies below, the last has the width that is given, on top: where they
+    coincide, each is seen beside the next.
+
+    >>> [round(apart(nth, 3)["linewidth"], 2) for nth in range(3)]
+    [5.4, 3.6, 1.8]
+    """
+    step = min(1.0, 3 / max(1, count - 1))
+    return {"linewidth": width * (1 + step * (count - 1 - nth)), "zorder": 2 + nth / count}
+
+
 def bare(axes: Axes) -> None:
     """Takes away the upper and the right line of the frame."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -365,3 +365,26 @@ def test_sparse_features_stay_sparse(write, tmp_path):
 def test_bad_libsvm(write):
     with pytest.raises(GraphFileError, match=r"x.svm: no readable libsvm file"):
         from_files(write("e.csv", "0,1\n"), write("x.svm", "1 a:b\n"))
+
+
+def test_labels_that_are_quantities(write):
+    edges = write("edges.csv", "0,1\n1,2\n")
+    numbers = write("labels.csv", "node,label\n" + "".join(f"{n},{n / 4}\n" for n in range(12)))
+    assert from_files(edges, labels=numbers).y.tolist() == [*range(12)]  # classes, by default
+    for task in (None, "regression"):
+        data = from_files(edges, labels=numbers, task=task)
+        assert data.y.tolist() == [n / 4 for n in range(12)] and data.class_names == []
+        sizes = [int(data[f"{split}_mask"].sum()) for split in ("train", "val", "test")]
+        assert sizes == [6, 2, 4]
+    whole = write("whole.csv", "node,label\n" + "".join(f"{n},{n // 2}\n" for n in range(24)))
+    assert from_files(edges, labels=whole, task=None).class_names == []  # 12 numbers of 24 nodes
+    many = write("many.csv", "node,label\n" + "".join(f"{n},{n // 4}.0\n" for n in range(48)))
+    assert len(from_files(edges, labels=many, task=None).class_names) == 12
+    few = write("few.csv", "node,label\n" + "".join(f"{n},{n % 3}\n" for n in range(12)))
+    assert from_files(edges, labels=few, task=None).class_names == ["0", "1", "2"]
+    some = from_files(edges, labels=write("some.csv", "node,label\n0,1.5\n1,\n"), task="regression")
+    assert some.y[0] == 1.5 and some.y[1:].isnan().all() and not some.test_mask[1:].any()
+    with pytest.raises(GraphFileError, match="label of node '0' is 'nan', which is no finite"):
+        from_files(edges, labels=write("bad.csv", "node,label\n0,nan\n"), task="regression")
+    with pytest.raises(ValueError, match="task must be None or one of"):
+        from_files(edges, task="ranking")

@@ -129,7 +129,24 @@ def test_pictures_hold_every_panel_and_the_titles_tell_them_apart(tour):
     ]
     drawn = figure.axes[0].images[0].get_array()
     torch.testing.assert_close(torch.tensor(drawn).float(), tour.weights["global"])
-    assert len(figure.axes) == 4  # no colour bar is left
+    assert len(figure.axes) == 5  # one colour bar for all
+    assert figure.axes[4].get_xlabel().startswith("attention weight")
+    (legend,) = figure.legends
+    told = [text.get_text() for text in legend.get_texts()]
+    sides = "Mr. Hi's", "the officer's"
+    assert told[-2:] == [f"club member on {side} side" for side in sides]
+
+
+def test_a_legend_tells_grey_pairs_and_dots(tour):
+    legends = {
+        name: [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else []
+        for name in ("global", "causal", "local-p", "dot")
+        if (figure := draw_picture(Picture({"": [name]}), tour))
+    }
+    assert legends == {
+        "global": [], "causal": ["no such pair"], "dot": [],
+        "local-p": ["no such pair", "centre of the window"],
+    }  # fmt: skip
 
 
 def test_it_writes_the_pictures_and_says_so(tmp_path, monkeypatch, capsys):

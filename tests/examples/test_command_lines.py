@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from attn_core import Normalizer, Score
+from datasets.files import TASKS
+from examples._nodes import MODELS as GRAPH_MODELS
 from examples.commands import node_classification, tagging, translation, tuned_tables
 from examples.long_sentences import ANSWERS
-from examples.node_classification import MODELS as GRAPH_MODELS
 from examples.tagging import MODELS as TAGGERS
 from gat.models import PRESETS
 from sequence_attn.seq2seq.models import POSITIONS
@@ -19,7 +20,7 @@ PROGRAMS = {
     "attention_tour": (),
     "captioning": ("train", "ask"),
     "citation_graphs": (),
-    "dictionary_lookup": (),
+    "dictionary_lookup": ("train", "ask"),
     "explain": (),
     "graph_classification": (),
     "inflection": (),
@@ -75,6 +76,15 @@ def test_help_and_mistakes_are_answered_without_torch(program):
         ("tagging", ["--conllu", "gone.conllu", "gone.conllu"]),
         ("translation", ["train", "--data", "gone.de", "gone.en"]),
         ("long_sentences", ["--data", "gone.de", "gone.en"]),
+        ("inflection", ["--data", "gone.train", "gone.dev", "gone.test"]),
+        ("explain", ["--edges", "gone.csv", "--labels", "gone.csv"]),
+        (
+            "node_classification",
+            ["predict", "--edges", "gone.csv", "--model", "m", "--output", "o"],
+        ),
+        ("sentiment", ["predict", "--file", "gone.txt", "--model", "m"]),
+        ("tagging", ["predict", "--file", "gone.txt", "--model", "m"]),
+        ("translation", ["translate", "--file", "gone.txt", "--model", "m"]),
     ],
 )
 def test_a_missing_file_is_named_without_torch(program, words):
@@ -89,6 +99,7 @@ def test_the_names_are_those_of_the_library():
     assert (*Normalizer.named,) == node_classification.NORMALIZERS
     assert {*translation.NORMALIZERS} <= {*Normalizer.named}
     assert translation.POSITIONS == POSITIONS
+    assert node_classification.TASKS == TASKS
     assert {*node_classification.CHOICES} <= {*GRAPH_MODELS}
     assert (*TAGGERS,) == tagging.MODELS
     assert {*ANSWERS} == {"copy", "reverse", "sort"}

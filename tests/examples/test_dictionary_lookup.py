@@ -1,6 +1,7 @@
 """What the program claims of static and dynamic attention, and how it behaves."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -197,3 +198,44 @@ def test_a_loss_that_is_not_finite_ends_the_program(tmp_path, capsys, monkeypatc
     assert main([*FEW, "--out", str(tmp_path)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]  # the progress bar stands above it
     assert last == "error: the loss of GAT (seed 0) became nan: lower --lr"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("lookup")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "draw", lambda *args: None)
+        words = ["--k", "4", "--size", "32", "--epochs", "60", "--lr", "0.01", "--runs", "1"]
+        assert main([*words, "--batch-size", "8", "--out", str(out)]) == 0
+    return out
+
+
+class TestAsk:
+    """What was trained answers again, from its files alone."""
+
+    def test_a_table_of_every_query(self, trained, capsys):
+        capsys.readouterr()
+        assert main(["ask", "2", "0", "3", "1", "--model", str(trained)]) == 0
+        head, _, *rows = capsys.readouterr().out.splitlines()
+        assert re.split("  +", head) == [
+            "query", "value", "GAT says", "listens most to", "GATv2 says", "listens most to",
+        ]  # fmt: skip
+        values = [row.split()[1] for row in rows]
+        assert values == ["2", "0", "3", "1"]
+        columns = [row.split() for row in rows]
+        for row in columns:
+            assert {row[3], row[8]} <= {"✓", "✗"}
+            assert (row[2] == row[1]) == (row[3] == "✓") and (row[7] == row[1]) == (row[8] == "✓")
+        assert len({row[5] for row in columns}) == 1  # GAT: all listen to one key
+        assert [row[8] for row in columns] == ["✓"] * 4  # GATv2: all are right
+
+    def test_what_cannot_be_asked(self, trained, tmp_path, capsys):
+        for words, message in (
+            (["0", "1", "2", "--model", str(trained)], "3 values, but the models"),
+            (["0", "0", "2", "1", "--model", str(trained)], "must be a permutation"),
+            (["0", "1", "--model", str(tmp_path)], "there is no model in"),
+        ):
+            capsys.readouterr()
+            assert main(["ask", *words]) == 2
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1

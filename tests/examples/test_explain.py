@@ -8,17 +8,11 @@ from PIL import Image
 from torch_geometric.data import Data
 
 from datasets import karate_club
+from examples import _reasons
 from examples import explain as program
-from examples.explain import (
-    METHODS,
-    Reason,
-    choose,
-    explain,
-    layout,
-    main,
-    neighbourhood,
-    table,
-)
+from examples._reasons import MEASURES, METHODS, explain, neighbourhood
+from examples.explain import choose, layout, main, table
+from examples.shared.files import load_checkpoint
 from gat import GAT, GATv2, GraphTransformer
 
 FEW = ["--dataset", "karate", "--epochs", "10", "--judge", "3", "--top", "4"]
@@ -32,7 +26,7 @@ def club():
 @pytest.fixture
 def hasty(monkeypatch):
     """GNNExplainer learns for a moment, where what it finds does not matter."""
-    make = lambda: program.GNNExplainer(epochs=3)  # noqa: E731
+    make = lambda: _reasons.GNNExplainer(epochs=3)  # noqa: E731
     monkeypatch.setitem(METHODS, "GNNExplainer", make)
 
 
@@ -131,8 +125,8 @@ def test_nodes_lie_on_rings_by_their_distance():
 
 
 def test_the_table_has_means():
-    reason = Reason("a", torch.zeros(2, 1), torch.ones(1), 0.9, 0.5, 0.2, 1.0, 0.0, 0.3, 0.1)
-    lines = table({"a": [reason, reason._replace(fidelity_plus=0.0, alone=0.7)]}).splitlines()
+    row = dict(zip(MEASURES, (1.0, 0.0, 0.3, 0.5, 0.2, 0.1), strict=True))
+    lines = table({"a": [row, {**row, "fidelity_plus": 0.0, "alone": 0.7}]}).splitlines()
     assert lines[-1].split() == ["a", "0.50", "0.00", "0.30", "0.60", "0.20", "0.10"]
 
 
@@ -182,6 +176,71 @@ def test_a_node_that_nobody_speaks_to_and_files_without_labels(tmp_path, capsys)
     own = ["--edges", str(tmp_path / "edges.csv"), "--labels", str(tmp_path / "labels.csv")]
     assert main([*own, "--nodes", "2", "--epochs", "2", "--out", str(tmp_path)]) == 2
     assert "no edge reaches this node" in capsys.readouterr().err
+
+
+def numbers(folder):
+    """Everything in metrics.json but the time it took."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for row in metrics["summary"].values():
+        row["seconds"] = 0
+    return metrics
+
+
+@pytest.mark.parametrize("halfway", ["training", "judging"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])  # asked to stop; a power cut
+def test_the_same_command_goes_on_to_the_same_numbers(
+    halfway, error, tmp_path, capsys, hasty, monkeypatch
+):
+    words = [*FEW, "--nodes", "4", "--out"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main([*words, str(whole)]) == 0
+    monkeypatch.setattr(program, "CHECKPOINT_EVERY", 2)
+    owner, name = (program.Run, "step") if halfway == "training" else (program, "explain")
+    genuine, calls = getattr(owner, name), []
+
+    def wrapper(*args):
+        calls.append(None)
+        if len(calls) == 3 and error is not None:
+            raise error
+        return genuine(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapper)
+        if error is KeyboardInterrupt:
+            assert main([*words, str(broken)]) == 130
+            assert "the same command goes on" in capsys.readouterr().err
+        else:
+            with pytest.raises(RuntimeError):
+                main([*words, str(broken)])
+    state = load_checkpoint(broken / "checkpoint.pt")
+    assert state["run"]["epoch"] == (2 if halfway == "training" else 10)
+    assert len(state["judged"]["attention"]) == (halfway == "judging")
+    with monkeypatch.context() as patch:  # what was done is not done again
+        error = None
+        calls.clear()
+        patch.setattr(owner, name, wrapper)
+        assert main([*words, str(broken)]) == 0
+    assert len(calls) == (8 if halfway == "training" else 3)
+    assert numbers(broken) == numbers(whole)
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert not (broken / "checkpoint.pt").exists()
+
+
+def test_another_command_does_not_go_on(tmp_path, capsys, hasty, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "judge", interrupted)
+        assert main([*FEW, "--out", str(tmp_path)]) == 130
+    capsys.readouterr()
+    assert main([*FEW, "--seed", "1", "--out", str(tmp_path)]) == 2
+    assert "--seed was 0, is now 1" in capsys.readouterr().err
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:900])
+    assert main([*FEW, "--out", str(tmp_path)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert main([*FEW, "--restart", "--out", str(tmp_path)]) == 0
 
 
 def test_an_interruption_says_so(tmp_path, capsys, monkeypatch, hasty):

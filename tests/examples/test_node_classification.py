@@ -21,8 +21,10 @@ from PIL import Image
 from torch_geometric.data import Data
 
 from datasets import PPIGraphs, ppi
-from examples import _pictures, node_classification
-from examples.node_classification import MODELS, NAMES, PROGRAM, load_model, main
+from examples import _nodes, _pictures, node_classification
+from examples._nodes import MODELS, load_model
+from examples.commands.node_classification import NAMES, PROGRAM
+from examples.node_classification import main
 from examples.shared import files
 from examples.shared import graphs as shared_graphs
 from examples.shared.files import load_checkpoint, save_checkpoint
@@ -83,7 +85,7 @@ def failure(capsys, words):
 
 def interrupt_at(monkeypatch, epoch, *, halfway=False, error=KeyboardInterrupt):
     """Raises `error` in the given epoch, counted over all runs; `halfway`: after the update."""
-    owner = node_classification if halfway else node_classification.Run
+    owner = _nodes if halfway else _nodes.Run
     name = "evaluate" if halfway else "step"
     genuine, calls = getattr(owner, name), []
 
@@ -137,7 +139,7 @@ class TestTraining:
         model, _ = load_model(tmp_path)
         args = node_classification.parser().parse_args(["--dataset", "karate"])
         data = node_classification.load_graph(args)
-        scores = node_classification.evaluate(model, data, ("val", "test"))
+        scores = _nodes.evaluate(model, data, ("val", "test"))
         assert scores["val"] == (best["val_loss"], best["val_accuracy"])
         assert scores["test"] == (best["test_loss"], best["test_accuracy"])
 
@@ -187,7 +189,7 @@ class TestTraining:
 
     def test_defaults_are_those_of_the_paper(self):
         for name, rest in {"cora": (1, 0.005, 5e-4), "pubmed": (8, 0.01, 1e-3)}.items():
-            defaults = node_classification.DEFAULTS[name]
+            defaults = _nodes.DEFAULTS[name]
             assert tuple(defaults[key] for key in ("out_heads", "lr", "weight_decay")) == rest
             assert (defaults["layers"], defaults["heads"], defaults["hidden"]) == (2, 8, 8)
             assert (
@@ -241,7 +243,7 @@ class TestModels:
     def test_a_model_as_an_attention_of_parts_is_that_model(self, kind):
         x, edge_index = torch.randn(5, 4), torch.tensor([[0, 1, 2, 3], [1, 2, 0, 0]])
         plain = MODELS[kind](4, 8, 2, 3).eval()
-        parts = MODELS["attention"](4, 8, 2, 3, **node_classification.AS_ATTENTION[kind]).eval()
+        parts = MODELS["attention"](4, 8, 2, 3, **_nodes.AS_ATTENTION[kind]).eval()
         for ours, theirs in zip(parts.convs, plain.convs, strict=True):
             if kind == "gat":
                 torch.nn.init.zeros_(ours.lin_key.bias)
@@ -336,7 +338,7 @@ class TestManyGraphs:
         assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
 
     def test_graphs_of_other_splits_are_neither_seen_nor_trained_on(self, graphs):
-        run = node_classification.Run(shared_graphs.joined(graphs), SETTINGS, seed=0)
+        run = _nodes.Run(shared_graphs.joined(graphs), SETTINGS, seed=0)
         assert [graph.num_nodes for graph in run.graphs] == [30, 40, 50]
         for part, graph in zip(run.graphs, graphs.train, strict=True):
             assert torch.equal(part.x, graph.x) and torch.equal(part.y, graph.y)
@@ -384,13 +386,13 @@ class TestManyGraphs:
 
     def test_scores_by_hand(self):
         logits = torch.tensor([[1.0, -1.0], [2.0, 3.0]])
-        loss, f1 = node_classification.score(logits, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+        loss, f1 = _nodes.score(logits, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
         assert f1 == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))  # 2 hits, 1 false alarm, 1 miss
         terms = [math.log1p(math.exp(v)) for v in (-1.0, 1.0, -2.0, 3.0)]
         assert loss == pytest.approx(sum(terms) / 4)
 
 
-SETTINGS = node_classification.Settings(
+SETTINGS = _nodes.Settings(
     model={"in_channels": 3, "hidden_channels": 4, "num_layers": 2, "out_channels": 3},
     lr=0.01, weight_decay=0, epochs=5, patience=5,
 )  # fmt: skip
@@ -472,7 +474,7 @@ class TestInterruption:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signals(self, tmp_path, no_pictures, capsys, monkeypatch, number):
-        genuine, calls = node_classification.Run.step, []
+        genuine, calls = _nodes.Run.step, []
 
         def step(run):
             calls.append(None)
@@ -481,7 +483,7 @@ class TestInterruption:
             genuine(run)
 
         before = signal.getsignal(number)
-        monkeypatch.setattr(node_classification.Run, "step", step)
+        monkeypatch.setattr(_nodes.Run, "step", step)
         assert main([*FAST, "--out", str(tmp_path)]) == 130
         assert signal.getsignal(number) is before
         assert "go on with" in capsys.readouterr().err
@@ -900,8 +902,9 @@ class TestOwnGraph:
         self.rewrite(
             tmp_path, "labels", lambda node, label, split: (node, label and f"{node[1:]}.5", split)
         )
-        self.run(graph, tmp_path)
-        assert "14 labels for 14 nodes: is this a regression?" in capsys.readouterr().err
+        self.run(graph, tmp_path, "--task", "classification")
+        said = capsys.readouterr().err
+        assert "14 different labels for 14 nodes" in said and "--task regression" in said
 
     def test_standardised_features_are_so_in_a_prediction_too(self, graph, tmp_path, capsys):
         self.rewrite(tmp_path, "features", lambda node, a, b: (node, f"{float(a) * 1e6}", b))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets import karate_club
-from examples.node_classification import Progress, Run, Settings, evaluate
+from examples._nodes import Progress, Run, Settings, evaluate
 from examples.shared.files import UserError
 
 MODEL = {
