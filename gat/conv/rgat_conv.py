@@ -106,6 +106,11 @@ class RGATConv(AttentionConv, torch_geometric.nn.RGATConv):
             edge_dim, bias, **kwargs,
         )  # fmt: skip
 
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; torch_geometric leaves `l2`, of mod="scaled", as memory was."""
+        super().reset_parameters()
+        torch.nn.init.constant_(self.l2, 1 / self.out_channels)
+
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor],
