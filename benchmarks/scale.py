@@ -90,7 +90,7 @@ def of_layer(
     alone.load_state_dict(model.state_dict())
     parallel = parallelize(model, part)
     rows, of_edges = part.rows(x), part.edge_rows(edge_attr)
-    times: dict[str, list[float]] = {"one": [], "several": []}
+    times: dict[str, list[float]] = {"one": [], "several": [], "exchanges": []}
     found = truth = step(parallel, rows, part.edges, of_edges)
     if rank == 0:
         truth = single(alone, x, whole, edge_attr)  # both are warm now
@@ -102,8 +102,10 @@ def of_layer(
             times["one"].append(time.perf_counter() - started)
         dist.barrier()
         started = time.perf_counter()
-        step(parallel, rows, part.edges, of_edges)
+        with traffic() as sent:
+            step(parallel, rows, part.edges, of_edges)
         times["several"].append(time.perf_counter() - started)
+        times["exchanges"].append(sent.seconds)
     with traffic() as sent:
         again = step(parallel, rows, part.edges, of_edges)
     assert all(torch.equal(again[name], value) for name, value in found.items())
@@ -333,14 +335,17 @@ def _times(sizes: list[int], threads: int, turns: int) -> Table:
         each = [of_process[name] for of_process in found]
         one = min(each[0]["one"])
         several = min(map(max, zip(*(e["several"] for e in each), strict=True)))
-        rows.append([name, one * 1e3, several * 1e3, several / one])
+        waiting = min(min(e["exchanges"]) for e in each)
+        rows.append([name, one * 1e3, several * 1e3, several / one, waiting * 1e3])
         if name == "band, GATv2Conv":
             findings["band, GATv2Conv: time of 2 processes over that of one"] = several / one
     note = (
         f"{_of_graph(sizes)} A training step without the optimiser, {threads} thread(s) for each "
-        f"process, {os.cpu_count()} cores. The best of {turns} turns; of two processes the slower."
+        f"process, {os.cpu_count()} cores. The best of {turns} turns; of two processes the slower. "
+        "Exchanges: the shortest time that a process was in those of a step, of rows there and of "
+        "gradients back, which is the most that computing beside them could save."
     )
-    columns = ["", "one, ms", "two, ms", "two / one"]
+    columns = ["", "one, ms", "two, ms", "two / one", "exchanges, ms"]
     return Table("Two processes against one", columns, rows, note, findings=findings)
 
 
