@@ -68,7 +68,7 @@ from examples.shared.graphs import (
     standardise,
 )
 from examples.shared.options import fill_in
-from examples.shared.processes import joined, world_size
+from examples.shared.processes import goes_on, joined, world_size
 from examples.shared.program import SIGNALS, check_device, exit_status, progress_bar, versions
 from examples.shared.tables import aligned, percent, summary
 from examples.shared.trainer import WEIGHTS, Trainer, load_weights, own_weights, seed_everything
@@ -522,7 +522,7 @@ def prepare(args: argparse.Namespace) -> Task:
         config["standardise"] = True
     task = Task(args, data, settings, config, Path(args.out or Path("runs", name)), scale)
     prepare_folder(task.folder)
-    if args.resume:
+    if goes_on(args, task.checkpoint):
         task.progress = resume(task)
     elif task.checkpoint.exists() and not args.restart:
         raise UserError(

@@ -189,7 +189,7 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
                 "a graph, where there is no loss of pairs: leave it out"
             )
         if not whole:
-            self.att_x = self.att_y = None  # type: ignore[assignment]
+            self.att_x = self.att_y = None
         elif self.training:
             self._keep_for_loss(h, pairs, product, neg_edge_index, batch)
         out = merge_heads(out, self.concat, self.bias)
