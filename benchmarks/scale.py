@@ -125,15 +125,11 @@ def of_layer(
 
 
 def of_times(rank: int, world: int, sizes: list[int], turns: int) -> Made:
-    """`of_layer` for each layer over each graph, in the same processes."""
-    made = {}
-    for kind in GRAPHS:
-        given = drawn(kind, *sizes)
-        part = Partition.split(given[0], world, sizes[0])[rank]
-        whole = Edges(given[0], sizes[0], sizes[0]) if rank == 0 else None
-        for layer in LAYERS:
-            made[f"{kind}, {layer}"] = of_layer(rank, layer, part, given, whole, turns)
-    return made
+    """`of_layer` for each layer over the band graph, in the same processes."""
+    given = drawn("band", *sizes)
+    part = Partition.split(given[0], world, sizes[0])[rank]
+    whole = Edges(given[0], sizes[0], sizes[0]) if rank == 0 else None
+    return {layer: of_layer(rank, layer, part, given, whole, turns) for layer in LAYERS}
 
 
 def of_errors(rank: int, world: int, sizes: list[int], empty: bool, kind: str) -> Made:
@@ -337,10 +333,10 @@ def _times(sizes: list[int], threads: int, turns: int) -> Table:
         several = min(map(max, zip(*(e["several"] for e in each), strict=True)))
         waiting = min(min(e["exchanges"]) for e in each)
         rows.append([name, one * 1e3, several * 1e3, several / one, waiting * 1e3])
-        if name == "band, GATv2Conv":
+        if name == "GATv2Conv":
             findings["band, GATv2Conv: time of 2 processes over that of one"] = several / one
     note = (
-        f"{_of_graph(sizes)} A training step without the optimiser, {threads} thread(s) for each "
+        f"The band graph. {_of_graph(sizes)} A training step without the optimiser, {threads} thread(s) for each "
         f"process, {os.cpu_count()} cores. The best of {turns} turns; of two processes the slower. "
         "Exchanges: the shortest time that a process was in those of a step, of rows there and of "
         "gradients back, which is the most that computing beside them could save."
