@@ -336,8 +336,9 @@ def _times(sizes: list[int], threads: int, turns: int) -> Table:
         if name == "GATv2Conv":
             findings["band, GATv2Conv: time of 2 processes over that of one"] = several / one
     note = (
-        f"The band graph. {_of_graph(sizes)} A training step without the optimiser, {threads} thread(s) for each "
-        f"process, {os.cpu_count()} cores. The best of {turns} turns; of two processes the slower. "
+        f"The band graph. {_of_graph(sizes)} A training step without the optimiser, {threads} "
+        f"thread(s) for each process, {os.cpu_count()} cores. The best of {turns} turns; of two "
+        "processes the slower. "
         "Exchanges: the shortest time that a process was in those of a step, of rows there and of "
         "gradients back, which is the most that computing beside them could save."
     )
