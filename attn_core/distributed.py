@@ -6,6 +6,7 @@ Everything here is differentiable, works with gloo and NCCL alike, and counts wh
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ class Traffic:
     Attributes:
         rows: bytes of rows that were exchanged (`exchange`), gradients included.
         calls: how many exchanges that took.
+        seconds: how long it was in them, to wait for the others included.
     """
 
     rows: int = 0
     calls: int = 0
+    seconds: float = 0.0
 
 
 _counting: list[Traffic] = []
@@ -42,7 +45,7 @@ def traffic() -> Iterator[Traffic]:
     >>> with traffic() as sent:
     ...     pass
     >>> sent
-    Traffic(rows=0, calls=0)
+    Traffic(rows=0, calls=0, seconds=0.0)
     """
     counted = Traffic()
     _counting.append(counted)
@@ -183,10 +186,13 @@ def exchange(
         others = sum(send_counts) - send_counts[rank(group)]
         counted.rows += others * row * send.element_size()
         counted.calls += 1
+    started = time.perf_counter()
     # As bytes, since gloo does not know every dtype
     dist.all_to_all_single(
         _as_bytes(receive), _as_bytes(send), list(receive_counts), list(send_counts), group=group
     )
+    for counted in _counting:
+        counted.seconds += time.perf_counter() - started
 
 
 def _as_bytes(rows: Tensor) -> Tensor:

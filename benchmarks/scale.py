@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import gat
-from attn_core import Edges, ScaledDot, Softmax
+from attn_core import Edges, ScaledDot, Softmax, backend
 from attn_core.distributed import traffic
 from attn_core.ring import Ring
 from benchmarks._graphs import band, uniform
@@ -37,7 +37,7 @@ from sequence_attn import MultiHead
 from sequence_attn.distributed import context_parallel
 
 LIMIT = 1200  # seconds, after which all processes of a measurement are killed
-PARTS = ("graphs", "memory", "sequences", "sampler")
+PARTS = ("times", "errors", "memory", "sequences", "sampler")
 CHANNELS, HEADS, WIDTH, OF_EDGES = 64, 4, 16, 4
 GRAPHS: dict[str, Callable[..., Tensor]] = {"band": band, "random": uniform}
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -79,51 +79,69 @@ def step(model: nn.Module, x: Tensor, edges: Any, edge_attr: Tensor) -> dict[str
     }
 
 
-def of_layer(rank: int, layer: str, part: Partition, given: tuple[Tensor, ...], turns: int) -> Made:
+def of_layer(
+    rank: int, layer: str, part: Partition, given: tuple[Tensor, ...], whole: Any, turns: int
+) -> Made:
     """Times of both, errors against one process, bytes and their formula."""
-    edge_index, x, edge_attr = given
+    _, x, edge_attr = given
     torch.manual_seed(1)
-    model = LAYERS[layer]()
-    alone = LAYERS[layer]()
+    model = LAYERS[layer]().to(x.dtype)
+    alone = LAYERS[layer]().to(x.dtype)
     alone.load_state_dict(model.state_dict())
     parallel = parallelize(model, part)
     rows, of_edges = part.rows(x), part.edge_rows(edge_attr)
-    whole = Edges(edge_index, len(x), len(x)) if rank == 0 else None
-    times: dict[str, list[float]] = {"one": [], "several": []}
+    times: dict[str, list[float]] = {"one": [], "several": [], "exchanges": []}
     found = truth = step(parallel, rows, part.edges, of_edges)
+    if rank == 0:
+        truth = single(alone, x, whole, edge_attr)  # both are warm now
     for _ in range(turns):
         dist.barrier()
         if rank == 0:
             started = time.perf_counter()
-            truth = single(alone, x, whole, edge_attr)
+            single(alone, x, whole, edge_attr)
             times["one"].append(time.perf_counter() - started)
         dist.barrier()
         started = time.perf_counter()
         with traffic() as sent:
-            found = step(parallel, rows, part.edges, of_edges)
+            step(parallel, rows, part.edges, of_edges)
         times["several"].append(time.perf_counter() - started)
-    errors: dict[str, float] = {}
+        times["exchanges"].append(sent.seconds)
+    with traffic() as sent:
+        again = step(parallel, rows, part.edges, of_edges)
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+    errors = [0.0]
     largest = max(float(truth[name].abs().max()) for name in truth if name not in ("out", "x"))
     for name, value in found.items():
-        mine = part.collect(value) if name in ("out", "x") else value
-        scale = float(truth[name].abs().max()) if name in ("out", "x") else largest
-        errors[name] = float((mine - truth[name]).abs().max()) / scale if rank == 0 else 0.0
-    again = step(parallel, rows, part.edges, of_edges)
-    assert all(torch.equal(again[name], value) for name, value in found.items())
+        of_rows = name in ("out", "x")
+        mine = part.collect(value) if of_rows else value
+        if rank == 0:  # the only one that knows the truth
+            scale = float(truth[name].abs().max()) if of_rows else largest
+            errors.append(float((mine - truth[name]).abs().max()) / scale)
     route = part.edges.route
-    formula = route.bytes_sent(CHANNELS, 4) + route.bytes_returned(CHANNELS, 4)
-    return {"error": max(errors.values()), "sent": sent.rows, "formula": formula, **times}
+    formula = sum(
+        counted(CHANNELS, x.element_size()) for counted in (route.bytes_sent, route.bytes_returned)
+    )
+    return {"error": max(errors), "sent": sent.rows, "formula": formula, **times}
 
 
-def of_layers(rank: int, world: int, sizes: list[int], turns: int, names: list[str]) -> Made:
-    """`of_layer` for each layer over each graph, in the same processes."""
-    made = {}
-    for kind in GRAPHS:
-        given = drawn(kind, *sizes)
-        part = Partition.split(given[0], world, sizes[0])[rank]
-        for layer in names:
-            made[f"{kind}, {layer}"] = of_layer(rank, layer, part, given, turns)
-    return made
+def of_times(rank: int, world: int, sizes: list[int], turns: int) -> Made:
+    """`of_layer` for each layer over the band graph, in the same processes."""
+    given = drawn("band", *sizes)
+    part = Partition.split(given[0], world, sizes[0])[rank]
+    whole = Edges(given[0], sizes[0], sizes[0]) if rank == 0 else None
+    return {layer: of_layer(rank, layer, part, given, whole, turns) for layer in LAYERS}
+
+
+def of_errors(rank: int, world: int, sizes: list[int], empty: bool, kind: str) -> Made:
+    """`of_layer` over a random graph with self-loops, the last part empty or none."""
+    edge_index, x, edge_attr = drawn("random", *sizes)
+    edge_index[1, :: sizes[1] // 1000] = edge_index[0, :: sizes[1] // 1000]
+    filled = world - empty
+    assignment = torch.arange(sizes[0]) * filled // sizes[0]
+    part = Partition.split(edge_index, world, sizes[0], assignment=assignment)[rank]
+    whole = Edges(edge_index, sizes[0], sizes[0]) if rank == 0 else None
+    given = edge_index, *(value.to(getattr(torch, kind)) for value in (x, edge_attr))
+    return {layer: of_layer(rank, layer, part, given, whole, 0) for layer in LAYERS}
 
 
 def single(model: nn.Module, x: Tensor, edges: Any, edge_attr: Tensor) -> dict[str, Tensor]:
@@ -197,17 +215,23 @@ def of_window(rank: int, world: int, steps: int, radius: int) -> Made:
 
 
 def of_sampler(rank: int, world: int, sizes: list[int], batches: int) -> Made:
-    """Edges drawn in a second, in blocks with [15, 10] neighbours for 1024 nodes."""
+    """Edges drawn in a second, in blocks with [15, 10] neighbours for 1024 nodes, both ways."""
     edge_index, _, _ = drawn("random", *sizes)
     sampler = NeighborSampler(edge_index, [15, 10], num_nodes=sizes[0], seed=0)
     nodes = torch.randperm(sizes[0])
-    sampler.blocks(nodes[:1024])
-    best = 0.0
+    best = {"auto": 0.0, "torch": 0.0}
     for batch in nodes.split(1024)[:batches]:
-        started = time.perf_counter()
-        drawn_edges = sum(block.edges.num_edges for block in sampler.blocks(batch))
-        best = max(best, drawn_edges / (time.perf_counter() - started))
-    return {"edges per second": best}
+        found = []
+        for way in best:  # by turns
+            with backend(way):
+                started = time.perf_counter()
+                blocks = sampler.blocks(batch)
+                seconds = time.perf_counter() - started
+            best[way] = max(best[way], sum(b.edges.num_edges for b in blocks) / seconds)
+            found.append(blocks)
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one.edge_ids, other.edge_ids)
+    return best
 
 
 def worker(arguments: list[str]) -> None:
@@ -272,7 +296,8 @@ def run(arguments: argparse.Namespace) -> Report:
     sizes = [2_000, 20_000] if tiny else [200_000, 2_000_000]
     report = Report("Several processes against one")
     tables: dict[str, Callable[[], Table]] = {
-        "graphs": lambda: _graphs(sizes, threads, turns=1 if tiny else 3),
+        "times": lambda: _times(sizes, threads, turns=1 if tiny else 3),
+        "errors": lambda: _errors(sizes, threads),
         "memory": lambda: _memory(sizes, threads),
         "sequences": lambda: _sequences(threads, tiny),
         "sampler": lambda: _sampler(sizes, threads, batches=2 if tiny else 20),
@@ -283,40 +308,71 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 def _sampler(sizes: list[int], threads: int, batches: int) -> Table:
-    found = together(1, "of_sampler", threads, sizes=sizes, batches=batches)[0]
-    millions = found["edges per second"] / 1e6
-    note = "Blocks for 1024 nodes with 15 and 10 neighbours, the best of the batches."
-    return Table("Sampler", ["", "10⁶ edges/s"], [["NeighborSampler", millions]], note)
+    rows: list[list[Cell]] = []
+    for number in (threads, 2 * threads):
+        found = together(1, "of_sampler", number, sizes=sizes, batches=batches)[0]
+        millions = [found[way] / 1e6 for way in ("auto", "torch")]
+        rows.append([number, *millions, millions[0] / millions[1]])
+    note = (
+        f"Blocks for 1024 of {sizes[0]:,} nodes with 15 and 10 neighbours ({sizes[1]:,} edges), "
+        "the best of the batches, by turns; both draw the same edges. torch_geometric's sampler "
+        "needs pyg-lib or torch-sparse, which are on no index as wheels: plain torch takes its "
+        "formula, Floyd's draw without replacement and nodes numbered anew, for all nodes at once."
+    )
+    columns = ["threads", "compiled, 10⁶ edges/s", "plain torch, 10⁶ edges/s", "ratio"]
+    return Table("Sampler", columns, rows, note)
 
 
-def _graphs(sizes: list[int], threads: int, turns: int) -> Table:
+def _times(sizes: list[int], threads: int, turns: int) -> Table:
     rows: list[list[Cell]] = []
     findings = {}
-    for world in (2, 4):
-        given = {"sizes": sizes, "turns": turns if world == 2 else 1, "names": list(LAYERS)}
-        found = together(world, "of_layers", threads, **given)
-        for name in found[0]:
-            each = [of_process[name] for of_process in found]
-            assert all(e["sent"] == e["formula"] for e in each), "not the formula"
-            one = min(each[0]["one"])
-            times = zip(*(e["several"] for e in each), strict=True)
-            several = min(map(max, times))
-            mib = max(e["sent"] for e in each) / 2**20
-            error = f"{each[0]['error']:.1e}"
-            rows.append([name, world, one * 1e3, several * 1e3, several / one, mib, error])
-            if name == "band, GATv2Conv" and world == 2:
-                findings["band, GATv2Conv: time of 2 processes over that of one"] = several / one
-    columns = ["", "processes", "one, ms", "several, ms", "several / one", "MiB sent", "error"]
+    found = together(2, "of_times", threads, sizes=sizes, turns=turns)
+    for name in found[0]:
+        each = [of_process[name] for of_process in found]
+        one = min(each[0]["one"])
+        several = min(map(max, zip(*(e["several"] for e in each), strict=True)))
+        waiting = min(min(e["exchanges"]) for e in each)
+        rows.append([name, one * 1e3, several * 1e3, several / one, waiting * 1e3])
+        if name == "GATv2Conv":
+            findings["band, GATv2Conv: time of 2 processes over that of one"] = several / one
     note = (
-        f"{sizes[0]:,} nodes, {sizes[1]:,} edges, {CHANNELS} features, {HEADS} heads × {WIDTH}, "
-        f"{OF_EDGES} features of edges; a training step without the optimiser, {threads} thread(s) "
-        f"for each process, {os.cpu_count()} cores: more processes than cores say nothing of time. "
-        "The best of the turns; of several processes the slowest. MiB that the process with the "
-        "longest halo sends in a step, which is what the formula says, in every process. Error: "
-        "the largest of output and gradients, as a share of the largest number of the output, the "
-        "features' gradient and all parameters'; repeated steps gave the same bits."
+        f"The band graph. {_of_graph(sizes)} A training step without the optimiser, {threads} "
+        f"thread(s) for each process, {os.cpu_count()} cores. The best of {turns} turns; of two "
+        "processes the slower. "
+        "Exchanges: the shortest time that a process was in those of a step, of rows there and of "
+        "gradients back, which is the most that computing beside them could save."
     )
-    return Table("A graph in parts", columns, rows, note, findings=findings)
+    columns = ["", "one, ms", "two, ms", "two / one", "exchanges, ms"]
+    return Table("Two processes against one", columns, rows, note, findings=findings)
+
+
+def _errors(sizes: list[int], threads: int) -> Table:
+    rows: list[list[Cell]] = []
+    for world, empty in ((2, False), (4, True)):
+        for kind in ("float32", "float64"):
+            found = together(world, "of_errors", threads, sizes=sizes, empty=empty, kind=kind)
+            for layer in LAYERS:
+                each = [of_process[layer] for of_process in found]
+                assert all(e["sent"] == e["formula"] for e in each), "not the formula"
+                mib = max(e["sent"] for e in each) / 2**20
+                parts = f"{world}, one of them empty" if empty else f"{world}"
+                rows.append([layer, kind, parts, f"{each[0]['error']:.1e}", mib])
+    note = (
+        f"The random graph. {_of_graph(sizes)} The last hundredth of the nodes is isolated, a "
+        "thousand edges are self-loops. Error: the largest of output and gradients, as a share of "
+        "the largest number of the output, the features' gradient and all parameters'; repeated "
+        "steps gave the same bits. MiB that the process with the longest halo sends in a step, "
+        "which is what the formula says, in every process."
+    )
+    columns = ["", "", "processes", "error", "MiB sent"]
+    return Table("A graph in parts: how exact, and what is sent", columns, rows, note)
+
+
+def _of_graph(sizes: list[int]) -> str:
+    return (
+        f"{sizes[0]:,} nodes, {sizes[1]:,} edges, {CHANNELS} features, {HEADS} heads × {WIDTH}, "
+        f"{OF_EDGES} features of edges."
+    )
 
 
 def _memory(sizes: list[int], threads: int) -> Table:

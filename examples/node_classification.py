@@ -78,7 +78,7 @@ from examples.shared.graphs import (
     standardise_labels,
 )
 from examples.shared.options import fill_in
-from examples.shared.processes import joined, world_size
+from examples.shared.processes import goes_on, joined, world_size
 from examples.shared.program import check_device, exit_status, progress_bar, versions
 from examples.shared.tables import summary
 from examples.shared.trainer import WEIGHTS, load_weights
@@ -170,7 +170,7 @@ def prepare(args: argparse.Namespace) -> Task:
     folder = Path(args.out or Path("runs", name))
     task = Task(args, data, settings, config, folder, scale, label_scale)
     prepare_folder(task.folder)
-    if args.resume:
+    if goes_on(args, task.checkpoint):
         task.progress = resume(task)
     elif task.checkpoint.exists() and not args.restart:
         raise UserError(

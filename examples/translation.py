@@ -70,7 +70,7 @@ from examples.shared.files import (
 )
 from examples.shared.options import fill_in, pick
 from examples.shared.pictures import save_figure
-from examples.shared.processes import joined
+from examples.shared.processes import goes_on, joined
 from examples.shared.program import check_device, exit_status, progress_bar, remaining, versions
 from examples.shared.tables import aligned
 from examples.shared.trainer import parameters
@@ -195,7 +195,7 @@ def begin(folder: Path, args: argparse.Namespace) -> None:
     """Refuses to overwrite a training that was interrupted, or to resume one that never was."""
     prepare_folder(folder)
     checkpoint = folder / "checkpoint.pt"
-    if args.resume:
+    if goes_on(args, checkpoint):
         if not checkpoint.exists():
             load_checkpoint(checkpoint)  # says what to do
     elif checkpoint.exists() and not args.restart:

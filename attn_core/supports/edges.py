@@ -411,12 +411,21 @@ class Edges(Pairs):
             sizes = self.num_keys, self.num_queries
             return Edges._of(merged, *sizes, given=self, source_id=source_id, **known)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether other processes hold more edges of the same graph."""
+        return False
+
     def all_sources(self, x: Tensor) -> Tensor:
         """The rows of all sources, of which the targets are the first: x itself.
 
         Where a process holds a part of a graph, x has its own nodes, and the others are fetched.
         """
         return x
+
+    def from_keys(self, key_index: Tensor, num_keys: int) -> Edges:
+        """These pairs, in their order, each from another key: a node may stand for several."""
+        return Edges(torch.stack([key_index, self.query_index]), num_keys, self.num_queries)
 
     def of_queries(self, queries: Tensor) -> tuple[Edges, Tensor]:
         """The pairs of some queries, all of each, and where they stand among the pairs.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,12 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process."""
     return int(os.environ.get("RANK", "0"))
+
+
+def goes_on(args: argparse.Namespace, checkpoint: Path) -> bool:
+    """Whether to go on from a checkpoint: by --resume, or since torchrun has started all anew."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return bool(args.resume) or (restarts > 0 and checkpoint.exists())
 
 
 @contextlib.contextmanager

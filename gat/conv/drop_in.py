@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attn_core import Additive, Attended, Edges, PendingEdges, Softmax, attend
 from attn_core.normalizers import Normalizer
 from attn_core.supports.pairs import Pairs
-from gat.conv.base import is_autocast
+from gat.conv.base import AttentionConv, is_autocast
 from gat.sparse import Linear
 
 
@@ -72,6 +72,16 @@ def plain_index(edge_index: Any, self_loops: bool = False) -> Any:
     if not isinstance(edge_index, Edges):
         return edge_index
     return (edge_index.given if self_loops else edge_index).edge_index
+
+
+def check_unwatched(layer: AttentionConv, edge_index: Any, first: int | None) -> None:
+    """Raise where torch_geometric's steps would be taken, which know no targets among sources."""
+    if first is not None and not layer._is_fused():
+        raise ValueError(
+            f"edge_index is {edge_index}, a block or a part of a graph, whose messages "
+            f"{type(layer).__name__} cannot show to hooks, an explainer or a subclass: take these "
+            "away, or give it the whole graph"
+        )
 
 
 def merge_heads(out: Tensor, concat: bool, bias: Tensor | None) -> Tensor:

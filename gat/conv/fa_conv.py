@@ -17,7 +17,14 @@ from gat.conv.base import (
     pairs_of_chosen,
     trusted,
 )
-from gat.conv.drop_in import attend_by, dtype_of, listed, plain_index, with_sparse_linears
+from gat.conv.drop_in import (
+    attend_by,
+    check_unwatched,
+    dtype_of,
+    listed,
+    plain_index,
+    with_sparse_linears,
+)
 
 
 @trusted
@@ -117,6 +124,8 @@ class FAConv(AttentionConv, torch_geometric.nn.FAConv):
             )
         # A sparse matrix brings the weights of its edges along, and takes those of attention back
         loops = self.normalize and self.add_self_loops
+        x, first = self._sources(x, edge_index)
+        check_unwatched(self, edge_index, first)
         if not (self._is_fused() and dense):
             # propagate_type: (x: Tensor, alpha: tuple[Tensor, Tensor], edge_weight: Tensor | None)
             given = x, x_0, plain_index(edge_index, loops), edge_weight
@@ -129,18 +138,31 @@ class FAConv(AttentionConv, torch_geometric.nn.FAConv):
                 attention = self._chosen(pairs, alpha, support, asked)
             return out, attention
 
+        targets = x if first is None else x[:first]
         if self.normalize and self.cached:
+            if first is not None or (isinstance(edge_index, Edges) and edge_index.is_part):
+                raise ValueError(
+                    f"edge_index is {edge_index}, a block or a part of a graph, but {name} was "
+                    "built with cached=True, to keep one graph for all calls: build it without"
+                )
             edge_index, edge_weight = self._first_graph(edge_index, x)
             loops = False
-        support = self._support(edge_index, x, x.shape[0], loops)
-        query, key = self.att_r(x).unsqueeze(1), self.att_l(x).unsqueeze(1)  # [N, 1, 1]
+        support = self._support(edge_index, x, targets.shape[0], loops)
+        query, key = self.att_r(targets).unsqueeze(1), self.att_l(x).unsqueeze(1)  # [N, 1, 1]
         score, value = Separable(activation="tanh"), x.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0
         if edge_weight is None:
             scale = _degrees(support, x.dtype).rsqrt()
             scale = scale.masked_fill(scale == torch.inf, 0).view(-1, 1, 1)
+            of_sources = edge_index.all_sources(scale) if isinstance(edge_index, Edges) else scale
+            if of_sources.shape[0] != x.shape[0]:
+                raise ValueError(
+                    f"edge_index is {edge_index}, a block, which does not know the degrees of its "
+                    f"sources in the whole graph: build {name} with normalize=False, and give "
+                    "edge_weight"
+                )
             out, alpha, _ = attend(
-                query, key, value * scale, score=score, normalizer=Identity(), support=support,
+                query, key, value * of_sources, score=score, normalizer=Identity(), support=support,
                 dropout=dropout, need_weights=asked is not False,
             )  # fmt: skip
             out = out * scale
@@ -151,7 +173,7 @@ class FAConv(AttentionConv, torch_geometric.nn.FAConv):
             out = attend_by(weighted, value, pairs, Identity(), dropout=dropout).output
         out = out.squeeze(1).to(dtype_of(x))
         if self.eps != 0:
-            out = out + self.eps * x_0.to(out.dtype)
+            out = out + self.eps * (x_0 if first is None else x_0[:first]).to(out.dtype)
         if asked is False:
             return out
         every = pairs_of_chosen(support, True)

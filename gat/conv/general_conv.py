@@ -115,7 +115,8 @@ class GeneralConv(AttentionConv, torch_geometric.nn.GeneralConv):
                 there is no attention.
         """
         name = type(self).__name__
-        x_src, x_dst = both_sides(name, x, (self.lin_msg, self.lin_self))
+        x, first = self._sources(x, edge_index)
+        x_src, x_dst = both_sides(name, x, (self.lin_msg, self.lin_self), first)
         if edge_attr is not None and self.in_edge_channels is None:
             raise ValueError(
                 f"edge_attr has shape {list(edge_attr.shape)}, but {name} was built with "
@@ -130,7 +131,8 @@ class GeneralConv(AttentionConv, torch_geometric.nn.GeneralConv):
         if not (self._is_fused() and self.attention):
             # propagate_type: (x: tuple[Tensor, Tensor | None], edge_attr: Tensor | None)
             given = plain_index(edge_index)
-            out = torch_geometric.nn.GeneralConv.forward(self, x, given, edge_attr, size)
+            both = x if first is None else (x_src, x_dst)
+            out = torch_geometric.nn.GeneralConv.forward(self, both, given, edge_attr, size)
             if need_weights is False:
                 return out
         support = self._support(edge_index, x_src, x_dst.shape[0], self_loops=False)

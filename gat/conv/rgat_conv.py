@@ -106,6 +106,11 @@ class RGATConv(AttentionConv, torch_geometric.nn.RGATConv):
             edge_dim, bias, **kwargs,
         )  # fmt: skip
 
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; torch_geometric leaves `l2`, of mod="scaled", as memory was."""
+        super().reset_parameters()
+        torch.nn.init.constant_(self.l2, 1 / self.out_channels)
+
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor],
@@ -147,9 +152,18 @@ class RGATConv(AttentionConv, torch_geometric.nn.RGATConv):
                     f"x has shape {list(side.shape)}, but RGATConv was built with in_channels="
                     f"{self.in_channels}: give each node {self.in_channels} features"
                 )
+        x, first = self._sources(x, edge_index)
+        if isinstance(x, Tensor):
+            x_src, x_dst = x, x if first is None else x[:first]
         if not (self._is_fused() and dense):
             # propagate_type: (x: Tensor, edge_type: Tensor | None, edge_attr: Tensor | None)
-            given = x, plain_index(edge_index), edge_type, edge_attr, size
+            given = (
+                x if first is None else (x_src, x_dst),
+                plain_index(edge_index),
+                edge_type,
+                edge_attr,
+                size,
+            )
             if asked is False:
                 return torch_geometric.nn.RGATConv.forward(self, *given)
             out, attention = torch_geometric.nn.RGATConv.forward(self, *given, True)
@@ -303,10 +317,8 @@ def _with_relations(
     nodes = edges.num_keys
     row = edge_type * nodes + edges.key_index
     if num_relations * nodes <= 2 * edges.num_edges:
-        sizes = num_relations * nodes, edges.num_queries
-        return Edges(torch.stack([row, edges.query_index]), *sizes), None
+        return edges.from_keys(row, num_relations * nodes), None
     used, row = torch.unique(row, return_inverse=True)
     relation = torch.arange(num_relations + 1, device=row.device) * nodes
     limits = torch.searchsorted(used, relation).diff().tolist()
-    rows = Edges(torch.stack([row, edges.query_index]), len(used), edges.num_queries)
-    return rows, list((used % nodes).split(limits))
+    return edges.from_keys(row, len(used)), list((used % nodes).split(limits))

@@ -24,6 +24,7 @@ from gat.conv.base import (
 from gat.conv.drop_in import (
     attend_by,
     check_choice,
+    check_unwatched,
     listed,
     merge_heads,
     plain_index,
@@ -139,8 +140,10 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
         """
         check_features(type(self).__name__, "x", x, self.lin)
         need_weights = self.weights_for(return_attention_weights)
+        x, first = self._sources(x, edge_index)
+        check_unwatched(self, edge_index, first)
         if self._is_fused():
-            out, attention = self._attend(x, edge_index, neg_edge_index, batch, need_weights)
+            out, attention = self._attend(x, first, edge_index, neg_edge_index, batch, need_weights)
         else:
             given = plain_index(edge_index, self.add_self_loops)
             # propagate_type: (x: Tensor)
@@ -156,6 +159,7 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
     def _attend(
         self,
         x: Tensor,
+        first: int | None,
         edge_index: Any,
         neg_edge_index: Tensor | None,
         batch: Tensor | None,
@@ -163,13 +167,14 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
     ) -> tuple[Tensor, Any]:
         """The output, and if asked for: the support, pairs of it, and their weights."""
         h = self.lin(x).view(-1, self.heads, self.out_channels)
-        support = self._support(edge_index, h, h.shape[0], self.add_self_loops)
+        targets = h if first is None else h[:first]
+        support = self._support(edge_index, h, targets.shape[0], self.add_self_loops)
         pairs = listed(support)
-        product = self._product(h, pairs)
+        product = self._product(h, pairs, targets)
         scores = product
         if self.attention_type == "MX":
             ends = Separable(self.att_r.squeeze(0), self.att_l.squeeze(0), "identity")
-            scores = logits(h, h, score=ends, support=pairs) * product.sigmoid()
+            scores = logits(targets, h, score=ends, support=pairs) * product.sigmoid()
         out, weights, _ = attend_by(
             F.leaky_relu(scores, self.negative_slope),
             h,
@@ -177,17 +182,42 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
             dropout=self.dropout if self.training else 0.0,
             need_weights=need_weights,
         )
-        if self.training:
+        whole = first is None and not (isinstance(edge_index, Edges) and edge_index.is_part)
+        if not whole and neg_edge_index is not None:
+            raise ValueError(
+                f"neg_edge_index was given, but edge_index is {edge_index}, a block or a part of "
+                "a graph, where there is no loss of pairs: leave it out"
+            )
+        if not whole:
+            self.att_x = self.att_y = None
+        elif self.training:
             self._keep_for_loss(h, pairs, product, neg_edge_index, batch)
         out = merge_heads(out, self.concat, self.bias)
         if weights is None:
             return out, None
         return out, (support, pairs_of_chosen(support, need_weights), weights)
 
-    def _product(self, h: Tensor, pairs: Pairs) -> Tensor:
+    def _product(self, h: Tensor, pairs: Pairs, targets: Tensor | None = None) -> Tensor:
         """What is to tell edges from pairs that are none, `[E, H]`."""
         scale = 1.0 if self.attention_type == "MX" else 1 / math.sqrt(self.out_channels)
-        return logits(h, h, score=Dot(scale), support=pairs)
+        query = h if targets is None else targets
+        return logits(query, h, score=Dot(scale), support=pairs)
+
+    def get_attention_loss(self) -> Tensor:
+        """How well the layer told edges from other pairs in its last call, in training; else 0.
+
+        Raises:
+            ValueError: that call was over a block or a part of a graph, where a pair without an
+                edge is not one of the whole graph.
+        """
+        if self.training and self.att_x is None:
+            raise ValueError(
+                "there is no loss of pairs: the last call was over a block or a part of a graph, "
+                "which does not know what has no edge in the whole graph; train without this loss, "
+                "or over the whole graph"
+            )
+        loss: Tensor = super().get_attention_loss()
+        return loss
 
     def _keep_for_loss(
         self,

@@ -20,7 +20,17 @@ from attn_core.distributed import (
     summed_gradients,
     world_size,
 )
-from gat.conv import AGNNConv, GATConv, GATv2Conv, GraphAttentionConv, TransformerConv
+from gat.conv import (
+    AGNNConv,
+    FAConv,
+    GATConv,
+    GATv2Conv,
+    GeneralConv,
+    GraphAttentionConv,
+    RGATConv,
+    SuperGATConv,
+    TransformerConv,
+)
 from gat.distributed.partition import Partition
 from gat.models.body import AttentionNetwork
 from gat.sparse import Dropout
@@ -36,12 +46,33 @@ _ACROSS_NODES = (
     torch_geometric.nn.InstanceNorm,
     torch_geometric.nn.MeanSubtractionNorm,
     torch_geometric.nn.PairNorm,
-    torch_geometric.nn.GPSConv,
-    torch_geometric.nn.DenseGATConv,
-    nn.MultiheadAttention,
 )
 # Those that ask their Edges for the rows of all sources
-_FETCHING = (AGNNConv, GATConv, GATv2Conv, GraphAttentionConv, TransformerConv)
+_FETCHING = (
+    AGNNConv,
+    FAConv,
+    GATConv,
+    GATv2Conv,
+    GeneralConv,
+    GraphAttentionConv,
+    RGATConv,
+    SuperGATConv,
+    TransformerConv,
+)
+_NEVER: dict[type[nn.Module], str] = {
+    torch_geometric.nn.GPSConv: "which attends to all nodes of the graph, of which a process has "
+    "some: take the layer of message passing inside of it alone",
+    nn.MultiheadAttention: "which attends to all rows it is given, of which a process has some: "
+    "take a layer over edges",
+    torch_geometric.nn.DenseGATConv: "which takes a whole adjacency matrix: take GATConv, which "
+    "takes the edges of a part",
+    torch_geometric.nn.HGTConv: "which takes nodes of several types, and a partition has one: give "
+    "all types one width, and take RGATConv, which takes types of edges",
+    torch_geometric.nn.HANConv: "which takes nodes of several types, and weighs types of edges by "
+    "a mean over all nodes: give all types one width, and take RGATConv",
+    torch_geometric.nn.HypergraphConv: "whose hyperedges join nodes of several processes there and "
+    "back, where a partition knows edges between nodes alone: run it in one process",
+}
 
 
 def parallelize(model: nn.Module, partition: Partition) -> Parallel:
@@ -115,6 +146,11 @@ def _refusal(part: nn.Module) -> str | None:
     """Why a module cannot be served; None if it can."""
     if any(is_lazy(p) for p in part.parameters(recurse=False)):
         return "whose parameters have no shape yet: call it once on a small graph first"
+    for never, why in _NEVER.items():
+        if isinstance(part, never):
+            return why
+    if isinstance(part, FAConv) and part.normalize and part.cached:
+        return "which keeps one graph for all calls: build it with cached=False"
     if isinstance(part, MessagePassing) and not isinstance(part, _FETCHING):
         known = ", ".join(layer.__name__ for layer in _FETCHING)
         return f"which looks at this process's nodes alone: take {known} (see gat.replace)"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_core import Edges
-from attn_core.distributed import Route, with_received
+from attn_core.distributed import Route, is_on, with_received
 
 
 class Shard(Edges):
@@ -65,6 +65,10 @@ class Shard(Edges):
         shard._register()  # from now on these are the Edges of the pairs
         return shard
 
+    @property
+    def is_part(self) -> bool:
+        return is_on(self.route.group)
+
     def all_sources(self, x: Tensor) -> Tensor:
         """The rows of this process and, behind them, those of the halo, fetched."""
         own = self.num_queries
@@ -78,6 +82,10 @@ class Shard(Edges):
                 "give it the rows of these alone, as partition.rows(x) picks them"
             )
         return with_received(x, self.route)
+
+    def from_keys(self, key_index: Tensor, num_keys: int) -> Edges:
+        """These pairs from other keys, which dropout knows as it knows these."""
+        return _Renumbered.of(super().from_keys(key_index, num_keys), self.pair_id)
 
     @property
     def source_nodes(self) -> Tensor:
@@ -108,3 +116,16 @@ class Shard(Edges):
     _sources: Tensor
     _edge_ids: Tensor
     _loop_ids: Tensor
+
+
+class _Renumbered(Edges):
+    """Edges whose pairs dropout knows by other numbers than their places."""
+
+    pair_id: Tensor = None  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, edges: Edges, pair_id: Tensor) -> _Renumbered:
+        made: _Renumbered = object.__new__(cls)
+        made.__dict__.update(edges.__dict__, pair_id=pair_id)
+        made._register()
+        return made

@@ -39,6 +39,11 @@ WRITTEN = {
     "sort": ("pointer", "place", "other"),
     "sort_ends": ("pointer", "place", "other", "key_pointer", "key_place", "key_other"),
     "turn": ("to_pointer", "to_place", "to_other"),
+    "count_drawn": ("begins",),
+    "draw_pairs": ("sources", "places"),
+    "give_numbers": ("numbers",),
+    "take_numbers": ("numbers",),
+    "number_nodes": ("numbers", "fresh", "to"),
     "layer_forward": ("output", "numbers", "merged"),
     "layer_backward": (
         "grad_query", "grad_key", "grad_value", "grad_vector", "grad_pair_key", "grad_pair_value",
@@ -96,6 +101,7 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "output": nodes(WIDTH), "numbers": torch.randn(3 * NODES * HEADS),
     }  # fmt: skip
     merged = torch.randn(NODES, WIDTH if numbers else HEADS * WIDTH)
+    numbered = torch.full((NODES,), -1, dtype=torch.int32)
     given: dict[str, dict[str, Any]] = {
         "forward": {**attention, "log_sum_exp": torch.randn(NODES, HEADS)},
         "backward": {
@@ -146,6 +152,21 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "turn": {
             **graph, "other": OTHER.clone(), "places": pairs, "threads": 2,
             "to_pointer": POINTER.clone(), "to_place": PLACE.clone(), "to_other": OTHER.clone(),
+        },
+        "count_drawn": {
+            "pointer": POINTER.clone(), "pairs": pairs, "nodes": torch.tensor([2, 0]), "most": 1,
+            "begins": torch.zeros(3, dtype=torch.int64),
+        },
+        "draw_pairs": {
+            **graph, "other": OTHER.clone(), "nodes": torch.tensor([2, 0]), "most": 1, "seed": 7,
+            "begins": torch.arange(3), "threads": 2, "sources": torch.zeros(2, dtype=torch.int32),
+            "places": torch.zeros(2, dtype=torch.int64),
+        },
+        "give_numbers": {"nodes": torch.tensor([2, 0]), "numbers": numbered.clone()},
+        "take_numbers": {"nodes": torch.tensor([2, 0]), "numbers": numbered.clone()},
+        "number_nodes": {
+            "nodes": OTHER.clone(), "first": 0, "numbers": numbered.clone(), "threads": 2,
+            "fresh": torch.zeros(NODES, dtype=torch.int64), "to": torch.zeros_like(OTHER),
         },
         "layer_forward": {**layer, "add": torch.randn(merged.shape), "merged": merged},
         "layer_backward": {

@@ -14,9 +14,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_layers_over_parts_are_exact_and_bytes_follow_the_formula() -> None:
-    given = {"sizes": [200, 1500], "turns": 1, "names": ["TransformerConv"]}
-    first, second = scale.together(2, "of_layers", 1, **given)
-    assert first.keys() == {"band, TransformerConv", "random, TransformerConv"}
+    first, second = scale.together(2, "of_times", 1, sizes=[200, 1500], turns=1)
+    assert first.keys() == scale.LAYERS.keys()
     for name, found in first.items():
         assert found["error"] < 1e-5
         assert found["sent"] == found["formula"] > 0
@@ -29,4 +28,10 @@ def test_a_process_that_fails_is_told() -> None:
 
 
 def test_the_sampler_is_measured() -> None:
-    assert scale.of_sampler(0, 1, [3000, 9000], 1)["edges per second"] > 0
+    assert all(speed > 0 for speed in scale.of_sampler(0, 1, [3000, 9000], 1).values())
+
+
+def test_errors_are_those_of_the_dtype_where_a_part_is_empty() -> None:
+    given = {"sizes": [200, 1500], "empty": True, "kind": "float64"}
+    for found in scale.together(2, "of_errors", 1, **given)[0].values():
+        assert found["error"] < 1e-12 and found["sent"] == found["formula"] == 0

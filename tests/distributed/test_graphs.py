@@ -42,10 +42,35 @@ def assignments(world: int) -> dict[str, Any]:
     }
 
 
+class OfTypes(nn.Module):
+    """RGATConv over edges whose relation their features tell."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.conv = gat.RGATConv(CHANNELS, 4, 3, heads=2, edge_dim=OF_EDGES, **options)
+
+    def forward(self, x: Tensor, edges: Any, edge_attr: Tensor) -> Tensor:
+        relation = (edge_attr[:, :2] > 0).sum(1)
+        return self.conv(x, edges, relation, edge_attr)
+
+
+class Twice(nn.Module):
+    """FAConv of features that are the first ones too, over weights of edges if it takes some."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.conv = gat.FAConv(CHANNELS, **options)
+        self.lin_edge = None if self.conv.normalize else "the weights"
+
+    def forward(self, x: Tensor, edges: Any, edge_attr: Tensor | None = None) -> Tensor:
+        return self.conv(x, x.sin(), edges, None if edge_attr is None else edge_attr[:, 0])
+
+
 def layers() -> dict[str, nn.Module]:
     """Each layer and model, with 8 numbers for a node."""
     torch.manual_seed(3)
     of_edges = {"edge_dim": OF_EDGES}
+    general = {"in_edge_channels": OF_EDGES, "attention": True, "heads": 2}
     body = {"in_channels": CHANNELS, "hidden_channels": 8, "num_layers": 2, "out_channels": 8}
     node_norm = {"norm": "layer_norm", "norm_kwargs": {"mode": "node"}}
     return {
@@ -64,6 +89,20 @@ def layers() -> dict[str, nn.Module]:
         "GraphTransformer": gat.GraphTransformer(**body, heads=2, jk="lstm"),
         "GraphAttention": gat.GraphAttention(**body, heads=2, score="cosine"),
         "AGNN": gat.AGNN(CHANNELS, 8, 2, 8),
+        "FAConv": Twice(),
+        "FAConv, weighted": Twice(normalize=False),
+        "GeneralConv": gat.GeneralConv(CHANNELS, 8, directed_msg=False, **general),
+        "GeneralConv, dot": gat.GeneralConv(CHANNELS, 8, attention_type="dot_product", **general),
+        "GeneralConv, plain": gat.GeneralConv(CHANNELS, 8, OF_EDGES, aggr="mean"),
+        "RGATConv": OfTypes(),
+        "RGATConv, within": OfTypes(
+            attention_mechanism="within-relation",
+            attention_mode="multiplicative-self-attention",
+            mod="scaled",
+            num_bases=2,
+        ),
+        "SuperGATConv": gat.SuperGATConv(CHANNELS, 4, 2),
+        "SuperGATConv, SD": gat.SuperGATConv(CHANNELS, 4, 2, attention_type="SD"),
     } | {"AGNNConv": gat.AGNNConv()}
 
 
@@ -149,7 +188,7 @@ def dropping_model() -> nn.Module:
 
 def training(rank: int, world: int) -> Any:
     """Losses with dropout, what was sent, what helpers say, and what is refused."""
-    x, edge_index, _, factors = graph(torch.float64)
+    x, edge_index, edge_attr, factors = graph(torch.float64)
     part = Partition.split(edge_index, world, NODES)[rank]
     rows = part.rows(x)
     with traffic() as sent:
@@ -157,6 +196,9 @@ def training(rank: int, world: int) -> Any:
             parallelize(dropping_model(), part), rows, part.edges, part.rows(factors), part
         )
     model = parallelize(dropping_model(), part)
+    torch.manual_seed(6)
+    of_types = parallelize(OfTypes(dropout=0.4).double(), part)
+    dropped = of_types(rows, part.edges, part.edge_rows(edge_attr))
     twice = []
     for _ in range(2):  # gradients of two steps add up
         global_mean(model(rows, part.edges).square(), part).backward()
@@ -173,6 +215,7 @@ def training(rank: int, world: int) -> Any:
         "sent": sent.rows,
         "calls": sent.calls,
         "collected": part.collect(rows),
+        "dropped relations": part.collect(dropped),
         "mean": global_mean(rows, part).item(),
         "weighted": global_mean(rows[:, 0], part, weights=rows[:, 1]).item(),
         "twice": twice,
@@ -213,8 +256,11 @@ def trained(request: pytest.FixtureRequest, in_processes: Any) -> list[Any]:
 def test_dropout_does_not_depend_on_the_number_of_processes(trained: list[Any]) -> None:
     x, edge_index, _, factors = graph(torch.float64)
     expected = losses(dropping_model(), x, edge_index, factors, None)
+    torch.manual_seed(6)
+    of_types = OfTypes(dropout=0.4).double()(x, edge_index, graph(torch.float64)[2])
     for each in trained:
         torch.testing.assert_close(each["losses"], expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(each["dropped relations"], of_types, rtol=1e-10, atol=1e-10)
 
 
 def test_bytes_sent_are_what_the_formula_says(trained: list[Any]) -> None:
@@ -257,8 +303,18 @@ def test_layers_that_fetch_no_rows_are_refused() -> None:
     for layer in (torch_geometric.nn.GATConv(2, 2), torch_geometric.nn.GCNConv(2, 2)):
         with pytest.raises(ValueError, match="looks at this process's nodes alone"):
             parallelize(nn.Sequential(layer), part)
-    with pytest.raises(ValueError, match="looks at all nodes at once"):
-        parallelize(nn.MultiheadAttention(2, 1), part)
+    metadata = ["a"], [("a", "to", "a")]
+    for layer, why in {
+        nn.MultiheadAttention(2, 1): "attends to all rows it is given",
+        gat.GPSConv(2, gat.GATConv(2, 2), norm=None): "attends to all nodes of the graph",
+        gat.DenseGATConv(2, 2): "takes a whole adjacency matrix",
+        gat.HGTConv(2, 2, metadata): "takes nodes of several types",
+        gat.HANConv(2, 2, metadata): "weighs types of edges by a mean over all nodes",
+        gat.HypergraphConv(2, 2, use_attention=True): "hyperedges join nodes of several processes",
+        gat.FAConv(2, cached=True): "keeps one graph for all calls: build it with cached=False",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            parallelize(nn.Sequential(layer), part)
     with pytest.raises(ValueError, match="whose flow is 'target_to_source'"):
         parallelize(gat.GATConv(2, 2, flow="target_to_source"), part)
     with pytest.raises(ValueError, match="whose parameters have no shape yet"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start(program: str, options: list[str], out: Path, world: int = 2) -> subprocess.Popen[str]:
+def start(
+    program: str, options: list[str], out: Path, world: int = 2, restarts: int = 0
+) -> subprocess.Popen[str]:
     """The program in processes of its own, on this machine alone."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch.append(f"--max-restarts={restarts}")
     names = [f"--nproc-per-node={world}", "-m", f"examples.{program}"]
     return subprocess.Popen(
         [*launch, *names, *options, "--out", str(out)],
@@ -41,7 +45,7 @@ def start(program: str, options: list[str], out: Path, world: int = 2) -> subpro
     )
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 90) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str, str]:
     """How it ended; all its processes are killed if it does not."""
     try:
         printed, errors = process.communicate(timeout=seconds)
@@ -92,25 +96,57 @@ def process_of(parent: int, rank: int) -> int:
     raise AssertionError("no such process")
 
 
-@pytest.mark.slow
-def test_a_killed_process_ends_all_and_nothing_is_lost(tmp_path: Path) -> None:
-    options = [*NODES, "--epochs", "300", "--patience", "300", "--checkpoint-every", "1"]
-    process = start("node_classification", options, tmp_path / "two")
-    checkpoint = tmp_path / "two/checkpoint.pt"
+LONG = [*NODES, "--epochs", "100", "--patience", "100", "--checkpoint-every", "1"]
+
+
+def killed(out: Path, restarts: int = 0) -> tuple[int, str, str]:
+    """How a training ends, of which the second process is killed after the first checkpoint."""
+    process, checkpoint = (
+        start("node_classification", LONG, out, restarts=restarts),
+        out / "checkpoint.pt",
+    )
     limit = time.monotonic() + 90
     while not checkpoint.exists() and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.01)
     os.kill(process_of(process.pid, 1), signal.SIGKILL)
-    code, _, errors = ended(process)
+    return ended(process)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes come to that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, _, errors = ended(start("node_classification", LONG, folder))
+    assert code == 0, errors[:3000]
+    return run_of(folder)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_all_and_nothing_is_lost(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    code, _, errors = killed(tmp_path / "two")
+    checkpoint = tmp_path / "two/checkpoint.pt"
     assert code != 0
     assert "another process of this training has ended" in errors or "SIGKILL" in errors
     any_layout = {"config": dict, "results": list, "best": object, "run": dict}
     state = load_checkpoint(checkpoint, any_layout)
-    assert 1 <= state["run"]["epoch"] < 300
-    code, _, errors = ended(start("node_classification", [*options, "--resume"], tmp_path / "two"))
+    assert 1 <= state["run"]["epoch"] < 100
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    code, _, errors = ended(start("node_classification", [*LONG, "--resume"], tmp_path / "two"))
     assert code == 0, errors[:3000]
-    expected = alone(options, tmp_path / "one")
-    assert run_of(tmp_path / "two") == pytest.approx(expected, abs=1e-5)
+    assert run_of(tmp_path / "two") == undisturbed  # with as many processes, to the bit
+    assert alone([*LONG, "--resume"], tmp_path / "one") == pytest.approx(undisturbed, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_anew_from_the_checkpoint(
+    tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    code, printed, errors = killed(tmp_path, restarts=1)
+    assert code == 0, errors[:3000]
+    assert printed.count("nodes to train / validate / test") == 2  # before and after
+    assert run_of(tmp_path) == undisturbed
 
 
 def test_two_processes_translate_as_one(tmp_path: Path) -> None:

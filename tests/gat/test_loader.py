@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import LinkLoader, NodeLoader
 from torch_geometric.sampler import NegativeSampling
 
 import gat
-from attn_core import Edges
+from attn_core import Edges, backend
 from gat.loader import NeighborSampler, block_of, infer, rows_of
 
 NODES, EDGES = 80, 600
@@ -94,26 +94,35 @@ def test_draws_are_a_function_of_seed_epoch_hop_and_node() -> None:
     assert drawn([1, 2, 3]) != drawn([1, 2, 3])
 
 
-def test_no_draw_looks_at_the_edges_of_a_hub() -> None:
-    degree = 200_000
-    pairs = torch.stack([torch.arange(degree), torch.zeros(degree, dtype=torch.int64)])
-    sampler = NeighborSampler(pairs, [4], num_nodes=degree, seed=0)
-    largest = 0
+@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_torch_draws_the_same_batches(data: Data, seed: int | None, workers: int) -> None:
+    nodes = torch.tensor([7, 79, 0, 7])  # one of them twice
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor):
-                largest = max(largest, out.numel())
-            return out
+    def batches() -> list[Tensor]:
+        torch.manual_seed(0)
+        sampler = NeighborSampler(EDGE_INDEX, [3, -1, 2], num_nodes=NODES, seed=seed)
+        found: list[Tensor] = []
+        for block in sampler.blocks(nodes):
+            found += [block.sources, block.edge_ids, block.edges.pairs]
+        for batch in NodeLoader(data, sampler, nodes, batch_size=4, num_workers=workers):
+            found += [batch.n_id, batch.e_id, batch.edge_index]
+        return found
 
-    with Watch():
-        slots, counts = sampler._draw(torch.tensor([0]), 4, torch.tensor(1))
-    assert counts.tolist() == [4] and len(set(slots.tolist())) == 4
-    assert largest <= 4 * 4
+    found = batches()
+    with backend("torch"):
+        expected = batches()
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_seed_that_comes_twice_has_its_edges_twice() -> None:
+    nodes = torch.tensor([7, 3, 7])
+    sampler = NeighborSampler(EDGE_INDEX, [3], num_nodes=NODES, seed=0)
+    (block,) = sampler.blocks(nodes)
+    source, target = block.edges.pairs
+    assert torch.equal(block.sources[:3], nodes)
+    assert torch.equal(block.edge_ids[target == 0], block.edge_ids[target == 2])
+    assert torch.equal(EDGE_INDEX[0, block.edge_ids], block.sources[source])
 
 
 @pytest.fixture
@@ -214,8 +223,29 @@ def test_a_block_holds_all_edges_into_its_targets() -> None:
     assert block.sources[:2].tolist() == [9, 2]
 
 
+class OfTypes(nn.Module):
+    """RGATConv over edges whose relation is that of their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = gat.RGATConv(4, 3, 2, heads=2)
+        self.register_message_forward_hook = self.conv.register_message_forward_hook
+
+    def forward(self, x: Tensor, edges: Any) -> Tensor:
+        ids = torch.arange(EDGES) if isinstance(edges, Tensor) else self.edge_ids
+        return self.conv(x, edges, ids % 2)
+
+
 LAYERS: dict[str, Any] = {
     "AGNNConv": lambda: gat.AGNNConv(),
+    "GeneralConv": lambda: gat.GeneralConv(4, 3, heads=2, attention=True, directed_msg=False),
+    "GeneralConv, dot": lambda: gat.GeneralConv(
+        4, 3, attention=True, attention_type="dot_product", directed_msg=False
+    ),
+    "GeneralConv, plain": lambda: gat.GeneralConv(4, 3, aggr="mean"),
+    "RGATConv": OfTypes,
+    "SuperGATConv": lambda: gat.SuperGATConv(4, 3, 2),
+    "SuperGATConv, SD": lambda: gat.SuperGATConv(4, 3, 2, attention_type="SD").eval(),
     "GATConv": lambda: gat.GATConv(4, 3, 2, residual=True),
     "GATv2Conv": lambda: gat.GATv2Conv(4, 3, 2, share_weights=True),
     "TransformerConv": lambda: gat.TransformerConv(4, 3, 2),
@@ -231,12 +261,48 @@ def test_the_first_sources_of_a_block_are_its_targets(data: Data, name: str, wat
     if watched:
         layer.register_message_forward_hook(lambda *_: None)
     block = block_of(Edges(EDGE_INDEX, NODES, NODES), nodes)
+    layer.edge_ids = block.edge_ids
+    if watched and name.startswith("SuperGATConv"):
+        with pytest.raises(ValueError, match="messages SuperGATConv cannot show to hooks"):
+            layer(data.x[block.sources], block.edges)
+        return
     torch.testing.assert_close(layer(data.x[block.sources], block.edges), expected)
     with pytest.raises(TypeError, match="to_dense"):
         layer(data.x[block.sources].to_sparse_csr(), block.edges)
 
 
+def test_what_a_block_does_not_know_is_refused(data: Data) -> None:
+    nodes = torch.tensor([3, 8, 20])
+    block = block_of(Edges(EDGE_INDEX, NODES, NODES), nodes)
+    x = data.x[block.sources]
+    with pytest.raises(ValueError, match="a block, which does not know the degrees"):
+        gat.FAConv(4)(x, x, block.edges)
+    with pytest.raises(ValueError, match="with cached=True, to keep one graph for all calls"):
+        gat.FAConv(4, cached=True)(x, x, block.edges)
+    weight = torch.rand(EDGES)
+    conv = gat.FAConv(4, normalize=False)
+    expected = conv(data.x, data.x, EDGE_INDEX, weight)[nodes]
+    found = conv(x, x, block.edges, weight[block.edge_ids])
+    torch.testing.assert_close(found, expected)
+    conv = gat.SuperGATConv(4, 3)
+    conv(x, block.edges)
+    with pytest.raises(ValueError, match="there is no loss of pairs"):
+        conv.get_attention_loss()
+    with pytest.raises(ValueError, match="neg_edge_index was given, but edge_index is Edges"):
+        conv(x, block.edges, neg_edge_index=torch.tensor([[0], [1]]))
+
+
 def test_wrong_arguments_are_named() -> None:
+    sampler = NeighborSampler(EDGE_INDEX, [1], num_nodes=NODES)
+    for wrong in (-1, NODES):
+        with pytest.raises(IndexError, match=f"nodes has the entry {wrong}; expected 0 to 79"):
+            sampler.blocks(torch.tensor([0, wrong]))
+    with pytest.raises(TypeError, match=r"nodes is torch\.float32; expected a tensor of integers"):
+        sampler.blocks(torch.tensor([0.0]))
+    with pytest.raises(ValueError, match=r"nodes has shape \[1, 1\]"):
+        sampler.blocks(torch.tensor([[0]]))
+    with pytest.raises(IndexError, match="targets has the entry 80"):
+        block_of(Edges(EDGE_INDEX, NODES, NODES), torch.tensor([80]))
     with pytest.raises(ValueError, match=r"num_neighbors is \[\]"):
         NeighborSampler(EDGE_INDEX, [])
     with pytest.raises(ValueError, match="from 3 to 2 nodes"):

@@ -108,3 +108,12 @@ def test_bad_input_is_told_what_is_wrong(
     with pytest.raises(error) as raised:
         RGATConv(4, 2, 3, **options)(torch.ones(6, 4), EDGES, *given)
     assert str(raised.value) == message
+
+
+def test_no_parameter_is_left_as_memory_was() -> None:
+    conv = RGATConv(4, 3, 2, heads=2, mod="scaled")
+    assert bool((conv.l2 == 1 / 3).all())  # what torch_geometric means to write, and does not
+    with torch.no_grad():
+        conv.l2.fill_(float("nan"))
+    conv.reset_parameters()
+    assert all(bool(parameter.isfinite().all()) for parameter in conv.parameters())

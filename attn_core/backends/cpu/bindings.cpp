@@ -14,6 +14,7 @@
 #include "pairs_bindings.h"
 #include "parallel.h"
 #include "problem.h"
+#include "sample_bindings.h"
 
 using namespace nb::literals;
 using namespace arrays;
@@ -241,6 +242,7 @@ NB_MODULE(_cpu, m) {
   attn::define_additive(m);
   attn::define_graphs(m);
   attn::define_layers(m);
+  attn::define_samples(m);
   m.def("instruction_set", &attn::instruction_set);
   m.def("instruction_sets", &attn::instruction_sets);
   m.def("choose_instruction_set", [](const std::string& name) {
