@@ -2,8 +2,8 @@
 
 The modules are plain ES modules without a library: what the page draws are rectangles, curves and
 text, which SVG and canvas have, so that d3 would add more bytes than it saves lines. `bundle` makes
-one script of them. A Content-Security-Policy in the page lets run only that script, by its hash, and
-lets nothing be loaded; the data is JSON in which no tag can begin, and its names are set as text.
+one script of them. A Content-Security-Policy in the page lets only that script run, by its hash,
+and nothing be loaded; the data is JSON in which no tag can begin, and its names are set as text.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ def _packed(dtype: str, array: NDArray[Any]) -> dict[str, str]:
 def _page(data: dict[str, Any], title: str | None, language: str | None) -> str:
     if language is not None and language not in LANGUAGES:
         raise ValueError(f"language is {language!r}; expected 'en', 'zh' or None, the browser's")
-    given = {name: value for name, value in {**data, "language": language}.items() if value is not None}
+    given = {
+        name: value for name, value in {**data, "language": language}.items() if value is not None
+    }
     style = (ASSETS / "page.css").read_text(encoding="utf-8")
     script = bundle()
     policy = (
@@ -174,21 +176,26 @@ def _page(data: dict[str, Any], title: str | None, language: str | None) -> str:
     )
     parts = {
         "policy": policy,
-        "title": html.escape(title or "Attention explorer"),
+        "title": html.escape(title or "Attention explorer").encode("utf-8", "replace").decode(),
         "style": style,
         "script": script,
-        # No "<" is left, so that no name can end the element
-        "data": json.dumps(given, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "data": _json(given),
     }
     template = (ASSETS / "page.html").read_text(encoding="utf-8")
     text = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-    size = len(text.encode("utf-8", "surrogatepass"))
+    size = len(text.encode())
     if size > LARGEST:
         raise ValueError(
             f"the page would have {size:,} bytes, more than {LARGEST:,}: pass fewer heads "
             "(weights[:1]), fewer layers or a part of the queries and keys"
         )
     return text
+
+
+def _json(data: dict[str, Any]) -> str:
+    """JSON without "<", so that no name can end its element; half a character is an escape."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _hash(text: str) -> str:

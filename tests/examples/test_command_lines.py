@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from attn_core import Normalizer, Score
-from examples.commands import node_classification, tagging, translation, tuned_tables
+from attn_core.explorer import page
+from examples.commands import explorer, node_classification, tagging, translation, tuned_tables
 from examples.long_sentences import ANSWERS
 from examples.node_classification import MODELS as GRAPH_MODELS
 from examples.tagging import MODELS as TAGGERS
@@ -21,6 +22,7 @@ PROGRAMS = {
     "citation_graphs": (),
     "dictionary_lookup": (),
     "explain": (),
+    "explorer": (),
     "graph_classification": (),
     "inflection": (),
     "link_prediction": (),
@@ -91,6 +93,7 @@ def test_the_names_are_those_of_the_library():
     assert translation.POSITIONS == POSITIONS
     assert {*node_classification.CHOICES} <= {*GRAPH_MODELS}
     assert (*TAGGERS,) == tagging.MODELS
+    assert (explorer.EXAMPLES, explorer.LANGUAGES) == (page.EXAMPLES, page.LANGUAGES)
     assert {*ANSWERS} == {"copy", "reverse", "sort"}
     assert {*tuned_tables.PRESETS} == {name for name, _ in PRESETS}
     assert (*tuned_tables.GRAPHS,) == tuple(g for name, g in PRESETS if name == "tuned-gat")

@@ -5,7 +5,7 @@ import { stroke } from "./colours.js";
 import { columnsOf, cut, svg } from "./dom.js";
 import { card, stage, whenResized } from "./parts.js";
 
-const PITCH = 25, HIGHEST = 620, LETTER = 7.2, LONGEST = 15;
+const PITCH = 38, HIGHEST = 620, LETTER = 7.2, LONGEST = 15;
 const MOST = 1500; // arcs; the strongest of a large graph
 const FAINTEST = 0.02; // of the largest weight: what would hardly be seen
 
@@ -66,7 +66,7 @@ export function arcsView() {
     drawn = pairs.map((pair) => {
       const size = share(pair.weight);
       const element = svg("path", {
-        d: path(pair), fill: "none", stroke: stroke(size), "stroke-width": 0.6 + Math.min(pitch * 0.42, 8) * Math.min(size, 1),
+        d: path(pair), fill: "none", stroke: stroke(size), "stroke-width": 0.6 + (shared && pair.i === pair.j ? 2.4 : Math.min(pitch * 0.42, 8)) * Math.min(size, 1),
       });
       element.addEventListener("pointerenter", (e) => e.pointerType === "touch" || hover({ i: pair.i, j: pair.j }));
       element.addEventListener("click", () => choose(pair.i, pair.j));

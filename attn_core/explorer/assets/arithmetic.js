@@ -70,10 +70,12 @@ const SHOWN = {
 /** From features to the query and the key that the score takes. */
 function projection(state, own, q, k, x, y) {
   if (state.score === "general") return null;
-  const left = own.W ? "W" : "W_q", right = own.W ? "W" : "W_k";
+  const [left, right] = own.W ? ["W", "W"] : ["q", "k"].map((side) => ["W", html("sub", {}, side)]);
   return block(say("toFeatures"),
-    formula(`q = ${left} x${own.bias ? " + b" : ""} = ${left} ${vector(x)} = `, strong(vector(q))),
-    formula(`k = ${right} x′ = ${right} ${vector(y)} = `, strong(vector(k))));
+    formula("q = ", left, ` x${own.bias ? " + b" : ""}, x = ${vector(x)}`),
+    formula("q = ", strong(vector(q))),
+    formula("k = ", right, ` y, y = ${vector(y)}`),
+    formula("k = ", strong(vector(k))));
 }
 
 // --- The row -------------------------------------------------------------------------------------
@@ -138,10 +140,10 @@ const ROWS = {
 
 function outcome(state, row) {
   const keys = state.keys.map((_, j) => j).filter((j) => row.weights[j] > 0);
-  const parts = keys.map((j) => [nameOf(state.keys, j), row.weights[j], vector(state.keys[j].x), vector(state.keys[j].x.map((x) => row.weights[j] * x))]);
+  const parts = keys.map((j) => [nameOf(state.keys, j), row.weights[j], ...state.keys[j].x, ...state.keys[j].x.map((x) => row.weights[j] * x)]);
   const out = [0, 1].map((c) => keys.reduce((t, j) => t + row.weights[j] * state.keys[j].x[c], 0));
   return block(say("result"), formula("o = Σ α v"), html("p", { class: "hint" }, say("output")),
-    sums(say("result"), [say("key"), "α", "v", "α v"], parts, [say("sum"), ...padding(2), vector(out)]));
+    sums(say("result"), [say("key"), "α", "v₁", "v₂", "α v₁", "α v₂"], parts, [say("sum"), ...padding(3), ...out]));
 }
 
 function ofMean(i, j) {
@@ -177,9 +179,9 @@ function ofComputed(i, j) {
       html("div", {},
         projection(state, made.own, made.q, made.k, state.queries[i].x, state.keys[j].x),
         block(say("scoreOfPair"), ...SHOWN[state.score](made),
-          state.temperature === 1 ? null : formula(`s/τ = ${show(made.value)} / ${state.temperature} = `, strong(show(row.cooled[j]))))),
-      block(say("rowTitle"), ...ROWS[state.normalizer](state, row, j)),
-      outcome(state, row)),
+          state.temperature === 1 ? null : formula(`s/τ = ${show(made.value)} / ${state.temperature} = `, strong(show(row.cooled[j])))),
+        outcome(state, row)),
+      block(say("rowTitle"), ...ROWS[state.normalizer](state, row, j))),
     masking,
   ];
 }
@@ -199,8 +201,8 @@ function ofGiven(i, j) {
       block(say("weight"), formula("α = ", strong(show(weight))), formula(`${say("rank")}: ${say("rankOf", { n: ranked.indexOf(j) + 1, total: ranked.length })}`)),
       attention.heads.length > 1 ? head === "mean" ? ofMean(i, j)
         : block(say("heads"), sums(say("heads"), [say("head"), "α"], attention.heads.map((_, h) => [String(h), attention.at(h, i, j)]), [say("mean"), attention.at("mean", i, j)], head)) : null,
-      weight > 0 && row[0] > 0 ? block(say("logRatio"), formula(`ln(${show(weight)} / ${show(row[0])}) = `, strong(show(Math.log(weight / row[0])))), html("p", { class: "hint" }, say("logRatioHint"))) : null),
-    block(say("rowSum"), table))];
+      weight > 0 && j !== ranked[0] ? block(say("logRatio"), formula(`ln(${show(weight)} / ${show(row[0])}) = `, strong(show(Math.log(weight / row[0])))), html("p", { class: "hint" }, say("logRatioHint"))) : null),
+    block(say("rowOf", { query: cut(nameOf(attention.queries, i), 40) }), table))];
 }
 
 export function arithmeticView() {

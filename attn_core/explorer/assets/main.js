@@ -129,6 +129,8 @@ function examples() {
     html("p", { class: "hint" }, say(`about${example[0].toUpperCase()}${example.slice(1)}`)));
 }
 
+const isGraph = () => app.data.graph || app.state?.example === "graph";
+
 function build() {
   playing?.stop();
   const focused = document.activeElement?.id;
@@ -137,13 +139,15 @@ function build() {
   const controls = state ? computeControls(recompute, restart, headsChanged) : givenControls(redraw, layerChanged);
   playing = stepsView();
   const compare = state?.example === "dictionary" ? compareView(recompute) : null;
-  const pictures = [compare, matrixView(), arcsView(), networkView(), state ? planeView(recompute) : null].filter(Boolean);
   const arithmetic = arithmeticView(), table = tableView(), python = state ? pythonView() : null;
-  app.views = [controls, playing, ...pictures, arithmetic, table, python].filter(Boolean);
+  const [matrix, arcs, network] = [matrixView(), arcsView(), networkView()];
+  const plane = state ? planeView(recompute) : null;
+  const first = isGraph() ? [network, plane ?? arithmetic] : [matrix, arcs];
+  const second = isGraph() ? [matrix, arcs] : [network, plane ?? arithmetic];
+  app.views = [controls, playing, compare, matrix, arcs, network, plane, arithmetic, table, python].filter(Boolean);
   const wide = matchMedia("(min-width: 900px)").matches;
   const settings = html("details", { class: "card settings", id: "settings", open: wide }, html("summary", {}, say("settings")), controls.element);
   const element = (view) => view?.element ?? "";
-  const [first, second, ...others] = pictures.filter((view) => view !== compare);
   document.getElementById("page").replaceChildren(
     html("a", { class: "skip", href: "#matrix", onclick: (event) => {
       event.preventDefault();
@@ -153,8 +157,8 @@ function build() {
     html("div", { class: "body" }, settings, html("main", {},
       html("p", { class: "unseen", id: "help" }, say("help")),
       element(compare), playing.element,
-      html("div", { class: "pictures" }, element(first), element(second)), arithmetic.element,
-      html("div", { class: "pictures" }, others.map(element)), table.element, element(python))),
+      html("div", { class: "pictures" }, first.map(element)), state ? arithmetic.element : "",
+      html("div", { class: "pictures" }, second.map(element)), table.element, element(python))),
     html("footer", {}, say("footer")), app.live);
   remember();
   drawNow();

@@ -20,7 +20,7 @@ export function forces(count, links, rounds = count > 150 ? 120 : 300) {
     const [r, angle] = [Math.sqrt((n + 0.5) / count), n * 2.399963];
     return [r * Math.cos(angle), r * Math.sin(angle)];
   });
-  const length = Math.sqrt(2.5 / count);
+  const length = Math.sqrt(3 / count);
   for (let step = 0; step < rounds; step++) {
     const heat = 0.12 * (1 - step / rounds);
     const push = places.map(() => [0, 0]);
@@ -34,7 +34,7 @@ export function forces(count, links, rounds = count > 150 ? 120 : 300) {
     for (let a = 0; a < count; a++) for (let b = 0; b < a; b++) pull(a, b, (d) => (length * length) / d);
     for (const [a, b] of links) pull(a, b, (d) => -(d * d) / length);
     for (let n = 0; n < count; n++) {
-      const [x, y] = [push[n][0] - 0.4 * places[n][0], push[n][1] - 0.4 * places[n][1]]; // towards the middle
+      const [x, y] = [push[n][0] - 0.2 * places[n][0], push[n][1] - 0.2 * places[n][1]]; // towards the middle
       const far = Math.hypot(x, y) || 1;
       places[n] = [places[n][0] + (x / far) * Math.min(far, heat), places[n][1] + (y / far) * Math.min(far, heat)];
     }
@@ -77,7 +77,7 @@ export function networkView() {
     const { queries, keys, shared } = attention;
     const tokens = shared ? keys : [...keys, ...queries];
     const nodeOfQuery = (i) => (shared ? i : keys.length + i);
-    const width = area.clientWidth, height = Math.max(300, Math.min(width * 0.78, 520));
+    const width = area.clientWidth, height = Math.max(280, Math.min(width, 440));
     if (known !== attention.keys) [known, places] = [attention.keys, placesOf(attention)];
     const many = tokens.length > 60;
     const radius = many ? Math.max(3.5, 90 / Math.sqrt(tokens.length)) / 1.6 : tokens.length > 16 ? 7 : 10;

@@ -56,7 +56,7 @@ export function planeView(recompute) {
   function draw() {
     const { attention, head } = app;
     const { queries, keys, shared } = attention;
-    side = Math.min(area.clientWidth, 520);
+    side = Math.min(area.clientWidth, 440);
     if (!side) return;
     picture.setAttribute("viewBox", `0 0 ${side} ${side}`);
     picture.style.width = picture.style.height = `${side}px`;

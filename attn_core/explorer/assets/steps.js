@@ -49,8 +49,8 @@ export function stepsView() {
     slider.value = i;
     slider.setAttribute("aria-valuetext", nameOf(queries, i));
     where.textContent = say("step", { n: i + 1, total: queries.length });
-    const window = Math.max(0, i - 30);
-    written.replaceChildren(window ? "… " : "", ...queries.slice(window, i).map((q) => html("span", {}, `${q.name} `)), html("mark", {}, nameOf(queries, i)));
+    const first = Math.max(0, i - 30);
+    written.replaceChildren(first ? "… " : "", ...queries.slice(first, i).map((q) => html("span", {}, `${q.name} `)), html("mark", {}, nameOf(queries, i)));
     const share = shareOf();
     const ranked = attention.ranked(head, i);
     const shown = keys.length <= MOST ? keys.map((_, j) => j) : ranked.slice(0, MOST).sort((a, b) => a - b);
