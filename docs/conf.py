@@ -19,6 +19,8 @@ PACKAGES = (
     "gat.models",
     "gat.distributed",
     "gat.loader",
+    "gat.plot",
+    "sequence_attn.plot",
 )
 
 project = "gat"
@@ -34,6 +36,7 @@ extensions = [
 html_theme = "furo"
 html_title = "gat: attention for sequences and graphs"
 html_static_path: list[str] = []
+html_extra_path = ["_extra"]  # copied as it is
 exclude_patterns = ["_build"]
 templates_path: list[str] = []
 language = "en"
@@ -85,6 +88,13 @@ def api_pages() -> None:
             page.write_text(text, encoding="utf-8")
 
 
+def explorer_page() -> None:
+    """Write the attention explorer that computes, beside which the page `explorer` stands."""
+    explorer = importlib.import_module("attn_core.explorer")
+    (HERE / "_extra").mkdir(exist_ok=True)
+    explorer.write_page(HERE / "_extra" / "attention-explorer.html", explorer.computing_page())
+
+
 def join_names(
     app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]
 ) -> None:
@@ -108,5 +118,6 @@ def lead_to_sources(app: Any, page: str, source: list[str]) -> None:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     api_pages()
+    explorer_page()
     app.connect("autodoc-process-docstring", join_names, priority=400)  # before napoleon
     app.connect("source-read", lead_to_sources)

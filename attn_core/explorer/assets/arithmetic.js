@@ -7,6 +7,8 @@ import { say, show } from "./i18n.js";
 import { computed, rowOf, scored } from "./model.js";
 import { card, exchange } from "./parts.js";
 
+/** What is subtracted: −(−1), not −−1. */
+const less = (x) => (x < 0 ? `− (${show(x)})` : `− ${show(x)}`);
 const vector = (x) => `[${x.map(show).join(", ")}]`;
 const formula = (...parts) => html("p", { class: "formula" }, ...parts);
 const strong = (text) => html("b", {}, text);
@@ -113,24 +115,24 @@ const ROWS = {
     sums(say("thresholdTitle"), ["n", "zₙ", say("running"), "1 + n zₙ", say("inside")],
       row.steps.map((step, n) => [String(n + 1), step.z, step.running, step.left, step.inside ? say("yes") : say("no")])),
     formula(`τ* = (${show(row.total)} − 1) / ${row.size} = ${show(row.tau)}`),
-    formula(`α = ${larger(`${show(row.shifted[j])} − ${show(row.tau)}`)} = `, strong(show(row.weights[j]))),
+    formula(`α = ${larger(`${show(row.shifted[j])} ${less(row.tau)}`)} = `, strong(show(row.weights[j]))),
   ],
   entmax15: (state, row, j) => [
     formula("α = max(z − τ*, 0)², z = (s − max) / 2"),
     rowTable(state, row, j, [["z", row.shifted]], [total(row)]),
     html("h4", {}, say("thresholdTitle")),
     formula(`τ* = m − √((1 − Σ(z − m)²) / n) = ${show(row.mean)} − √((1 − ${show(row.around)}) / ${row.size}) = ${show(row.tau)}`),
-    formula(`α = ${larger(`${show(row.shifted[j])} − ${show(row.tau)}`)}² = `, strong(show(row.weights[j]))),
+    formula(`α = ${larger(`${show(row.shifted[j])} ${less(row.tau)}`)}² = `, strong(show(row.weights[j]))),
   ],
   entmax: (state, row, j) => {
     if (row.lambda === undefined) return ROWS[{ 1: "softmax", 1.5: "entmax15", 2: "sparsemax" }[state.alpha]](state, row, j);
-    const a = state.alpha, less = +(a - 1).toFixed(6);
+    const power = +(state.alpha - 1).toFixed(6);
     return [
       formula("w = max(1 + (α − 1)(z − λ), 0)^(1/(α − 1)), z = s − max"),
       rowTable(state, row, j, [["z", row.shifted]], [total(row)]),
       html("h4", {}, say("thresholdTitle")),
       formula(`λ = ${show(row.lambda)}: Σ w = ${show(total(row))}`),
-      formula(`w = ${larger(`1 + ${less} · (${show(row.shifted[j])} − ${show(row.lambda)})`)}^(1/${less}) = `, strong(show(row.weights[j]))),
+      formula(`w = ${larger(`1 + ${power} · (${show(row.shifted[j])} ${less(row.lambda)})`)}^(1/${power}) = `, strong(show(row.weights[j]))),
     ];
   },
   hard: (state, row, j) => [formula(say("largestWins")), rowTable(state, row, j, [], [total(row)])],

@@ -74,7 +74,7 @@ export function compareView(recompute) {
   whenResized(body, draw);
   return {
     element: card("compare", "compare", "compareHint", body,
-      html("label", { class: "field wide" }, html("span", {}, say("direction"), " ", degrees), slider)),
+      html("p", { class: "field wide" }, html("label", { for: "direction" }, say("direction"), " ", degrees), slider)),
     draw, mark, chose: mark,
   };
 }

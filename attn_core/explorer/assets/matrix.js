@@ -6,7 +6,7 @@ import { columnsOf, cut, html, svg } from "./dom.js";
 import { say } from "./i18n.js";
 import { card, stage, whenResized } from "./parts.js";
 
-const LARGEST_CELL = 46, HIGHEST = 620, LETTER = 6.7, LONGEST = 15;
+const LARGEST_CELL = 46, HIGHEST = 620, LETTER = 7.2, LONGEST = 15;
 
 export function matrixView() {
   const canvas = html("canvas", { "aria-hidden": "true" });

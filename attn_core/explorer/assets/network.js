@@ -55,14 +55,20 @@ function placesOf(attention) {
   return forces(queries.length, links);
 }
 
+/** The middle and the extent of the places along an axis. */
+function extent(places, axis) {
+  const all = places.map((place) => place[axis]);
+  const [low, high] = [Math.min(...all), Math.max(...all)];
+  return [(low + high) / 2, high - low || 1e-9];
+}
+
 /** In pixels, within a margin; both axes have the same scale. */
 function fitted(places, width, height, margin) {
-  const [xs, ys] = [0, 1].map((axis) => places.map((p) => p[axis]));
-  const [low, high] = [[Math.min(...xs), Math.min(...ys)], [Math.max(...xs), Math.max(...ys)]];
-  const scale = Math.min((width - 2 * margin[0]) / (high[0] - low[0] || 1), (height - 2 * margin[1]) / (high[1] - low[1] || 1));
+  const [[x0, across], [y0, along]] = [extent(places, 0), extent(places, 1)];
+  const scale = Math.min((width - 2 * margin[0]) / across, (height - 2 * margin[1]) / along);
   return places.map(([x, y]) => [
-    width / 2 + (x - (low[0] + high[0]) / 2) * scale,
-    height / 2 + (y - (low[1] + high[1]) / 2) * scale,
+    width / 2 + (x - x0) * scale,
+    height / 2 + (y - y0) * scale,
   ]);
 }
 
@@ -77,8 +83,9 @@ export function networkView() {
     const { queries, keys, shared } = attention;
     const tokens = shared ? keys : [...keys, ...queries];
     const nodeOfQuery = (i) => (shared ? i : keys.length + i);
-    const width = area.clientWidth, height = Math.max(280, Math.min(width, 440));
     if (known !== attention.keys) [known, places] = [attention.keys, placesOf(attention)];
+    const [across, along] = [0, 1].map((axis) => extent(places, axis)[1]);
+    const width = area.clientWidth, height = Math.max(220, Math.min((width * along) / across + 70, 440));
     const many = tokens.length > 60;
     const radius = many ? Math.max(3.5, 90 / Math.sqrt(tokens.length)) / 1.6 : tokens.length > 16 ? 7 : 10;
     const at = fitted(places, width, height, many ? [14, 14] : [52, 30]);
