@@ -2,10 +2,10 @@
 
 import { app, byStrength, choose, chooseQuery, hover, marked, shareOf, walk } from "./app.js";
 import { stroke } from "./colours.js";
-import { columnsOf, cut, svg } from "./dom.js";
+import { cut, svg, widest } from "./dom.js";
 import { card, stage, whenResized } from "./parts.js";
 
-const PITCH = 38, HIGHEST = 620, LETTER = 7.2, LONGEST = 15;
+const PITCH = 38, HIGHEST = 620, LONGEST = 15;
 const MOST = 1500; // arcs; the strongest of a large graph
 const FAINTEST = 0.02; // of the largest weight: what would hardly be seen
 
@@ -24,7 +24,7 @@ export function arcsView() {
     const height = pitch * longer + 8;
     const every = Math.max(1, Math.ceil(13 / pitch));
     const middle = (tokens, n) => 4 + ((n + 0.5) * (height - 8)) / tokens.length;
-    const wide = (tokens) => Math.min(Math.max(...tokens.map((t) => columnsOf(t.name))), LONGEST + 1) * LETTER + 14;
+    const wide = (tokens) => widest(tokens.map((token) => cut(token.name, LONGEST))) + 14;
     picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     picture.style.height = `${height}px`;
     const share = shareOf();

@@ -28,5 +28,10 @@ export function cut(text, columns) {
   return kept;
 }
 
-export const columnsOf = (text) =>
-  [...text].reduce((n, c) => n + (c.codePointAt(0) > 0x2e7f ? 2 : 1), 0);
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** How many pixels the widest of the texts takes, in the bold type that marks it. */
+export function widest(texts) {
+  ruler.font = '700 13px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
+  return Math.ceil(Math.max(...texts.map((text) => ruler.measureText(text).width)));
+}

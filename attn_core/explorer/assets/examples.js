@@ -67,14 +67,14 @@ export const EXAMPLES = {
     },
   },
   decoder: {
-    defaults: { score: "scaled_dot", normalizer: "softmax", support: "all", strength: 2.6 },
+    defaults: { score: "scaled_dot", normalizer: "softmax", support: "all", strength: 3 },
     tokens(language) {
       const { source, target, aligned } = TRANSLATIONS[language];
       const keys = source.split(" ");
       const at = (j) => circle(Math.PI * (0.92 - (1.9 * j) / keys.length), 1.7);
       return {
         keys: tokens(keys, keys.map((_, j) => rounded(at(j)))),
-        queries: tokens(target.split(" "), aligned.map((j) => rounded(at(j).map((x) => 0.88 * x)))),
+        queries: tokens(target.split(" "), aligned.map((j) => rounded(at(j).map((x) => 0.66 * x)))),
         edges: null,
       };
     },

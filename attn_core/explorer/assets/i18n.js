@@ -65,7 +65,7 @@ export const TEXTS = {
   weight: ["weight", "权重"], largestWins: ["The largest score takes all; of equals the first.", "最大的分数得到全部；相等时取第一个。"],
   rowOf: ["The row of “{query}”", "“{query}”这一行"],
   meanOfHeads: ["The mean of the heads", "各头的平均"],
-  showHead: ["show the arithmetic of {head}", "显示{head}的计算过程"],
+  showHead: ["show {head}", "显示{head}"],
   rowSum: ["sum of the row", "行的和"], rank: ["rank", "名次"], rankOf: ["{n} of {total}", "第 {n}，共 {total}"],
   logRatio: ["against the strongest key", "与最强的键相比"],
   logRatioHint: ["ln of the quotient of the two weights: the difference of their scores, if softmax made them",

@@ -2,11 +2,11 @@
 
 import { app, choose, hover, marked, shareOf, walk } from "./app.js";
 import { colour, inkOn } from "./colours.js";
-import { columnsOf, cut, html, svg } from "./dom.js";
+import { cut, html, svg, widest } from "./dom.js";
 import { say } from "./i18n.js";
 import { card, stage, whenResized } from "./parts.js";
 
-const LARGEST_CELL = 46, HIGHEST = 620, LETTER = 7.2, LONGEST = 15;
+const LARGEST_CELL = 46, HIGHEST = 620, LONGEST = 15;
 
 export function matrixView() {
   const canvas = html("canvas", { "aria-hidden": "true" });
@@ -16,7 +16,7 @@ export function matrixView() {
 
   function layout() {
     const { queries, keys } = app.attention;
-    const wide = (tokens) => Math.min(Math.max(...tokens.map((t) => columnsOf(t.name))), LONGEST + 1) * LETTER;
+    const wide = (tokens) => widest(tokens.map((token) => cut(token.name, LONGEST)));
     const left = wide(queries) + 12;
     const room = Math.max(area.clientWidth - left - 2, 40);
     const cell = Math.min(room / keys.length, LARGEST_CELL, Math.max(HIGHEST / queries.length, 1));
@@ -43,7 +43,7 @@ export function matrixView() {
     const share = shareOf();
     const gap = cell > 8 ? 1 : 0;
     const none = getComputedStyle(area).getPropertyValue("--none");
-    pen.font = "11px system-ui, sans-serif";
+    pen.font = "10.5px system-ui, sans-serif";
     pen.textAlign = "center";
     pen.textBaseline = "middle";
     for (let i = 0; i < queries.length; i++) {
@@ -57,7 +57,7 @@ export function matrixView() {
         const weight = attention.at(head, i, j);
         pen.fillStyle = colour(share(weight));
         pen.fillRect(x, y, cell - gap, cell - gap);
-        if (cell >= 30) {
+        if (cell >= 26) {
           pen.fillStyle = inkOn(share(weight));
           const text = weight === 0 ? "0" : weight.toFixed(2).replace(/^0/, "");
           pen.fillText(text, x + (cell - gap) / 2, y + cell / 2);

@@ -14,7 +14,7 @@ const round = (count, radius, from = -Math.PI / 2) =>
     return [radius * Math.cos(angle), radius * Math.sin(angle)];
   });
 
-/** Springs along the edges, repulsion between all (Fruchterman and Reingold, 1991). */
+/** Springs along the edges, repulsion between all (Fruchterman and Reingold, 1991); none overlap. */
 export function forces(count, links, rounds = count > 150 ? 120 : 300) {
   const places = Array.from({ length: count }, (_, n) => {
     const [r, angle] = [Math.sqrt((n + 0.5) / count), n * 2.399963];
@@ -37,6 +37,17 @@ export function forces(count, links, rounds = count > 150 ? 120 : 300) {
       const [x, y] = [push[n][0] - 0.2 * places[n][0], push[n][1] - 0.2 * places[n][1]]; // towards the middle
       const far = Math.hypot(x, y) || 1;
       places[n] = [places[n][0] + (x / far) * Math.min(far, heat), places[n][1] + (y / far) * Math.min(far, heat)];
+    }
+  }
+  const apart = 0.6 * length;
+  for (let step = 0; step < 60; step++) {
+    for (let a = 0; a < count; a++) {
+      for (let b = 0; b < a; b++) {
+        const [x, y] = [places[a][0] - places[b][0], places[a][1] - places[b][1]];
+        const far = Math.hypot(x, y) || 1e-6, by = Math.max(apart - far, 0) / (4 * far);
+        places[a] = [places[a][0] + x * by, places[a][1] + y * by];
+        places[b] = [places[b][0] - x * by, places[b][1] - y * by];
+      }
     }
   }
   return places;
