@@ -1,6 +1,7 @@
 """What `sequence_attn.plot` and `gat.plot` share: colours, and text in whatever script.
 
-Nothing else imports it, for it needs numpy and matplotlib: `pip install 'gat-attention[plot]'`.
+Nothing of the core imports it, for it needs numpy, and what draws needs matplotlib:
+`pip install 'gat-attention[plot]'`.
 """
 
 from __future__ import annotations

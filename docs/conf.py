@@ -26,6 +26,8 @@ PACKAGES = (
     "gat.distributed",
     "gat.loader",
     "gat.transforms",
+    "gat.plot",
+    "sequence_attn.plot",
 )
 
 project = "gat"
@@ -41,6 +43,7 @@ extensions = [
 html_theme = "furo"
 html_title = "gat: attention for sequences and graphs"
 html_static_path: list[str] = []
+html_extra_path = ["_extra"]  # copied as it is
 exclude_patterns = ["_build", "notebooks/download"]
 templates_path: list[str] = []
 language = "en"
@@ -93,6 +96,13 @@ def api_pages() -> None:
             "```",
         ]
         write(folder / f"{name}.md", "\n".join(lines) + "\n")
+
+
+def explorer_page() -> None:
+    """Write the attention explorer that computes, beside which the page `explorer` stands."""
+    explorer = importlib.import_module("attn_core.explorer")
+    (HERE / "_extra").mkdir(exist_ok=True)
+    explorer.write_page(HERE / "_extra" / "attention-explorer.html", explorer.computing_page())
 
 
 def join_names(
@@ -187,5 +197,6 @@ def setup(app: Any) -> None:
     api_pages()
     benchmark_pages()
     download_notebooks()
+    explorer_page()
     app.connect("autodoc-process-docstring", join_names, priority=400)  # before napoleon
     app.connect("source-read", before_reading)

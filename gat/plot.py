@@ -1,8 +1,8 @@
 """Pictures of what a graph attention network attends to and of the features that it learns.
 
 matplotlib, networkx and scikit-learn are imported when a picture is asked for, so that `gat` works
-without them; `pip install 'gat-attention[plot]'` brings them. The pictures share how they draw
-nodes, colours and legends, and so stand in one file of a little more than 500 lines.
+without them; `pip install 'gat-attention[plot]'` brings them. `explorer`, whose page a browser
+draws, needs none of them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from attn_core.plotting import COLOURS, Writer, plot_extra
+from gat.explorer import explorer
+from gat.plotted import (
+    WHOLE_GRAPH_LIMIT,
+    as_array,
+    as_edges,
+    as_labels,
+    merge_parallel,
+    neighbourhood,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,13 +31,12 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["draw_attention", "draw_embedding"]
+__all__ = ["draw_attention", "draw_embedding", "explorer"]
 
 # Every five classes the marker changes too.
 _DARK = (2, 4, 5, 8)  # of these, the ones on which black ink is hard to read
 _MARKERS = "os^Dv"
 _RING = "ring: attention to itself"
-_WHOLE_GRAPH_LIMIT = 300  # nodes; beyond that a drawing of the whole graph is a ball of wool
 _NUMBERED_LIMIT = 40  # nodes that can carry their number legibly
 
 
@@ -97,11 +104,11 @@ def draw_attention(
         import networkx as nx
         from matplotlib.lines import Line2D
 
-    label = None if labels is None else _labels(labels)
-    position = None if positions is None else _array(positions).astype(float)
+    label = None if labels is None else as_labels(labels)
+    position = None if positions is None else as_array(positions).astype(float)
     node = None if node is None else operator.index(node)
     known = [len(array) for array in (label, position) if array is not None]
-    ends, per_head = _edges(edge_index, weights, known[0] if known else None)
+    ends, per_head = as_edges(edge_index, weights, known[0] if known else None)
     num_nodes = known[0] if known else int(ends.max(initial=-1)) + 1
     label = np.full(num_nodes, -1) if label is None else label
     heads = per_head.shape[1]
@@ -116,7 +123,7 @@ def draw_attention(
         raise ValueError(f"positions must have shape ({num_nodes}, 2); got {position.shape}")
     if position is not None and not np.isfinite(position).all():
         raise ValueError("positions must be finite; got NaN or infinity")
-    pair, attention = _merge_parallel(
+    pair, attention = merge_parallel(
         ends, per_head.mean(axis=1) if head is None else per_head[:, head]
     )
 
@@ -130,15 +137,15 @@ def draw_attention(
             raise ValueError(
                 f"hops and max_neighbours must be at least 1; got {hops} and {max_neighbours}"
             )
-        drawn, kept, found = _neighbourhood(pair, attention, node, hops, max_neighbours)
+        drawn, kept, found = neighbourhood(pair, attention, node, hops, max_neighbours)
         pair, attention = pair[:, kept], attention[kept]
         few = "" if len(drawn) - 1 == found else f"the strongest {len(drawn) - 1} of "
         within = "" if hops == 1 else f" within {hops} hops"
         title += f"\nnode {name_of[node]} and {few}{_count(found, 'neighbour')}{within}"
-    elif num_nodes > _WHOLE_GRAPH_LIMIT:
+    elif num_nodes > WHOLE_GRAPH_LIMIT:
         raise ValueError(
             f"a graph of {num_nodes} nodes is too large to draw whole (limit"
-            f" {_WHOLE_GRAPH_LIMIT}): pass node= to draw the neighbourhood of one node"
+            f" {WHOLE_GRAPH_LIMIT}): pass node= to draw the neighbourhood of one node"
         )
 
     loop = pair[0] == pair[1]
@@ -243,13 +250,13 @@ def draw_embedding(
         from matplotlib.collections import LineCollection
         from sklearn.manifold import TSNE
 
-    feature = _array(features)
+    feature = as_array(features)
     if feature.ndim != 2 or (len(feature) and not feature.shape[1]):
         raise ValueError(f"features must have shape [N, D] with D ≥ 1; got {feature.shape}")
     if not np.isfinite(feature).all():
         raise ValueError("features must be finite; got NaN or infinity")
     num_nodes = len(feature)
-    label = np.full(num_nodes, -1) if labels is None else _labels(labels)
+    label = np.full(num_nodes, -1) if labels is None else as_labels(labels)
     if len(label) != num_nodes:
         raise ValueError(
             f"labels must have one entry per row of features, {num_nodes}; got {len(label)}"
@@ -283,12 +290,12 @@ def draw_embedding(
 
     ax = _new_axes(figsize=(8, 7)) if ax is None else ax
     if edge_index is not None and weights is not None:
-        ends, per_head = _edges(edge_index, weights, num_nodes)
+        ends, per_head = as_edges(edge_index, weights, num_nodes)
         row = np.full(num_nodes, -1)
         row[drawn] = np.arange(len(drawn))
         ends = np.sort(row[ends], axis=0)  # both directions fall on the same pair
         inside = (ends[0] >= 0) & (ends[0] != ends[1])
-        pair, strength = _merge_parallel(ends[:, inside], per_head[inside].sum(axis=1))
+        pair, strength = merge_parallel(ends[:, inside], per_head[inside].sum(axis=1))
         strongest = np.argsort(strength, kind="stable")[::-1][:top_edges][::-1]
         pair, strength = pair[:, strongest], strength[strongest]
         ax.add_collection(
@@ -307,71 +314,6 @@ def draw_embedding(
     ax.set_axis_off()
     _legend(ax, handles, Writer(map(str, class_names or ())))
     return ax
-
-
-def _array(values: Any) -> NDArray[Any]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return values.numpy() if values.dtype != torch.bfloat16 else values.float().numpy()
-    return np.asarray(values)
-
-
-def _labels(labels: Tensor | ArrayLike) -> NDArray[np.int64]:
-    array = _array(labels)
-    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
-        raise ValueError(
-            f"labels must be integers of shape [N]; got {array.dtype} of shape {array.shape}"
-        )
-    return array.astype(np.int64)
-
-
-def _edges(
-    edge_index: Tensor | ArrayLike, weights: Tensor | ArrayLike, num_nodes: int | None
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """The ends `[2, E]` and the weights `[E, H]` as checked arrays."""
-    ends, weight = _array(edge_index), _array(weights).astype(np.float64)
-    if ends.ndim != 2 or ends.shape[0] != 2:
-        raise ValueError(f"edge_index must have shape [2, E]; got {ends.shape}")
-    if ends.size and not np.issubdtype(ends.dtype, np.integer):
-        raise ValueError(f"edge_index must hold integers; got {ends.dtype}")
-    if weight.ndim not in (1, 2) or len(weight) != ends.shape[1] or weight.shape[1:] == (0,):
-        raise ValueError(
-            f"weights must have shape [E, H] or [E] with E = {ends.shape[1]}, the edges of"
-            f" edge_index; got {weight.shape}: pass the edge_index that was returned with them"
-        )
-    if not (np.isfinite(weight).all() and (weight >= 0).all()):
-        raise ValueError("weights must be finite and not negative")
-    if ends.min(initial=0) < 0:
-        raise ValueError(f"edge_index must not be negative; got {ends.min()}")
-    if num_nodes is not None and ends.max(initial=-1) >= num_nodes:
-        raise ValueError(f"edge_index must lie in 0..{num_nodes - 1}; got {ends.max()}")
-    return ends.astype(np.int64), weight if weight.ndim == 2 else weight[:, None]
-
-
-def _merge_parallel(
-    ends: NDArray[np.int64], weight: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Adds up the weights of edges with the same ends."""
-    pair, inverse = np.unique(ends, axis=1, return_inverse=True)
-    return pair, np.bincount(inverse.ravel(), weight, minlength=pair.shape[1])
-
-
-def _neighbourhood(
-    pair: NDArray[np.int64], weight: NDArray[Any], node: int, hops: int, limit: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], int]:
-    """The nodes to draw, a mask over the edges to draw, and how many neighbours there are."""
-    by_weight = np.argsort(-weight, kind="stable")
-    source, target = pair[:, by_weight]
-    near = frontier = np.array([node])  # nearest first, then the most attended to
-    inner = near
-    for _ in range(hops):
-        inner = near
-        heard = source[np.isin(target, frontier) & ~np.isin(source, near)]
-        frontier = heard[np.sort(np.unique(heard, return_index=True)[1])]
-        near = np.concatenate([near, frontier])
-    drawn = near[: limit + 1]
-    kept = np.isin(pair[0], drawn) & np.isin(pair[1], drawn) & np.isin(pair[1], inner)
-    return drawn, kept, len(near) - 1
 
 
 def _count(number: int, noun: str) -> str:

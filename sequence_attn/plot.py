@@ -2,7 +2,7 @@
 
 matplotlib is imported when a picture is asked for, so that `sequence_attn` works without it;
 `pip install 'gat-attention[plot]'` brings it. No window is opened: save the figure of the axes that
-come back, or call `matplotlib.pyplot.show`.
+come back, or call `matplotlib.pyplot.show`. `explorer`, whose page a browser draws, needs none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from attn_core.plotting import COLOURS, Labels, Writer, fit, plot_extra
+from sequence_attn.explorer import explorer
+from sequence_attn.plotted import as_tokens, as_weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["alignment_flow", "heatmap"]
+__all__ = ["alignment_flow", "explorer", "heatmap"]
 
 _ROOM = 12.0, 10.0  # inches that the cells of a new figure may take, across and down
 _PITCH = 0.2  # inches from token to token that make every token legible
@@ -89,7 +91,7 @@ def heatmap(
     with plot_extra():
         from matplotlib.colors import Normalize
 
-    weight = _weights(weights)
+    weight = as_weights(weights)
     panels = weight if weight.ndim == 3 else weight[None]
     heads, queries, keys = panels.shape
     if titles is None:
@@ -104,7 +106,7 @@ def heatmap(
     if given is not None and len(given) != heads:
         raise ValueError(f"ax has {len(given)} axes; expected {heads}, one for each head")
 
-    names = _tokens("source", source, keys), _tokens("target", target, queries)
+    names = as_tokens("source", source, keys), as_tokens("target", target, queries)
     writer = Writer([*(names[0] or ()), *(names[1] or ()), *titles])
     x, y = Labels.write(names[0], keys, writer), Labels.write(names[1], queries, writer)
     axes, size, cell, outer = (
@@ -188,7 +190,7 @@ def alignment_flow(
         from matplotlib.colors import to_rgba_array
         from matplotlib.path import Path
 
-    weight = _weights(weights)
+    weight = as_weights(weights)
     weight = weight if weight.ndim == 3 else weight[None]
     heads, queries, keys = weight.shape
     if weight.min() < 0:
@@ -201,7 +203,7 @@ def alignment_flow(
         raise ValueError(f"threshold is {threshold}; expected a finite number, at least 0")
     if top is not None and top < 1:
         raise ValueError(f"top is {top}; expected at least 1 band for each target token")
-    names = _tokens("source", source, keys), _tokens("target", target, queries)
+    names = as_tokens("source", source, keys), as_tokens("target", target, queries)
     writer = Writer([*(names[0] or ()), *(names[1] or ())])
     left, right = Labels.write(names[0], keys, writer), Labels.write(names[1], queries, writer)
 
@@ -241,56 +243,6 @@ def alignment_flow(
     if len(lanes) > 1:
         _legend(ax, {f"head {h}": c for h, c in zip(lanes, colours, strict=True)})
     return ax
-
-
-def _weights(weights: Tensor | ArrayLike) -> NDArray[np.float64]:
-    """The weights as a checked array, on the CPU and without gradients."""
-    if weights is None:
-        raise TypeError("weights is None: ask the layer for them with need_weights=True")
-    if hasattr(weights, "weights"):
-        raise TypeError(f"weights is a {type(weights).__name__}: pass its .weights")
-    if isinstance(weights, Tensor):
-        array = weights.detach().cpu().double().numpy()
-    else:
-        array = np.asarray(weights, dtype=np.float64)
-    if array.ndim not in (2, 3):
-        mend = {1: "for a single query pass weights[None]"}.get(
-            array.ndim, "choose one sequence of the batch, weights[0]"
-        )
-        raise ValueError(
-            f"weights must have shape [Tq, Tk] or [H, Tq, Tk]; got {array.shape}: {mend}"
-        )
-    if not array.size:
-        raise ValueError(f"weights has shape {array.shape}: there is nothing to draw")
-    wrong = np.argwhere(~np.isfinite(array))
-    if len(wrong):
-        where = tuple(wrong[0].tolist())
-        raise ValueError(
-            f"weights must be finite, but {len(wrong)} of {array.size} are not, the first"
-            f" {array[where]} at {list(where)}: replace them with torch.nan_to_num"
-        )
-    return array
-
-
-def _tokens(name: str, tokens: Iterable[object] | None, count: int) -> list[str] | None:
-    """The tokens as a list of str, one for each position."""
-    if tokens is None:
-        return None
-    listed = list(tokens.tolist() if isinstance(tokens, (Tensor, np.ndarray)) else tokens)
-    if len(listed) != count:
-        kind, dimension, cut = (
-            ("keys", "last dimension", f"weights[..., :{len(listed)}]")
-            if name == "source"
-            else ("queries", "dimension before the last", f"weights[..., :{len(listed)}, :]")
-        )
-        unit = "characters (split the str to have words)" if isinstance(tokens, str) else "tokens"
-        mend = f", or cut off the padding with {cut}" if len(listed) < count else ""
-        raise ValueError(
-            f"{name} has {len(listed)} {unit}, but weights has {count} {kind}, its {dimension}:"
-            f" name each of them{mend}"
-        )
-    written = [str(token) for token in listed]
-    return [token if token.strip(" ") else "␣" * len(token) for token in written]
 
 
 def _mark(

@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from attn_core import Normalizer, Score
+from attn_core.explorer import page
 from datasets.files import TASKS
 from examples._nodes import MODELS as GRAPH_MODELS
-from examples.commands import node_classification, tagging, translation, tuned_tables
+from examples.commands import explorer, node_classification, tagging, translation, tuned_tables
 from examples.long_sentences import ANSWERS
 from examples.tagging import MODELS as TAGGERS
 from gat.models import PRESETS
@@ -22,6 +23,7 @@ PROGRAMS = {
     "citation_graphs": (),
     "dictionary_lookup": ("train", "ask"),
     "explain": (),
+    "explorer": (),
     "graph_classification": (),
     "inflection": (),
     "link_prediction": (),
@@ -102,6 +104,7 @@ def test_the_names_are_those_of_the_library():
     assert node_classification.TASKS == TASKS
     assert {*node_classification.CHOICES} <= {*GRAPH_MODELS}
     assert (*TAGGERS,) == tagging.MODELS
+    assert (explorer.EXAMPLES, explorer.LANGUAGES) == (page.EXAMPLES, page.LANGUAGES)
     assert {*ANSWERS} == {"copy", "reverse", "sort"}
     assert {*tuned_tables.PRESETS} == {name for name, _ in PRESETS}
     assert (*tuned_tables.GRAPHS,) == tuple(g for name, g in PRESETS if name == "tuned-gat")
