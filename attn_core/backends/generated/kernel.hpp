@@ -1,0 +1,644 @@
+// What surrounds a generated score: softmax attention over sorted pairs, forward and backward, as
+// attn_core/backends/cpu does it for the built-in ones. The sizes H, DQ, DK, DV, DP, HP and NP and
+// the type T are constants of the one score that this is compiled for.
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define INLINE inline __attribute__((always_inline))
+#define APART __attribute__((noinline))
+
+namespace {
+
+// --- Functions without a branch, of which loops become vectors ---
+
+INLINE T larger(T x, T y) { return x > y || x != x ? x : y; }
+INLINE T smaller(T x, T y) { return x < y || x != x ? x : y; }
+INLINE T size(T x) { return x < 0 ? -x : x; }
+INLINE T sign(T x) { return x > 0 ? T(1) : x < 0 ? T(-1) : x; }
+INLINE float root(float x) { return __builtin_sqrtf(x); }
+INLINE double root(double x) { return __builtin_sqrt(x); }
+INLINE float logarithm(float x) { return __builtin_logf(x); }
+INLINE double logarithm(double x) { return __builtin_log(x); }
+INLINE float power(float x, float y) { return __builtin_powf(x, y); }
+INLINE double power(double x, double y) { return __builtin_pow(x, y); }
+INLINE float sine(float x) { return __builtin_sinf(x); }
+INLINE double sine(double x) { return __builtin_sin(x); }
+INLINE float cosine(float x) { return __builtin_cosf(x); }
+INLINE double cosine(double x) { return __builtin_cos(x); }
+INLINE float hyperbolic(float x) { return __builtin_tanhf(x); }
+INLINE double hyperbolic(double x) { return __builtin_tanh(x); }
+
+// e^x to the last digits; NaN stays NaN.
+INLINE float exponential(float x) {
+  float y = x < -86.f ? -86.f : x;
+  y = y > 88.f ? 88.f : y;
+  float n = y * 1.4426950408889634f + 12582912.f;  // 1.5 · 2^23: the sum is rounded
+  int32_t shift;
+  __builtin_memcpy(&shift, &n, 4);
+  n -= 12582912.f;
+  float r = y - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  float p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  int32_t bits;
+  __builtin_memcpy(&bits, &p, 4);
+  bits += int32_t(uint32_t(shift) << 23);
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  result = x < -86.f ? 0.f : result;
+  result = x > 88.f ? __builtin_inff() : result;
+  return x == x ? result : x;
+}
+INLINE double exponential(double x) {
+  double y = x < -700. ? -700. : x;
+  y = y > 709. ? 709. : y;
+  double n = y * 1.4426950408889634 + 6755399441055744.;  // 1.5 · 2^52
+  int64_t shift;
+  __builtin_memcpy(&shift, &n, 8);
+  n -= 6755399441055744.;
+  double r = y - n * 0.693145751953125;
+  r = r - n * 1.42860682030941723212e-6;
+  double p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * r * r + r + 1.;
+  int64_t bits;
+  __builtin_memcpy(&bits, &p, 8);
+  bits += int64_t(uint64_t(shift) << 52);
+  double result;
+  __builtin_memcpy(&result, &bits, 8);
+  result = x < -700. ? 0. : result;
+  result = x > 709. ? __builtin_inf() : result;
+  return x == x ? result : x;
+}
+
+constexpr int BLOCK = 32;        // pairs that are scored, normalised and summed together
+constexpr int AHEAD = 64;        // pairs between a row's use and its being asked for
+constexpr int64_t CHUNK = 4096;  // pairs of one row that are summed by one task
+constexpr T LARGE = 32;          // a score above which a mean gradient is looked at again
+constexpr T LOWEST = -__builtin_inff();
+
+// The rows of a block's pairs, and those of the pairs that come later.
+struct Block {
+  const T *q[BLOCK], *k[BLOCK], *p[BLOCK];
+  const char* next[BLOCK];
+};
+
+// Asks for a head's share of a row that comes later.
+INLINE void ask(const char* row, int h, int bytes) {
+  for (int at = h * bytes / 64 * 64; at < (h + 1) * bytes; at += 64) __builtin_prefetch(row + at);
+}
+
+// --- The score, which is compiled once: each pass gets the same bits of it ---
+APART void score(int n, const Block& b, const T* par, int bytes, T* __restrict logits);
+APART void of_key(int n, const Block& b, const T* par, const T* __restrict grads,
+                  T* __restrict to_key, T* __restrict to_par);
+APART void of_query(int n, const Block& b, const T* par, int bytes, const T* __restrict grads,
+                    T* __restrict to_query);
+APART void of_pair(int n, const Block& b, const T* par, const T* __restrict grads, T* const* to);
+
+}  // namespace
+
+extern "C" {
+
+struct Order {
+  const int64_t* pointer;  // [num + 1]
+  const int32_t* other;    // [E]
+  const void* place;       // [E], int32 or int64
+  int64_t num, wide;
+};
+struct Call {
+  const T *query, *key, *value, *bias, *pair, *par;
+  int64_t query_step, key_step, value_step, bias_step, pair_step;
+  Order by_query, by_key;
+  const int64_t* pair_id;
+  int64_t places, threads, drops;
+  uint32_t seed_state, threshold, first_head;
+  double keep_scale;
+  T *output, *log_sum_exp, *maximum, *total;  // [Nq, H, DV], [Nq, H]
+  const T *grad_output, *grad_log_sum_exp;
+  int64_t output_step, numbers_step, grad_step, grad_numbers_step;
+  T *grad_query, *grad_key, *grad_value, *grad_bias, *grad_pair, *grad_par;
+  int64_t grad_query_step, grad_key_step, grad_value_step, grad_bias_step, grad_pair_step;
+};
+}
+
+namespace {
+
+INLINE int64_t place_of(const Order& o, int64_t e) {
+  return o.wide ? static_cast<const int64_t*>(o.place)[e] : static_cast<const int32_t*>(o.place)[e];
+}
+
+// --- Threads and tasks, neither of which a result depends on ---
+
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+template <class Work>
+struct Shared {
+  const Work& work;
+  int64_t tasks;
+  std::atomic<int64_t> next{0};
+  void run() {
+    for (int64_t task; (task = next++) < tasks;) work(task);
+  }
+};
+
+template <class Work>
+void share(int64_t tasks, int64_t threads, const Work& work) {
+  // The threads of torch's own OpenMP: to link with one would be to load a second
+  static const Parallel gomp = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  Shared<Work> shared{work, tasks};
+  const int wanted = int(std::min(std::max<int64_t>(threads, 1), tasks));
+  if (wanted <= 1) {
+    shared.run();
+  } else if (gomp) {
+    gomp([](void* data) { static_cast<Shared<Work>*>(data)->run(); }, &shared, unsigned(wanted), 0);
+  } else {
+    std::vector<std::thread> others;
+    for (int i = 1; i < wanted; i++) others.emplace_back([&shared] { shared.run(); });
+    shared.run();
+    for (auto& other : others) other.join();
+  }
+}
+
+struct Task {
+  int64_t row, end;           // whole rows [row, end) …
+  int64_t begin, stop, part;  // … or the pairs [begin, stop) of one row, as this part
+};
+
+// Runs part(row, begin, end, sums, par) for all rows, with partials of hubs merged in their order by
+// merge(row, partials, count), and what tasks leave of the parameters added up in theirs.
+template <class Rows, class Part, class Merge>
+void run(const Order& o, int64_t threads, int64_t partial, T* grad_par, const Rows& rows,
+         const Part& part, const Merge& merge) {
+  std::vector<Task> tasks;
+  struct Long {
+    int64_t row, part, count;
+  };
+  std::vector<Long> longs;
+  const int64_t share_of = (o.pointer[o.num] + o.num) / 64;
+  const int64_t most = std::max<int64_t>(CHUNK / 4, std::min<int64_t>(share_of, 4 * CHUNK));
+  int64_t parts = 0, first = 0, load = 0;
+  for (int64_t row = 0; row < o.num; row++) {
+    const int64_t begin = o.pointer[row], end = o.pointer[row + 1];
+    if (end - begin <= CHUNK) {
+      load += end - begin + 1;
+      if (load < most) continue;
+      tasks.push_back({first, row + 1, 0, 0, -1});
+    } else {
+      if (first < row) tasks.push_back({first, row, 0, 0, -1});
+      longs.push_back({row, parts, (end - begin + CHUNK - 1) / CHUNK});
+      for (int64_t at = begin; at < end; at += CHUNK) {
+        tasks.push_back({row, row, at, std::min(at + CHUNK, end), parts++});
+      }
+    }
+    first = row + 1;
+    load = 0;
+  }
+  if (first < o.num) tasks.push_back({first, o.num, 0, 0, -1});
+  std::unique_ptr<T[]> partials(new T[parts * partial + 1]);
+  std::unique_ptr<T[]> pars(grad_par ? new T[tasks.size() * NP]() : nullptr);
+  share(int64_t(tasks.size()), threads, [&](int64_t i) {
+    const Task& task = tasks[i];
+    T* par = pars ? pars.get() + i * NP : nullptr;
+    if (task.part >= 0) {
+      part(task.row, task.begin, task.stop, partials.get() + task.part * partial, par);
+    } else {
+      for (int64_t row = task.row; row < task.end; row++) rows(row, par);
+    }
+  });
+  for (const Long& row : longs) merge(row.row, partials.get() + row.part * partial, row.count);
+  for (int64_t c = 0; grad_par && c < NP; c++) {
+    double sum = 0;
+    for (size_t i = 0; i < tasks.size(); i++) sum += double(pars[i * NP + c]);
+    grad_par[c] = T(sum);
+  }
+}
+
+// --- Parts of both passes ---
+
+INLINE uint32_t mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7FEB352Du;
+  x ^= x >> 15;
+  x *= 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+INLINE uint32_t absorb(uint32_t state, uint32_t word) {
+  return mix((state + word * 0x85EBCA6Bu) ^ 0xC2B2AE35u);
+}
+
+// What dropout multiplies each weight with: the hash of attn_core/dropout.py.
+APART void draw(const Call& c, const Order& o, int64_t begin, int n, T* __restrict keep) {
+  const T scale = T(float(c.keep_scale));
+  for (int e = 0; e < n; e++) {
+    const int64_t place = place_of(o, begin + e);
+    const uint64_t id = uint64_t(c.pair_id ? c.pair_id[place] : place);
+    const uint32_t state = absorb(absorb(c.seed_state, uint32_t(id)), uint32_t(id >> 32));
+    for (int h = 0; h < H; h++) {
+      keep[e * H + h] = absorb(state, uint32_t(h) + c.first_head) >= c.threshold ? scale : T(0);
+    }
+  }
+}
+
+INLINE void add_bias(const Call& c, const Order& o, int64_t begin, int n, T* logits) {
+  for (int e = 0; c.bias && e < n; e++) {
+    const T* bias = c.bias + place_of(o, begin + e) * c.bias_step;
+    for (int h = 0; h < H; h++) logits[e * H + h] += bias[h];
+  }
+}
+
+INLINE void find(const Order& o, int64_t begin, int n, const T* rows, int64_t step, const T** at,
+                 const char** next) {
+  const int64_t last = o.pointer[o.num] - 1;
+  for (int e = 0; e < n; e++) at[e] = rows + o.other[begin + e] * step;
+  for (int e = 0; next && e < n; e++) {
+    next[e] = reinterpret_cast<const char*>(
+        rows + o.other[std::min(begin + e + AHEAD, last)] * step);
+  }
+}
+INLINE void find_pairs(const Call& c, const Order& o, int64_t begin, int n, const T** at) {
+  for (int e = 0; DP && e < n; e++) at[e] = c.pair + place_of(o, begin + e) * c.pair_step;
+}
+
+// sums = sums · scale + Σ_e weight_e row_e; a scale of null stands for sums that begin.
+APART void gather(int n, const T* const* rows, const char* const* next, const T* weights,
+                   const T* scale, T* __restrict sums) {
+  for (int h = 0; h < H; h++) {
+    T acc[DV];
+    for (int d = 0; d < DV; d++) acc[d] = scale ? sums[h * DV + d] * scale[h] : T(0);
+    for (int e = 0; e < n; e++) {
+      const T weight = weights[e * H + h], *row = rows[e] + h * DV;
+      if (next) ask(next[e], h, DV * int(sizeof(T)));
+#pragma omp simd
+      for (int d = 0; d < DV; d++) acc[d] += weight * row[d];
+    }
+    for (int d = 0; d < DV; d++) sums[h * DV + d] = acc[d];
+  }
+}
+
+APART void exponentials(int count, T* x) {
+#pragma omp simd
+  for (int i = 0; i < count; i++) x[i] = exponential(x[i]);
+}
+
+// --- Forward ---
+
+struct Row {
+  T largest[H], total[H];
+};
+
+APART void forward_pairs(const Call& c, int64_t row, int64_t begin, int64_t end, Row& s, T* output) {
+  Block b;
+  const T* values[BLOCK];
+  const char* next[BLOCK];
+  alignas(64) T w[BLOCK * H], keep[BLOCK * H];
+  T most[H], shift[H], scale[H];
+  const bool shared = c.value == c.key && DV == DK && c.value_step == c.key_step;
+  for (int h = 0; h < H; h++) s.largest[h] = LOWEST, s.total[h] = 0;
+  for (int e = 0; e < BLOCK; e++) b.q[e] = c.query + row * c.query_step;
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int n = int(std::min<int64_t>(end - at, BLOCK));
+    find(c.by_query, at, n, c.key, c.key_step, b.k, b.next);
+    find_pairs(c, c.by_query, at, n, b.p);
+    score(n, b, c.par, DK * int(sizeof(T)), w);
+    add_bias(c, c.by_query, at, n, w);
+    for (int h = 0; h < H; h++) most[h] = s.largest[h];
+    for (int e = 0; e < n; e++) {
+      for (int h = 0; h < H; h++) most[h] = w[e * H + h] > most[h] ? w[e * H + h] : most[h];
+    }
+    for (int h = 0; h < H; h++) {
+      shift[h] = most[h] == LOWEST ? T(0) : most[h];
+      scale[h] = s.largest[h] - shift[h];
+      s.largest[h] = most[h];
+    }
+    exponentials(H, scale);
+    for (int e = 0; e < n; e++) {
+      for (int h = 0; h < H; h++) w[e * H + h] -= shift[h];
+    }
+    exponentials(n * H, w);
+    for (int h = 0; h < H; h++) s.total[h] *= scale[h];
+    for (int e = 0; e < n; e++) {
+      for (int h = 0; h < H; h++) s.total[h] += w[e * H + h];
+    }
+    if (c.drops) {
+      draw(c, c.by_query, at, n, keep);
+      for (int i = 0; i < n * H; i++) w[i] *= keep[i];
+    }
+    if (!shared) find(c.by_query, at, n, c.value, c.value_step, values, next);
+    gather(n, shared ? b.k : values, shared ? nullptr : next, w, at == begin ? nullptr : scale,
+           output);
+  }
+}
+
+APART void finish(const Call& c, int64_t row, const Row& s, T* output) {
+  for (int h = 0; h < H; h++) {
+    c.maximum[row * c.numbers_step + h] = s.largest[h];
+    c.total[row * c.numbers_step + h] = s.total[h];
+    c.log_sum_exp[row * c.numbers_step + h] = s.largest[h] + logarithm(s.total[h]);
+    const T scale = s.total[h] == 0 ? T(0) : T(1) / s.total[h];
+    for (int d = 0; d < DV; d++) output[h * DV + d] *= scale;
+  }
+}
+
+void forward(const Call& c) {
+  constexpr int64_t partial = H * (2 + DV);
+  run(
+      c.by_query, c.threads, partial, nullptr,
+      [&](int64_t row, T*) {
+        Row s;
+        T* output = c.output + row * c.output_step;
+        const int64_t begin = c.by_query.pointer[row], end = c.by_query.pointer[row + 1];
+        for (int i = 0; begin == end && i < H * DV; i++) output[i] = 0;
+        forward_pairs(c, row, begin, end, s, output);
+        finish(c, row, s, output);
+      },
+      [&](int64_t row, int64_t begin, int64_t end, T* sums, T*) {
+        Row s;
+        forward_pairs(c, row, begin, end, s, sums + 2 * H);
+        for (int h = 0; h < H; h++) sums[h] = s.largest[h], sums[H + h] = s.total[h];
+      },
+      [&](int64_t row, const T* partials, int64_t count) {
+        Row s;
+        T* output = c.output + row * c.output_step;
+        for (int i = 0; i < H * DV; i++) output[i] = 0;
+        for (int h = 0; h < H; h++) {
+          T most = LOWEST, total = 0;
+          for (int64_t i = 0; i < count; i++) {
+            const T here = partials[i * partial + h];
+            most = here > most || here != here ? here : most;
+          }
+          const T shift = most == LOWEST ? T(0) : most;
+          for (int64_t i = 0; i < count; i++) {
+            const T* part = partials + i * partial;
+            const T scale = exponential(part[h] - shift);
+            total += scale * part[H + h];
+            for (int d = 0; d < DV; d++) {
+              output[h * DV + d] += scale * part[2 * H + h * DV + d];
+            }
+          }
+          s.largest[h] = most;
+          s.total[h] = total;
+        }
+        finish(c, row, s, output);
+      });
+}
+
+// --- Backward ---
+
+// Of each query and head: what is subtracted from its logits, what their exponentials are multiplied
+// with, and the mean gradient of its weights.
+constexpr int NUMBERS = 3;
+
+// Dropped weights, and gradients of logits, of those of weights and of logits.
+APART void differentiate(int n, const T* const* numbers, const T* keep, T* __restrict w,
+                          T* __restrict g) {
+  for (int e = 0; e < n; e++) {
+    for (int h = 0; h < H; h++) w[e * H + h] -= numbers[e][h];
+  }
+  exponentials(n * H, w);
+  for (int e = 0; e < n; e++) {
+    for (int h = 0; h < H; h++) {
+      const int i = e * H + h;
+      const T weight = w[i] * numbers[e][H + h], kept = keep ? keep[i] : T(1);
+      g[i] = weight * (g[i] * kept - numbers[e][2 * H + h]);
+      w[i] = weight * kept;
+    }
+  }
+}
+
+// Gradients of weights: the products of values with the gradients of outputs.
+APART void products(int n, const T* const* grads, const char* const* next, const T* const* values,
+                     T* __restrict out) {
+  for (int h = 0; h < H; h++) {
+    for (int e = 0; e < n; e++) {
+      const T *grad = grads[e] + h * DV, *value = values[e] + h * DV;
+      if (next) ask(next[e], h, DV * int(sizeof(T)));
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int d = 0; d < DV; d++) sum += grad[d] * value[d];
+      out[e * H + h] = sum;
+    }
+  }
+}
+
+// Gradients of a row's logits sum to that of its log-sum-exp. What they miss it by is the error of
+// their mean, which is made of a rounded output: where scores are large and one weight is above one
+// half, that error is taken off the mean, since there gradients are small differences.
+APART void centre(const Call& c, int64_t row, T* numbers) {
+  const int64_t begin = c.by_query.pointer[row], end = c.by_query.pointer[row + 1];
+  Block b;
+  const T *values[BLOCK], *grads[BLOCK], *same[BLOCK];
+  const char* next[BLOCK];
+  alignas(64) T w[BLOCK * H], g[BLOCK * H], keep[BLOCK * H];
+  T sums[H] = {};
+  for (int e = 0; e < BLOCK; e++) {
+    b.q[e] = c.query + row * c.query_step;
+    grads[e] = c.grad_output + row * c.grad_step;
+    same[e] = numbers;
+  }
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int n = int(std::min<int64_t>(end - at, BLOCK));
+    find(c.by_query, at, n, c.key, c.key_step, b.k, b.next);
+    find_pairs(c, c.by_query, at, n, b.p);
+    score(n, b, c.par, DK * int(sizeof(T)), w);
+    add_bias(c, c.by_query, at, n, w);
+    find(c.by_query, at, n, c.value, c.value_step, values, next);
+    products(n, grads, next, values, g);
+    if (c.drops) draw(c, c.by_query, at, n, keep);
+    differentiate(n, same, c.drops ? keep : nullptr, w, g);
+    for (int e = 0; e < n; e++) {
+      for (int h = 0; h < H; h++) sums[h] += g[e * H + h];
+    }
+  }
+  const T* given = c.grad_log_sum_exp + row * c.grad_numbers_step;
+  for (int h = 0; h < H; h++) numbers[2 * H + h] += sums[h] - given[h];
+}
+
+APART void statistics_row(const Call& c, int64_t row, T* numbers) {
+  const T* output = c.output + row * c.output_step;
+  const T* grad = c.grad_output + row * c.grad_step;
+  bool centred = false;
+  for (int h = 0; h < H; h++) {
+    const T most = c.maximum[row * c.numbers_step + h], total = c.total[row * c.numbers_step + h];
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int d = 0; d < DV; d++) sum += output[h * DV + d] * grad[h * DV + d];
+    numbers[h] = most == LOWEST ? T(0) : most;
+    numbers[H + h] = total == 0 ? T(0) : T(1) / total;
+    numbers[2 * H + h] = sum - c.grad_log_sum_exp[row * c.grad_numbers_step + h];
+    centred |= most * most > LARGE * LARGE && total >= 1 && total < 2;
+  }
+  if (centred && c.by_query.pointer[row + 1] - c.by_query.pointer[row] > 1) {
+    centre(c, row, numbers);
+  }
+}
+
+APART void by_key_pairs(const Call& c, const T* statistics, T* left, int64_t row, int64_t begin,
+                  int64_t end, T* to_key, T* to_value, T* to_par) {
+  Block b;
+  const T *grads[BLOCK], *values[BLOCK], *numbers[BLOCK];
+  const char* next[BLOCK];
+  T* pairs[BLOCK];
+  alignas(64) T w[BLOCK * H], g[BLOCK * H], keep[BLOCK * H];
+  T ones[H], unused_key[H * DK], unused_par[NP + 1];
+  for (int h = 0; h < H; h++) ones[h] = 1;
+  const bool wants = to_key || to_par;
+  if (!to_key) to_key = unused_key;
+  if (!to_par) to_par = unused_par;
+  for (int i = 0; i < H * DK; i++) to_key[i] = 0;
+  for (int e = 0; e < BLOCK; e++) {
+    b.k[e] = c.key + row * c.key_step;
+    values[e] = c.value + row * c.value_step;
+  }
+  const Order& o = c.by_key;
+  const int64_t last = o.pointer[o.num] - 1;
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int n = int(std::min<int64_t>(end - at, BLOCK));
+    for (int e = 0; e < n; e++) {
+      numbers[e] = statistics + o.other[at + e] * (NUMBERS * H);
+      const T* later = statistics + o.other[std::min(at + e + AHEAD, last)] * (NUMBERS * H);
+      for (int i = 0; i < NUMBERS * H; i += 64 / int(sizeof(T))) __builtin_prefetch(later + i);
+    }
+    find(o, at, n, c.query, c.query_step, b.q, b.next);
+    find_pairs(c, o, at, n, b.p);
+    score(n, b, c.par, DQ * int(sizeof(T)), w);
+    add_bias(c, o, at, n, w);
+    find(o, at, n, c.grad_output, c.grad_step, grads, next);
+    products(n, grads, next, values, g);
+    if (c.drops) draw(c, o, at, n, keep);
+    differentiate(n, numbers, c.drops ? keep : nullptr, w, g);
+    if (to_value) gather(n, grads, nullptr, w, at == begin ? nullptr : ones, to_value);
+    if (left) std::copy(g, g + n * H, left + at * H);
+    for (int e = 0; c.grad_bias && e < n; e++) {
+      T* bias = c.grad_bias + place_of(o, at + e) * c.grad_bias_step;
+      for (int h = 0; h < H; h++) bias[h] = g[e * H + h];
+    }
+    if (wants) of_key(n, b, c.par, g, to_key, to_par);
+    if (DP && c.grad_pair) {
+      for (int e = 0; e < n; e++) {
+        pairs[e] = c.grad_pair + place_of(o, at + e) * c.grad_pair_step;
+        for (int i = 0; i < HP * DP; i++) pairs[e][i] = 0;
+      }
+      of_pair(n, b, c.par, g, pairs);
+    }
+  }
+}
+
+APART void by_query_pairs(const Call& c, const T* left, const uint32_t* from, int64_t row, int64_t begin,
+                    int64_t end, T* to_query) {
+  Block b;
+  alignas(64) T g[BLOCK * H];
+  for (int i = 0; i < H * DQ; i++) to_query[i] = 0;
+  for (int e = 0; e < BLOCK; e++) b.q[e] = c.query + row * c.query_step;
+  const int64_t last = c.by_query.pointer[c.by_query.num] - 1;
+  for (int64_t at = begin; at < end; at += BLOCK) {
+    const int n = int(std::min<int64_t>(end - at, BLOCK));
+    for (int e = 0; e < n; e++) {
+      __builtin_prefetch(left + int64_t(from[std::min(at + e + AHEAD, last)]) * H);
+      const T* own = left + int64_t(from[at + e]) * H;
+      for (int h = 0; h < H; h++) g[e * H + h] = own[h];
+    }
+    find(c.by_query, at, n, c.key, c.key_step, b.k, b.next);
+    find_pairs(c, c.by_query, at, n, b.p);
+    of_query(n, b, c.par, DK * int(sizeof(T)), g, to_query);
+  }
+}
+
+INLINE void add_parts(T* out, const T* parts, int64_t count, int64_t step, int size) {
+  for (int i = 0; i < size; i++) {
+    T sum = 0;
+    for (int64_t part = 0; part < count; part++) sum += parts[part * step + i];
+    out[i] = sum;
+  }
+}
+
+// Large pages, of which fewer are looked up: a burst of fresh small ones costs more than the work.
+void use_large_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t page = 1 << 21, begin = (uintptr_t(data) + page - 1) / page * page;
+  const uintptr_t end = (uintptr_t(data) + uintptr_t(bytes)) / page * page;
+  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+void backward(const Call& c) {
+  const int64_t queries = c.by_query.num, pairs = c.by_query.pointer[queries];
+  std::unique_ptr<T[]> statistics(new T[queries * NUMBERS * H + 1]);
+  constexpr int64_t TASK = 1 << 12;
+  share((queries + TASK - 1) / TASK, c.threads, [&](int64_t i) {
+    for (int64_t row = i * TASK; row < std::min(queries, (i + 1) * TASK); row++) {
+      statistics_row(c, row, statistics.get() + row * NUMBERS * H);
+    }
+  });
+  std::unique_ptr<T[]> left(c.grad_query ? new T[pairs * H + 1] : nullptr);
+  if (left) use_large_pages(left.get(), pairs * H * int64_t(sizeof(T)));
+  constexpr int64_t partial = H * (DK + DV);
+  const auto key_of = [&](int64_t row) {
+    return c.grad_key ? c.grad_key + row * c.grad_key_step : nullptr;
+  };
+  const auto value_of = [&](int64_t row) {
+    return c.grad_value ? c.grad_value + row * c.grad_value_step : nullptr;
+  };
+  run(
+      c.by_key, c.threads, partial, c.grad_par,
+      [&](int64_t row, T* par) {
+        const int64_t begin = c.by_key.pointer[row], end = c.by_key.pointer[row + 1];
+        T* value = value_of(row);
+        for (int i = 0; value && begin == end && i < H * DV; i++) value[i] = 0;
+        by_key_pairs(c, statistics.get(), left.get(), row, begin, end, key_of(row), value, par);
+      },
+      [&](int64_t row, int64_t begin, int64_t end, T* sums, T* par) {
+        by_key_pairs(c, statistics.get(), left.get(), row, begin, end,
+                     c.grad_key ? sums : nullptr, c.grad_value ? sums + H * DK : nullptr, par);
+      },
+      [&](int64_t row, const T* parts, int64_t count) {
+        if (c.grad_key) add_parts(key_of(row), parts, count, partial, H * DK);
+        if (c.grad_value) add_parts(value_of(row), parts + H * DK, count, partial, H * DV);
+      });
+  if (!c.grad_query) return;
+  std::unique_ptr<uint32_t[]> position(new uint32_t[c.places + 1]()), from(new uint32_t[pairs + 1]);
+  for (int64_t e = 0; e < pairs; e++) position[place_of(c.by_key, e)] = uint32_t(e);
+  share((pairs + TASK - 1) / TASK, c.threads, [&](int64_t i) {
+    for (int64_t e = i * TASK; e < std::min(pairs, (i + 1) * TASK); e++) {
+      from[e] = position[place_of(c.by_query, e)];
+    }
+  });
+  position.reset();
+  run(
+      c.by_query, c.threads, H * DQ, nullptr,
+      [&](int64_t row, T*) {
+        by_query_pairs(c, left.get(), from.get(), row, c.by_query.pointer[row],
+                       c.by_query.pointer[row + 1], c.grad_query + row * c.grad_query_step);
+      },
+      [&](int64_t row, int64_t begin, int64_t end, T* sums, T*) {
+        by_query_pairs(c, left.get(), from.get(), row, begin, end, sums);
+      },
+      [&](int64_t row, const T* parts, int64_t count) {
+        add_parts(c.grad_query + row * c.grad_query_step, parts, count, H * DQ, H * DQ);
+      });
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) void attn_forward(const Call* call) { forward(*call); }
+extern "C" __attribute__((visibility("default"))) void attn_backward(const Call* call) { backward(*call); }
