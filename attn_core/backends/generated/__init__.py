@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ _MOST_PAIRS = 2**32 - 1
 _MOST_KERNELS = 32  # of one class and head count, after which another constant is not compiled
 _POINTER = ctypes.c_void_p
 _lock = threading.Lock()
-_kernels: dict[Any, ctypes.CDLL | None] = {}
+_kernels: dict[Any, ctypes.CDLL | str] = {}
 
 
 class _Order(ctypes.Structure):
@@ -98,27 +99,31 @@ def _kernel(p: Problem) -> ctypes.CDLL | None:
     key = p.kind, _sizes(p), p.dtype
     with _lock:
         if key not in _kernels:
-            _kernels[key] = _made(*key)
-        return _kernels[key]
+            # Another thread traces, since this one may be in the midst of an op
+            with ThreadPoolExecutor(1) as apart:
+                _kernels[key] = made = apart.submit(_made, *key).result()
+            if isinstance(made, str):
+                warnings.warn(
+                    f"score {known(p.kind).cls.__name__} {made}; over edges it runs in plain "
+                    "torch, block by block",
+                    stacklevel=2,
+                )
+        found = _kernels[key]
+        return None if isinstance(found, str) else found
 
 
-def _made(name: str, sizes: Sizes, dtype: torch.dtype) -> ctypes.CDLL | None:
-    score = known(name)
+def _made(name: str, sizes: Sizes, dtype: torch.dtype) -> ctypes.CDLL | str:
+    """The library of a score, or why there is none."""
+    alike = [known(other).cls for other, *_ in _kernels].count(known(name).cls)
+    if alike >= _MOST_KERNELS:
+        return (
+            f"was compiled {_MOST_KERNELS} times for other constants or sizes: make what changes a "
+            "tensor"
+        )
     try:
-        alike = [known(other).cls for other, *_ in _kernels]
-        if alike.count(score.cls) >= _MOST_KERNELS:
-            raise Unsupported(
-                f"was compiled {_MOST_KERNELS} times for other constants or sizes: make what "
-                "changes a tensor"
-            )
         library = load(source(trace(name, sizes, dtype), sizes, dtype))
     except Unsupported as reason:
-        warnings.warn(
-            f"score {score.cls.__name__} {reason}; over edges it runs in plain torch, block by "
-            "block",
-            stacklevel=2,
-        )
-        return None
+        return str(reason)
     for entry in (library.attn_forward, library.attn_backward):
         entry.argtypes, entry.restype = [ctypes.POINTER(_Call)], None
     return library
