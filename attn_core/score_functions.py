@@ -2,8 +2,8 @@
 
 `score_function` makes a class of it, a `Score` like all others: over dense supports and windows the
 function runs as it is written; over edges, on CPUs, it is compiled with its derivatives
-(`attn_core.backends.generated`). An op knows a score by name, since it takes plain tensors: `name_of`
-gives it one, `known` finds it again.
+(`attn_core.backends.generated`). An op knows a score by name, since it takes plain tensors:
+`name_of` gives it one, `known` finds it again.
 """
 
 from __future__ import annotations
@@ -60,11 +60,6 @@ class ScoreFunction(Score):
         query, takes = _needs_query(self, query), self.takes
         given = {name: value for name, value in fields_of(self).items() if name != "position"}
         if "pair" in takes:
-            if pair_key is None:
-                raise ValueError(
-                    f"score {type(self).__name__} takes pair; got pair_key=None: pass attend the "
-                    "features of each pair as pair_key"
-                )
             given["pair"] = pair_key
         elif pair_key is not None:
             key = key + pair_key
@@ -85,6 +80,11 @@ class ScoreFunction(Score):
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
         query = _needs_query(self, query)
+        if "pair" in self.takes and pair_key is None:
+            raise ValueError(
+                f"score {type(self).__name__} takes pair; got pair_key=None: pass attend the "
+                "features of each pair as pair_key"
+            )
         if not _positioned(self.takes) or isinstance(position := self.position, int):  # type: ignore[attr-defined]
             return Prepared(self, query, key, pair_key)
         if position is None:
@@ -276,7 +276,9 @@ def _name(
     key = cls, names, shapes, tuple((name, type(x), x) for name, x in constants), heads
     name = _names.get(key)
     if name is None:
-        name = _names.setdefault(key, f"{FUNCTION}{cls.__module__}.{cls.__qualname__} {len(_names)}")
+        name = _names.setdefault(
+            key, f"{FUNCTION}{cls.__module__}.{cls.__qualname__} {len(_names)}"
+        )
         _known[name] = Known(cls, names, shapes, constants, heads)
     return name
 

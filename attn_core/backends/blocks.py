@@ -146,9 +146,7 @@ def backward(
     for block in p.slices():
         tokens = tuple(x for x in p.tokens(block) if x is not None)
 
-        def logits_of(
-            *given: Tensor, block: slice = block, count: int = len(tokens)
-        ) -> Tensor:
+        def logits_of(*given: Tensor, block: slice = block, count: int = len(tokens)) -> Tensor:
             vector = given[count] if len(given) > count else None
             pair = given[2] if count == 3 else None
             return p.biased(block, score_of(p, vector).of_pairs(*given[:2], pair))

@@ -112,6 +112,11 @@ def _kernel(p: Problem) -> ctypes.CDLL | None:
         return None if isinstance(found, str) else found
 
 
+def kernels() -> list[str]:
+    """The names of the scores that are compiled here."""
+    return [name for (name, *_), found in _kernels.items() if not isinstance(found, str)]
+
+
 def _made(name: str, sizes: Sizes, dtype: torch.dtype) -> ctypes.CDLL | str:
     """The library of a score, or why there is none."""
     alike = [known(other).cls for other, *_ in _kernels].count(known(name).cls)
@@ -175,8 +180,10 @@ def backward(
     run.give(grad_numbers_step=output.shape[1])
     run(
         "attn_backward",
-        ("output", "maximum", "total", "grad_output", "grad_log_sum_exp")
-        + tuple(f"grad_{name}" for name in _TENSORS),
+        (
+            *("output", "maximum", "total", "grad_output", "grad_log_sum_exp"),
+            *(f"grad_{name}" for name in _TENSORS),
+        ),
     )
     return made
 
@@ -243,4 +250,4 @@ class _Run:
             sums.copy_(total)
 
 
-__all__ = ["backward", "forward", "serves"]
+__all__ = ["backward", "forward", "kernels", "serves"]

@@ -23,12 +23,16 @@ from pathlib import Path
 from attn_core import compiled
 from attn_core.backends.generated.trace import Unsupported
 
-_FLAGS = (
-    "-std=c++17 -O3 -fPIC -shared -fopenmp-simd -fno-math-errno -fno-trapping-math "
-    "-ffp-contract=fast -fvisibility=hidden -Wno-psabi -pthread"
-).split()
-_SETS = {
-    "avx512": "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -mprefer-vector-width=512".split(),
+_FLAGS = [
+    *("-std=c++17", "-O2", "-ftree-vectorize", "-fopenmp-simd", "-fPIC", "-shared", "-pthread"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fvisibility=hidden", "-Wno-psabi"),
+]
+_SETS = {  # as CMakeLists.txt has them
+    "avx512": [
+        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"),
+        "-mprefer-vector-width=512",
+    ],
     "avx2": ["-mavx2", "-mfma"],
 }
 _TIMEOUT = 300  # seconds that a compiler may take
@@ -70,10 +74,17 @@ def load(source: str) -> ctypes.CDLL:
     """
     path = compiler()
     if path is None:
-        raise Unsupported("needs a C++17 compiler (g++ or clang++, named by CXX), which is not there")
+        raise Unsupported(
+            "needs a C++17 compiler (g++ or clang++, named by CXX), which is not there"
+        )
     try:
         flags = [*_FLAGS, *_instructions()]
-        told = [source, _version(path, os.stat(path).st_mtime_ns), " ".join(flags), platform.machine()]
+        told = [
+            source,
+            _version(path, os.stat(path).st_mtime_ns),
+            " ".join(flags),
+            platform.machine(),
+        ]
         name = hashlib.sha256("\0".join(told).encode()).hexdigest()[:32] + ".so"
         folder = _own_folder(cache_folder())
         library = folder / name

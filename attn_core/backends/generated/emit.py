@@ -75,7 +75,7 @@ def number(x: Any) -> str:
         return ZERO
     if math.isinf(x):
         return "T(__builtin_inf())" if x > 0 else "T(-__builtin_inf())"
-    return "T(__builtin_nan(\"\"))" if math.isnan(x) else f"T({float(x)!r})"
+    return 'T(__builtin_nan(""))' if math.isnan(x) else f"T({float(x)!r})"
 
 
 class Emitter:
@@ -440,7 +440,7 @@ def _divided(e: Emitter, at: Index, n: int) -> tuple[Index, Index]:
     const = at.const % n
     rest = Index(const, tuple(own))
     low, high = e.bounds(rest)
-    if 0 <= low and high < n:
+    if low >= 0 and high < n:
         others = tuple((v, c // n) for v, c in at.terms if c % n == 0)
         return Index((at.const - const) // n, others), rest
     loops = [(v, c) for v, c in own if v != HEAD]
@@ -686,9 +686,7 @@ def _summed(
     for head in (None, *heads):
         inner = [n for d, n in enumerate(extents) if d != head]
 
-        def run(
-            other: Emitter, loops: list[Index], total: str, head: int | None = head
-        ) -> str:
+        def run(other: Emitter, loops: list[Index], total: str, head: int | None = head) -> str:
             index = list(loops)
             if head is not None:
                 index.insert(head, Index(0, ((HEAD, 1),)))

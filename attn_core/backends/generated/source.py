@@ -1,4 +1,4 @@
-"""The C++ of one score: its sizes, what surrounds every score, and the functions made of its graph."""
+"""The C++ of one score: its sizes, what surrounds every score, the functions made of its graph."""
 
 from __future__ import annotations
 

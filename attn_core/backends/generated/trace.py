@@ -55,20 +55,15 @@ class Traced(NamedTuple):
 
 
 # What torch itself says in simpler terms
-_SIMPLER = get_decompositions(
-    [
-        aten.addcmul, aten.addcdiv, aten.celu, aten.elu, aten.elu_backward, aten.gelu,
-        aten.gelu_backward, aten.hardsigmoid, aten.hardsigmoid_backward, aten.hardswish,
-        aten.hardswish_backward, aten.hardtanh, aten.hardtanh_backward, aten.huber_loss,
-        aten.leaky_relu, aten.leaky_relu_backward, aten.lerp, aten.linalg_vector_norm,
-        aten.log_sigmoid_forward, aten.log_sigmoid_backward, aten.logit, aten.masked_fill,
-        aten.mish, aten.rsub, aten.sigmoid_backward, aten.silu, aten.silu_backward, aten.softplus,
-        aten.softplus_backward, aten.std, aten.std_mean, aten.tanh_backward,
-        aten.threshold, aten.threshold_backward, aten.var, aten.var_mean, aten.xlogy,
-        aten.zeros_like, aten.ones_like, aten.new_zeros, aten.new_ones, aten.square,
-        aten.relu6, aten.prelu, aten.norm, aten.sinc, aten.frac, aten.hypot, aten.sgn,
-    ]  # fmt: skip
-)
+_NAMES = """
+    addcdiv addcmul celu elu elu_backward frac gelu gelu_backward hardsigmoid hardsigmoid_backward
+    hardswish hardswish_backward hardtanh hardtanh_backward huber_loss hypot leaky_relu
+    leaky_relu_backward lerp linalg_vector_norm log_sigmoid_backward log_sigmoid_forward logit
+    masked_fill mish new_ones new_zeros norm ones_like prelu relu6 rsub sgn sigmoid_backward silu
+    silu_backward sinc softplus softplus_backward square std std_mean tanh_backward threshold
+    threshold_backward var var_mean xlogy zeros_like
+"""
+_SIMPLER = get_decompositions([getattr(aten, name) for name in _NAMES.split()])
 
 
 def trace(name: str, sizes: Sizes, dtype: torch.dtype) -> Traced:
