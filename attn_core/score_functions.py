@@ -40,7 +40,7 @@ class ScoreFunction(Score):
     ) -> dict[str, tuple[int, ...]]:
         if cls.shapes is not None:
             return cls.shapes(heads, size)
-        names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        names = [f.name for f in dataclasses.fields(cls)]
         needed = [name for name in names if name != "position"]
         if needed:
             raise ValueError(
@@ -217,7 +217,7 @@ def _class_of(
             setattr(made, field[0], field[2])
     made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(made)
     register(Score.named, name, made)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 class Known(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,13 +149,14 @@ def backward(
 
         def logits_of(*given: Tensor, block: slice = block, count: int = len(tokens)) -> Tensor:
             vector = given[count] if len(given) > count else None
-            pair = given[2] if count == 3 else None
-            return p.biased(block, score_of(p, vector).of_pairs(*given[:2], pair))
+            query, key, *pair = given[:count]
+            logits = score_of(p, vector).of_pairs(query, key, pair[0] if pair else None)
+            return p.biased(block, logits)
 
         given = tokens if p.vector is None else (*tokens, p.vector)
-        logits, differentiate = torch.func.vjp(logits_of, *given)
-        weights, of_block = of_logits(block, logits)
-        found = list(differentiate(of_block))
+        made: Any = torch.func.vjp(logits_of, *given)
+        weights, of_block = of_logits(block, made[0])
+        found = made[1](of_block)
         if of_vector is not None:
             of_vector += found[-1]
         if of_query is not None:

@@ -44,7 +44,7 @@ _TENSORS = "query", "key", "value", "bias", "pair"
 
 
 class _Call(ctypes.Structure):
-    """The struct Call of kernel.hpp."""
+    """The struct Call of tasks.hpp."""
 
     _fields_ = [
         *((name, _POINTER) for name in (*_TENSORS, "par")),
@@ -87,7 +87,9 @@ def _sizes(p: Problem) -> Sizes:
     shared = pair is not None and pair.shape[1] != p.heads
     return Sizes(
         score.heads,
-        *(x.shape[-1] for x in (p.query, p.key, p.value)),
+        p.query.shape[-1],
+        p.key.shape[-1],
+        p.value.shape[-1],
         0 if pair is None else pair.shape[-1],
         0 if pair is None else 1 if shared else score.heads,
         score.shapes,
@@ -129,6 +131,8 @@ def _made(name: str, sizes: Sizes, dtype: torch.dtype) -> ctypes.CDLL | str:
         library = load(source(trace(name, sizes, dtype), sizes, dtype))
     except Unsupported as reason:
         return str(reason)
+    except Exception as error:  # an op in a form that the rules do not foresee
+        return f"cannot be compiled ({error!r})"
     for entry in (library.attn_forward, library.attn_backward):
         entry.argtypes, entry.restype = [ctypes.POINTER(_Call)], None
     return library

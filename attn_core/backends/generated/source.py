@@ -11,13 +11,14 @@ import torch
 from attn_core.backends.generated.emit import Code, per_pair, sums
 from attn_core.backends.generated.trace import Sizes, Traced
 
-_KERNEL = Path(__file__).with_name("kernel.hpp")
+_SURROUNDINGS = "functions.hpp", "tasks.hpp", "passes.hpp"
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 @cache
 def _kernel() -> str:
-    return _KERNEL.read_text(encoding="utf-8")
+    texts = (Path(__file__).with_name(name).read_text("utf-8") for name in _SURROUNDINGS)
+    return "\n".join(texts)
 
 
 def source(traced: Traced, sizes: Sizes, dtype: torch.dtype) -> str:

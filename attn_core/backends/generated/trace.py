@@ -63,7 +63,7 @@ _NAMES = """
     silu_backward sinc softplus softplus_backward square std std_mean tanh_backward threshold
     threshold_backward var var_mean xlogy zeros_like
 """
-_SIMPLER = get_decompositions([getattr(aten, name) for name in _NAMES.split()])
+_SIMPLER: Any = get_decompositions([getattr(aten, name) for name in _NAMES.split()])
 
 
 def trace(name: str, sizes: Sizes, dtype: torch.dtype) -> Traced:
@@ -87,16 +87,17 @@ def trace(name: str, sizes: Sizes, dtype: torch.dtype) -> Traced:
         grad, tensors = given[tokens], (*given[:tokens], *given[tokens + 1 :])
 
         def logits(*tensors: Tensor) -> Tensor:
-            pair = tensors[2] if tokens == 3 else None
-            of_pairs: Tensor = known(name).score(tensors[tokens:]).of_pairs(*tensors[:2], pair)
+            query, key, *pair = tensors[:tokens]
+            score = known(name).score(tensors[tokens:])
+            of_pairs = score.of_pairs(query, key, pair[0] if pair else None)
             if of_pairs.shape != (1, h):
                 raise Unsupported(
                     f"returns {list(of_pairs.shape)} for one pair of {h} heads, not {[1, h]}"
                 )
             return of_pairs
 
-        made, differentiate = torch.func.vjp(logits, *tensors)
-        return made, *differentiate(grad)
+        of_logits: Any = torch.func.vjp(logits, *tensors)
+        return of_logits[0], *of_logits[1](grad)
 
     given = [torch.zeros(shape, dtype=dtype) for shape in shapes.values()]
     try:
