@@ -21,6 +21,7 @@ from attn_core.normalizers import (
     Softmax,
     Sparsemax,
 )
+from attn_core.score_functions import score_function
 from attn_core.scores import (
     Additive,
     Concat,
@@ -70,6 +71,7 @@ __all__ = [
     "logits",
     "patterns",
     "scatter_softmax",
+    "score_function",
     "softmax",
     "weights",
 ]

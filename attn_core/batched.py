@@ -34,10 +34,16 @@ class Repeated(Score):
         return self.score.heads if self.score.heads == 1 else self.times * self.score.heads
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
+        return self.of_pairs(query, key, None)
+
+    def of_pairs(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Tensor:
         own = key.shape[-2] // self.times if self.times else self.score.heads
         heads = self.times, own
-        query = None if query is None else query.unflatten(-2, heads)
-        return self.score.pair(query, key.unflatten(-2, heads)).flatten(-2)
+        given = [None if x is None else x.unflatten(-2, heads) for x in (query, pair_key)]
+        return self.score.of_pairs(given[0], key.unflatten(-2, heads), given[1]).flatten(-2)
+
+    def pair_width(self, key: Tensor, pair_key: Tensor) -> int:
+        return self.score.pair_width(key, pair_key)
 
     def to(self, dtype: torch.dtype) -> Repeated:
         score = self.score.to(dtype)

@@ -261,7 +261,7 @@ class Call:
         pairs = queries, support.columns(self.num_keys)
         shapes = {
             "bias": (*batch, heads, *pairs),
-            "pair_key": (*batch, *pairs, heads, self.key.shape[-1]),
+            "pair_key": (*batch, *pairs, heads, self._pair_width()),
             "pair_value": (*batch, *pairs, heads, self.value.shape[-1]),
         }
         for name, shape in shapes.items():
@@ -280,7 +280,7 @@ class Call:
         full: dict[str, Any] = {}
         for name, width in (
             ("bias", ()),
-            ("pair_key", (self.key.shape[-1],)),
+            ("pair_key", (self._pair_width(),)),
             ("pair_value", (self.value.shape[-1],)),
         ):
             tensor = getattr(self, name)
@@ -296,8 +296,14 @@ class Call:
                     + (", then one for each self-loop" if loops else "")
                     + (f", for all of the batch {list(batch)} or for each of it" if batch else "")
                 )
-            full[name] = shaped.expand(*batch, rows, heads, *width)
+            if not (name == "pair_key" and self.score.compiles and not batch):
+                shaped = shaped.expand(*batch, rows, heads, *width)
+            full[name] = shaped
         return full
+
+    def _pair_width(self) -> int:
+        key, pair_key = self.key, self.pair_key
+        return key.shape[-1] if pair_key is None else self.score.pair_width(key, pair_key)
 
     def in_full_precision(self) -> Call:
         """All tensors in one dtype, float32 at least."""

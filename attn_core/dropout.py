@@ -47,6 +47,19 @@ def dropout_scale(seed: Tensor, edge: Tensor, heads: int, p: float) -> Tensor:
     return (random >= int(p * 2**32)) * (1 / (1 - p))
 
 
+def start_of(seed: int, p: float) -> tuple[int, int, float]:
+    """What kernels are told of a seed and a probability.
+
+    Returns:
+        The state that the hash starts from, what it must reach, and what is kept for it.
+    """
+    state = (seed & _MASK) ^ 0x9E3779B9
+    state = int(_mix(torch.tensor(state, device="cpu")))
+    state = (((state + ((seed >> 32) & _MASK) * 0x85EBCA6B) & _MASK) ^ 0xC2B2AE35) & _MASK
+    state = int(_mix(torch.tensor(state, device="cpu")))
+    return (state, int(p * 2**32), 1 / (1 - p)) if p < 1 else (state, 0, 0.0)
+
+
 def random_bits(seed: Tensor, edge: Tensor, head: Tensor) -> Tensor:
     """32 random bits for each (edge, head), as int64 in 0 … 2³² - 1.
 

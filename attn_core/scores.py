@@ -84,6 +84,8 @@ class Score(metaclass=ABCMeta):
 
     named: ClassVar[dict[str, type[Score]]] = {}
     needs_max_length: ClassVar[bool] = False
+    #: Whether `of_pairs` is compiled over edges (`attn_core.score_function`).
+    compiles: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,6 +112,14 @@ class Score(metaclass=ABCMeta):
     @abstractmethod
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         """Logits `[..., H]` of queries and keys `[..., H, D]` that broadcast together."""
+
+    def of_pairs(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Tensor:
+        """The same of pairs that may have a vector of their own, which is added to the key."""
+        return self.pair(query, key if pair_key is None else key + pair_key)
+
+    def pair_width(self, key: Tensor, pair_key: Tensor) -> int:
+        """How many channels a pair's own vector must have."""
+        return key.shape[-1]
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
         """Do the work of each token once; the score that is returned does the rest per pair.

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.backends import cpu, csr, triton
+from attn_core.backends import blocks, cpu, csr, generated, triton
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.call import Attended, Call
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.dropout import dropout_scale
 from attn_core.normalizers import Softmax
 from attn_core.ops.twice import differentiated
+from attn_core.score_functions import FUNCTION
 from attn_core.scores import Additive, Dot, Score
 from attn_core.supports.base import Support
 from attn_core.supports.edges import Edges, PendingEdges
@@ -43,12 +44,15 @@ def serves(call: Call) -> bool:
 
 def run(call: Call) -> Attended:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
-    support = call.support
-    problem = problem_of(call)
+    return attended(problem_of(call), call.support)  # type: ignore[arg-type]
+
+
+def attended(problem: Problem, support: Edges | PendingEdges) -> Attended:
+    """What the op makes of a problem over this support."""
     tensors = problem.tensors
     if nobody_watches(*tensors, problem.edge_index):
         edges = support.resolve() if isinstance(support, PendingEdges) else support
-        problem.edges = edges  # type: ignore[assignment]  # which are checked with the call
+        problem.edges = edges  # which are checked with the call
         output, log_sum_exp, *_ = _Straight.apply(problem, *tensors)
     else:
         if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
@@ -61,8 +65,14 @@ def run(call: Call) -> Attended:
 def problem_of(call: Call) -> Problem:
     """A prepared call as the kernels know it: without a list of pairs where Edges are given."""
     call = call.without_temperature()
-    support, formula = call.support, call.formula
-    assert formula is not None and isinstance(support, (Edges, PendingEdges))
+    assert call.formula is not None
+    return problem_with(call, *call.formula)
+
+
+def problem_with(call: Call, kind: str, constant: float, vector: Tensor | None) -> Problem:
+    """The same, with a score that kernels know by these three."""
+    support = call.support
+    assert isinstance(support, (Edges, PendingEdges))
     edge_index: Any = None
     self_loops = False
     if isinstance(support, PendingEdges):
@@ -70,7 +80,6 @@ def problem_of(call: Call) -> Problem:
     # Of Edges, source_id says it, but not of those that are part of others
     told = type(support) is not Edges and isinstance(support, Edges) and call.dropout > 0
     pair_id = support.pair_id if told else None  # type: ignore[union-attr]
-    kind, constant, vector = formula
     return Problem(
         call.query, call.key, call.value, vector, call.bias, call.pair_key, call.pair_value,
         edge_index, support.num_keys, support.num_queries, self_loops, kind, constant, call.dropout,
@@ -103,7 +112,9 @@ def plainly(p: Problem) -> tuple[Tensor, Tensor]:
 def logits(p: Problem) -> Tensor:
     """The logits of all pairs in plain torch, bias included."""
     score: Score = Dot(p.constant)
-    if p.kind != "dot":
+    if p.kind.startswith(FUNCTION):
+        score = blocks.score_of(p, None if p.vector is None else p.vector.to(p.dtype))
+    elif p.kind != "dot":
         score = Additive(p.vector, p.kind, p.constant).to(p.dtype)
     query = None if p.query is None else p.query.to(p.dtype)
     scores = p.edges.scores(score, query, p.key.to(p.dtype), of_pairs(p, p.pair_key))
@@ -121,6 +132,8 @@ def of_pairs(p: Problem, rows: Tensor | None) -> Tensor | None:
 
 def backend_of(p: Problem) -> Any:
     """The module whose kernels serve this problem; plain torch does where none are compiled."""
+    if p.kind.startswith(FUNCTION):
+        return generated if generated.serves(p) else blocks
     if triton.serves(p.key, p.value):
         from attn_core.backends.triton import run  # which imports Triton
 

@@ -40,10 +40,8 @@ class OpSteps(Steps):
         if found is not None:
             return found
         of_pair = segments.gather(key, support.key_index)  # [E, H, D]
-        if call.pair_key is not None:
-            of_pair = of_pair + call.pair_key
         of_query = None if query is None else segments.gather(query, support.query_index)
-        return score.pair(of_query, of_pair)
+        return score.of_pairs(of_query, of_pair, call.pair_key)
 
     def rows(self, call: Call, scores: Tensor) -> Rows:
         support = call.support

@@ -140,7 +140,7 @@ class Dense(Support):
         if pair_key is None:
             return score.dense(query, key)
         query = None if query is None else query.unsqueeze(-3)
-        return score.pair(query, key.unsqueeze(-4) + pair_key).movedim(-1, -3)
+        return score.of_pairs(query, key.unsqueeze(-4), pair_key).movedim(-1, -3)
 
     def rows(self, scores: Tensor, num_keys: int) -> Rows:
         *batch, heads, queries, keys = scores.shape

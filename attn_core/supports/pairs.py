@@ -62,12 +62,8 @@ class Pairs(Support):
     def scores(
         self, score: Score, query: Tensor | None, key: Tensor, pair_key: Tensor | None
     ) -> Tensor:
-        of_pair = key.index_select(0, self.key_index)  # [E, H, D]
-        if pair_key is not None:
-            of_pair = of_pair + pair_key
-        return score.pair(
-            None if query is None else query.index_select(0, self.query_index), of_pair
-        )
+        of_query = None if query is None else query.index_select(0, self.query_index)
+        return score.of_pairs(of_query, key.index_select(0, self.key_index), pair_key)
 
     def rows(self, scores: Tensor, num_keys: int) -> EdgeRows:
         return EdgeRows(self.query_index, self.num_queries, self.exists)

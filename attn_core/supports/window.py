@@ -152,7 +152,7 @@ class Window(Support):
             product = query.unsqueeze(-2) @ keys.movedim(-3, -1)  # [..., Tq, H, 1, W]
             return product.squeeze(-2).transpose(-3, -2) * formula.constant
         query = None if query is None else query.unsqueeze(-3)
-        return score.pair(query, keys if pair_key is None else keys + pair_key).movedim(-1, -3)
+        return score.of_pairs(query, keys, pair_key).movedim(-1, -3)
 
     def rows(self, scores: Tensor, num_keys: int) -> Rows:
         _, exists = self.positions(scores.shape[-2], num_keys, scores.device)
