@@ -12,6 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from attn_core.compat import fields_of
 from attn_core.normalizers import Normalizer
 from attn_core.scores import Formula, Score
 
@@ -47,7 +48,7 @@ def repeated(normalizer: Normalizer, heads: int, times: int) -> Normalizer:
     """The normaliser with its parameters per head, `[H]`, once for each of `times`."""
     per_head = {
         name: value.repeat(times)
-        for name, value in vars(normalizer).items()
+        for name, value in fields_of(normalizer).items()
         if isinstance(value, Tensor) and value.shape == (heads,)
     }
     return dataclasses.replace(normalizer, **per_head) if per_head else normalizer  # type: ignore

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import sequence_attn
 from sequence_attn import (
     ALiBi,
     Attention,
@@ -233,8 +234,10 @@ COMPILED = (
     "TransformerEncoder, left padded T5",
     "TransformerDecoder",
     "Transformer",
+    "SinusoidalPositions, apart",
     "LearnedPositions, apart",
     "RotaryPositions",
+    "ALiBi",
     "T5RelativeBias",
 )
 # An export to ONNX takes some two seconds
@@ -308,3 +311,12 @@ def test_compiles_two_graphs_for_any_batch_and_time(name: str) -> None:
         args, given = inputs(*sizes)
         torch.testing.assert_close(compiled(*args, **given), layer(*args, **given))
     assert counter.frame_count <= 2
+
+
+def test_no_layer_is_left_uncompiled() -> None:
+    compiled = {type(module) for name in COMPILED for module in CASES[name][0]().modules()}
+    exported = (getattr(sequence_attn, name) for name in sequence_attn.__all__)
+    layers = {x for x in exported if isinstance(x, type) and issubclass(x, nn.Module)}
+    # what others derive from, and a loss that tests/sequence_attn/test_hard.py compiles
+    apart = {"RelativeBias", "ScoredAttention", "HardAttentionLoss"}
+    assert {layer.__name__ for layer in layers - compiled} <= apart
