@@ -1,6 +1,6 @@
 """A graph attention network as a LightningModule, on the digits graph:
 
-pip install 'gat-attention[examples,lightning]'
+pip install -e '.[examples,lightning]'
 python -m examples.lightning
 """
 
