@@ -28,7 +28,7 @@ class Repeated(Score):
         found = self.score.formula()
         if found is None or found.vector is None or found.vector.shape[0] == 1:
             return found
-        return found._replace(vector=found.vector.repeat(self.times, 1))
+        return Formula(found.kind, found.constant, found.vector.repeat(self.times, 1))
 
     @property
     def heads(self) -> int:

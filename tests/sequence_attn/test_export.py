@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import sequence_attn
+from attn_core.compat import TORCH
 from sequence_attn import (
     ALiBi,
     Attention,
@@ -240,6 +241,12 @@ COMPILED = (
     "ALiBi",
     "T5RelativeBias",
 )
+WINDOWED = (
+    "LocalAttention, monotonic",
+    "LocalAttention, predictive",
+    "RestrictedSelfAttention",
+    "MultiHead, window",
+)
 # An export to ONNX takes some two seconds
 IN_ONNX = (
     "Attention, sparsemax",
@@ -310,7 +317,8 @@ def test_compiles_two_graphs_for_any_batch_and_time(name: str) -> None:
     for sizes in SIZES:
         args, given = inputs(*sizes)
         torch.testing.assert_close(compiled(*args, **given), layer(*args, **given))
-    assert counter.frame_count <= 2
+    # torch 2.6 takes the number of keys under a window for a constant, and compiles for each anew
+    assert counter.frame_count <= (3 if TORCH == (2, 6) and name in WINDOWED else 2)
 
 
 def test_no_layer_is_left_uncompiled() -> None:
