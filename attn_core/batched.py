@@ -12,6 +12,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from attn_core.compat import fields_of
 from attn_core.normalizers import Normalizer
 from attn_core.scores import Formula, Score
 
@@ -27,7 +28,7 @@ class Repeated(Score):
         found = self.score.formula()
         if found is None or found.vector is None or found.vector.shape[0] == 1:
             return found
-        return found._replace(vector=found.vector.repeat(self.times, 1))
+        return Formula(found.kind, found.constant, found.vector.repeat(self.times, 1))
 
     @property
     def heads(self) -> int:
@@ -54,7 +55,7 @@ def repeated(normalizer: Normalizer, heads: int, times: int) -> Normalizer:
     """The normaliser with its parameters per head, `[H]`, once for each of `times`."""
     per_head = {
         name: value.repeat(times)
-        for name, value in vars(normalizer).items()
+        for name, value in fields_of(normalizer).items()
         if isinstance(value, Tensor) and value.shape == (heads,)
     }
     return dataclasses.replace(normalizer, **per_head) if per_head else normalizer  # type: ignore

@@ -240,7 +240,7 @@ class Call:
         for name in _TOKENS:
             if (x := getattr(self, name)) is not None:
                 heads[name] = x.shape[-2]
-        most = max(heads.values())
+        most = max(most, *heads.values())
         for name, number in heads.items():
             grouped = name in ("key", "value") and number > 0 and most % number == 0
             if number not in (1, most) and not grouped:

@@ -58,7 +58,7 @@ class Formula(NamedTuple):
         vector = self.vector
         if vector is None or vector.shape[0] == heads:
             return self
-        return self._replace(vector=vector.expand(heads, -1).contiguous())
+        return Formula(self.kind, self.constant, vector.expand(heads, -1).contiguous())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """A graph attention network as a LightningModule, on the digits graph:
 
-pip install 'gat-attention[examples,lightning]'
+pip install -e '.[examples,lightning]'
 python -m examples.lightning
 """
 
@@ -41,7 +41,9 @@ class Classifier(lightning.LightningModule):
 def main(epochs: int = 100) -> float:
     graph = digits_graph()
     batches: Any = DataLoader([graph], collate_fn=lambda graphs: graphs[0])  # type: ignore[arg-type]
-    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", logger=False)
+    trainer = lightning.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir="runs/lightning"
+    )
     model = Classifier(graph.num_features, int(graph.y.max()) + 1)
     trainer.fit(model, batches)
     return trainer.test(model, batches)[0]["accuracy"]

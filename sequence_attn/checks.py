@@ -37,12 +37,13 @@ def check_tokens(name: str, x: Tensor, weight: Tensor, width: int | None) -> Non
 
 def check_lengths(name: str, lengths: Tensor, x: Tensor) -> None:
     """Raise unless these are lengths of the sequences `x`, `[..., T, D]`."""
-    *batch, steps, _ = x.shape
+    batch, steps = x.shape[:-2], x.shape[-2]
     if lengths.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"{name} has dtype {lengths.dtype}; expected integers")
-    if list(lengths.shape) != batch:
+    if lengths.shape != batch:
         raise ValueError(
-            f"{name} has shape {list(lengths.shape)}; expected {batch}, one length per sequence"
+            f"{name} has shape {list(lengths.shape)}; expected {list(batch)}, one length per "
+            "sequence"
         )
     if lengths.device != x.device:
         raise ValueError(

@@ -156,7 +156,8 @@ class _Transformer(nn.Module):
             x = x.masked_fill((here < 0)[..., None], 0)
         elif lengths is not None:
             x = x.masked_fill(padding(lengths, x), 0)
-        after = cache._replace(layers=tuple(caches), positions=everywhere)
+        of_memory = cache.memory_lengths, cache.memory_key_mask
+        after = TransformerCache(tuple(caches), *of_memory, everywhere)
         return x, after, tuple(weights) if need_weights else None
 
     def _run_split(

@@ -204,7 +204,7 @@ class TransformerLayer(nn.Module):
             y = self._before(self.memory_norm, x)
             read = self.memory_attention(y, cache=cache.memory, need_weights=need_weights, **memory)
             x = self._after(self.memory_norm, x, read.context)
-            weights = None if weights is None else weights._replace(memory=read.weights)
+            weights = None if weights is None else LayerWeights(weights.itself, read.weights)
         y = self._before(self.feed_forward_norm, x)
         x = self._after(self.feed_forward_norm, x, self.feed_forward(y))
         return x, LayerCache(past, cache.memory), weights

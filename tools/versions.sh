@@ -4,8 +4,10 @@
 #
 #   tools/versions.sh wheel    build sdist and wheels to dist/, check them, compare golden numbers, for
 #                              and with every Python that is here
-#   tools/versions.sh install  make the environments of `test`
-#   tools/versions.sh test     run the layers' tests, both versions at a time
+#   tools/versions.sh install [oldest] [newest]
+#                              make the environments of `test`
+#   tools/versions.sh test [oldest] [newest]
+#                              run the layers' tests, both versions at a time
 #
 # OLDEST_PYTHON, NEWEST_PYTHON: the Pythons of `test`, by release; PYTHON where these are not found.
 set -euo pipefail
@@ -13,6 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 home=build/versions
 tools=$home/tools/bin
 python=${PYTHON:-python3}
+both=(oldest newest)
 declare -A wanted=([oldest]=${OLDEST_PYTHON:-3.10} [newest]=${NEWEST_PYTHON:-3.13})
 
 found() { # RELEASE: an interpreter of it
@@ -93,7 +96,11 @@ golden() { # RELEASE LIST: the golden numbers in a clean environment of that Pyt
 
 run_tests() { # NAME: the tests of the layers, where only the installed packages can be found
   local name=$1 stage=$home/$1-tests
-  rm -rf "$stage" && mkdir -p "$stage"
+  rm -rf "$stage" "$home/$name-wheel" && mkdir -p "$stage"
+  # A wheel for that Python, kernels included
+  GAT_REQUIRE_KERNELS=1 pip "$name" wheel --no-deps -w "$home/$name-wheel" .
+  install "$name" "$home/$name-wheel"
+  live "$name"
   cp -r tests examples datasets benchmarks docs conftest.py pyproject.toml "$stage"
   cd "$stage"
   OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci MPLBACKEND=Agg GAT_REQUIRE_KERNELS=1 \
@@ -118,28 +125,30 @@ case ${1:-} in
     ls -l dist
     ;;
   install)
-    installed oldest
-    installed newest
+    shift
+    for name in "${@:-${both[@]}}"; do
+      installed "$name"
+    done
     ;;
   test)
-    for name in oldest newest; do
-      installed $name
-      rm -rf "$home/$name-wheel"
-      # A wheel for that Python, kernels included
-      GAT_REQUIRE_KERNELS=1 pip $name wheel --no-deps -w "$home/$name-wheel" .
-      install $name "$home/$name-wheel"
-      live $name
+    shift
+    names=("${@:-${both[@]}}") running=() status=0
+    for name in "${names[@]}"; do
+      installed "$name"
     done
-    status=0
-    run_tests oldest >"$home/oldest.log" 2>&1 &
-    other=$!
-    (run_tests newest) || status=1
-    wait $other || status=1
-    cat "$home/oldest.log"
+    for name in "${names[@]}"; do
+      (run_tests "$name") >"$home/$name.log" 2>&1 &
+      running+=($!)
+    done
+    for i in "${!names[@]}"; do
+      wait "${running[i]}" || status=1
+      echo "--- ${names[i]}"
+      cat "$home/${names[i]}.log"
+    done
     exit $status
     ;;
   *)
-    sed -n '2,10s/^# \?//p' "$0"
+    sed -n '2,13s/^# \?//p' "$0"
     exit 2
     ;;
 esac

@@ -17,7 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from attn_core import Edges, backend
 from attn_core.compat import TORCH
 from attn_core.graph.listing import Listing
-from gat import GAT, AGNNConv, GATConv, GATv2Conv, TransformerConv
+from gat import (
+    AGNN,
+    GAT,
+    AGNNConv,
+    GATConv,
+    GATv2,
+    GATv2Conv,
+    GraphAttention,
+    GraphTransformer,
+    TransformerConv,
+)
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 EDGES = torch.tensor([[0, 1, 2, 0, 2, 3, 4], [1, 0, 2, 1, 3, 1, 0]])
@@ -111,12 +121,14 @@ def test_the_default_compiler_gives_the_same_numbers() -> None:
         )
 
 
-def test_a_model_is_one_graph() -> None:
-    model = GAT(4, 6, 2, 2, dropout=0.6, heads=2, edge_dim=2)
+@pytest.mark.parametrize("network", [GAT, GATv2, GraphTransformer, GraphAttention, AGNN])
+def test_a_model_is_one_graph(network: Any) -> None:
+    options = {} if network is AGNN else {"heads": 2, "edge_dim": 2}
+    model = network(4, 6, 2, 2, dropout=0.6, **options)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for x, edge_index, edge_attr in graphs(3):
-        inputs = x, edge_index, None, edge_attr
+        inputs = (x, edge_index, None, edge_attr) if options else (x, edge_index)
         torch.testing.assert_close(
             outcome(compiled, model, *inputs), outcome(model, model, *inputs)
         )

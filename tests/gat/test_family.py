@@ -307,3 +307,13 @@ def test_a_whole_model_of_these_is_saved_and_read_again() -> None:
     torch.save(model.state_dict(), file)
     file.seek(0)
     nn.ModuleList([case.theirs() for case in CASES.values()]).load_state_dict(torch.load(file))
+
+
+def test_no_layer_is_left_uncompiled() -> None:
+    exported = (getattr(gat, name) for name in gat.__all__)
+    layers = {x.__name__ for x in exported if isinstance(x, type) and issubclass(x, nn.Module)}
+    in_test_compile = {"GATConv", "GATv2Conv", "TransformerConv", "AGNNConv"}
+    in_test_compile |= {"GAT", "GATv2", "GraphTransformer", "GraphAttention", "AGNN"}
+    in_files_of_their_own = {"GraphAttentionConv", "Dropout", "SparseDropout"}
+    here = {case.name for case in CASES.values()}
+    assert layers == here | in_test_compile | in_files_of_their_own

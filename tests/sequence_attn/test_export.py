@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import sequence_attn
 import sequence_attn.seq2seq
+from attn_core.compat import TORCH
 from sequence_attn import (
     ALiBi,
     Attention,
@@ -242,9 +243,17 @@ COMPILED = (
     "TransformerEncoder, left padded T5",
     "TransformerDecoder",
     "Transformer",
+    "SinusoidalPositions, apart",
     "LearnedPositions, apart",
     "RotaryPositions",
+    "ALiBi",
     "T5RelativeBias",
+)
+WINDOWED = (
+    "LocalAttention, monotonic",
+    "LocalAttention, predictive",
+    "RestrictedSelfAttention",
+    "MultiHead, window",
 )
 # An export to ONNX takes some two seconds
 IN_ONNX = (
@@ -345,4 +354,14 @@ def test_compiles_two_graphs_for_any_batch_and_time(name: str) -> None:
     for sizes in SIZES:
         args, given = inputs(*sizes)
         torch.testing.assert_close(compiled(*args, **given), layer(*args, **given))
-    assert counter.frame_count <= 2
+    # torch 2.6 takes the number of keys under a window for a constant, and compiles for each anew
+    assert counter.frame_count <= (3 if TORCH == (2, 6) and name in WINDOWED else 2)
+
+
+def test_no_layer_is_left_uncompiled() -> None:
+    compiled = {type(module) for name in COMPILED for module in CASES[name][0]().modules()}
+    exported = (getattr(sequence_attn, name) for name in sequence_attn.__all__)
+    layers = {x for x in exported if isinstance(x, type) and issubclass(x, nn.Module)}
+    # what others derive from, and a loss that tests/sequence_attn/test_hard.py compiles
+    apart = {"RelativeBias", "ScoredAttention", "HardAttentionLoss"}
+    assert {layer.__name__ for layer in layers - compiled} <= apart
