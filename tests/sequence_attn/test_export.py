@@ -271,6 +271,7 @@ IN_ONNX = (
             "LuongAttention",
             "CosineAttention",
             "ContentAddressing",
+            "MonotonicAttention",
         )
     ),
 )
