@@ -280,6 +280,7 @@ IN_ONNX = (
             "LuongAttention",
             "CosineAttention",
             "ContentAddressing",
+            "MonotonicAttention",
         )
     ),
 )
