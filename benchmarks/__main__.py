@@ -19,7 +19,7 @@ from examples.shared.options import number
 
 # Each module has `add_arguments(parser)` and `run(arguments) -> Report`. Only the chosen one is
 # imported, for no machine need have what the others take.
-BENCHMARKS = "sequence", "seq2seq", "graph", "family", "gpu", "scales", "scale"
+BENCHMARKS = "sequence", "seq2seq", "graph", "family", "reorder", "gpu", "scales", "scale"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

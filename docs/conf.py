@@ -21,6 +21,7 @@ PACKAGES = (
     "gat.loader",
     "gat.plot",
     "sequence_attn.plot",
+    "gat.transforms",
 )
 
 project = "gat"
