@@ -11,6 +11,8 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import is_torch_sparse_tensor
 
+__all__ = ["Reorder"]
+
 _METHODS = "rcm", "degree", "community"
 
 
