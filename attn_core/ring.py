@@ -93,23 +93,29 @@ class Ring:
     def blocks(self, query: Tensor, source: int) -> Iterator[tuple[slice, slice, Block]]:
         """Where queries and keys meet that come from a process, a few queries at a time.
 
-        As many as leave an eighth of the scores that the queries have numbers (at least 16
-        queries): a few tensors of that size are there at one time.
+        A quarter of the keys, and as many queries as leave an eighth of the scores that the queries
+        have numbers (at least 4 of either): a few tensors of these sizes are there at one time.
         """
         begin = 0
         for first, length in self.queries[rank(self.group)]:
             start = 0
             for key_first, key_length in self.keys[source]:
                 if not self.causal or key_first <= first:
-                    scores = max(1, query[..., 0, :, 0].numel() * key_length)
-                    step = max(16, query.numel() // (8 * scores))
+                    most = max(4, -(-key_length // 4))
+                    scores = max(1, query[..., 0, :, 0].numel() * most)
+                    step = max(4, query.numel() // (8 * scores))
                     for at in range(0, length, step):
                         size = min(step, length - at)
+                        rows = slice(begin + at, begin + at + size)
                         diagonal = self.causal and key_first == first
                         seen = min(at + size, key_length) if diagonal else key_length
-                        rows = slice(begin + at, begin + at + size)
-                        block = Block(self, first + at, key_first, diagonal)
-                        yield rows, slice(start, start + seen), block
+                        # All of these queries see what comes before the first of them
+                        begins = range(0, max(at, 1) if diagonal else seen, most)
+                        for cut in begins:
+                            last = cut == begins[-1]
+                            columns = slice(start + cut, start + (seen if last else cut + most))
+                            block = Block(self, first + at, key_first + cut, diagonal and last)
+                            yield rows, columns, block
                 start += key_length
             begin += length
 
@@ -126,12 +132,15 @@ class Block:
     def scored(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Call, Tensor]:
         """The call, and its scores `[..., H, Tq, Tk]`, -inf where there is no pair."""
         ring, (queries, keys) = self.ring, (query.shape[-3], key.shape[-3])
-        lengths, bias = ring.lengths, None
+        lengths, bias, order = ring.lengths, None, None
         if lengths is not None:
             lengths = (lengths - self.first_key).clamp(0, keys)
+            if self.diagonal:  # where the last query stands at the last key, however many are real
+                order = torch.ones(queries, keys, dtype=torch.bool, device=key.device)
+                order = order.tril(keys - queries)
         if ring.bias is not None:
             bias = ring.bias(self._keys(keys, key) - self._queries(queries, key)[:, None])
-        support = Dense(lengths=lengths, causal=self.diagonal)
+        support = Dense(mask=order, lengths=lengths, causal=self.diagonal and order is None)
         call = Call(ring.score, ring.normalizer, support, query, key, value, bias).prepared()
         if additive.serves(call):
             call = call.with_score(additive.in_blocks(call.score))
