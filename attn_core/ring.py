@@ -93,22 +93,29 @@ class Ring:
     def blocks(self, query: Tensor, source: int) -> Iterator[tuple[slice, slice, Block]]:
         """Where queries and keys meet that come from a process, a few queries at a time.
 
-        As many as leave no more scores than the queries have numbers (at least 16 queries).
+        A quarter of the keys, and as many queries as leave an eighth of the scores that the queries
+        have numbers (at least 4 of either): a few tensors of these sizes are there at one time.
         """
         begin = 0
         for first, length in self.queries[rank(self.group)]:
             start = 0
             for key_first, key_length in self.keys[source]:
                 if not self.causal or key_first <= first:
-                    scores = max(1, query[..., 0, :, 0].numel() * key_length)
-                    step = max(16, query.numel() // scores)
+                    most = max(4, -(-key_length // 4))
+                    scores = max(1, query[..., 0, :, 0].numel() * most)
+                    step = max(4, query.numel() // (8 * scores))
                     for at in range(0, length, step):
                         size = min(step, length - at)
+                        rows = slice(begin + at, begin + at + size)
                         diagonal = self.causal and key_first == first
                         seen = min(at + size, key_length) if diagonal else key_length
-                        rows = slice(begin + at, begin + at + size)
-                        block = Block(self, first + at, key_first, diagonal)
-                        yield rows, slice(start, start + seen), block
+                        # All of these queries see what comes before the first of them
+                        begins = range(0, max(at, 1) if diagonal else seen, most)
+                        for cut in begins:
+                            last = cut == begins[-1]
+                            columns = slice(start + cut, start + (seen if last else cut + most))
+                            block = Block(self, first + at, key_first + cut, diagonal and last)
+                            yield rows, columns, block
                 start += key_length
             begin += length
 
@@ -125,12 +132,15 @@ class Block:
     def scored(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Call, Tensor]:
         """The call, and its scores `[..., H, Tq, Tk]`, -inf where there is no pair."""
         ring, (queries, keys) = self.ring, (query.shape[-3], key.shape[-3])
-        lengths, bias = ring.lengths, None
+        lengths, bias, order = ring.lengths, None, None
         if lengths is not None:
             lengths = (lengths - self.first_key).clamp(0, keys)
+            if self.diagonal:  # where the last query stands at the last key, however many are real
+                order = torch.ones(queries, keys, dtype=torch.bool, device=key.device)
+                order = order.tril(keys - queries)
         if ring.bias is not None:
             bias = ring.bias(self._keys(keys, key) - self._queries(queries, key)[:, None])
-        support = Dense(lengths=lengths, causal=self.diagonal)
+        support = Dense(mask=order, lengths=lengths, causal=self.diagonal and order is None)
         call = Call(ring.score, ring.normalizer, support, query, key, value, bias).prepared()
         if additive.serves(call):
             call = call.with_score(additive.in_blocks(call.score))
@@ -205,7 +215,7 @@ class _Ring(torch.autograd.Function):
         shape = *query.shape[:-1], value.shape[-1]
         output = query.new_zeros(shape, dtype=wide)
         log_sum_exp = output.new_full(shape[:-1], -torch.inf).movedim(-1, -2).contiguous()
-        blocks: tuple[Tensor, ...] = (key, value)
+        blocks = [key, value]
         here, processes = rank(ring.group), world_size(ring.group)
         for step in range(processes):
             keys, values = blocks
@@ -220,7 +230,8 @@ class _Ring(torch.autograd.Function):
                 )
                 output[..., rows, :, :], log_sum_exp[..., rows] = merged
             if step < processes - 1:
-                blocks = _passed_on(blocks, ring.group)
+                del keys, values  # so that each is gone as soon as it is sent
+                _pass_on(blocks, ring.group)
         output = output.to(value.dtype)
         ctx.ring, ctx.parameters = ring, parameters
         ctx.save_for_backward(query, key, value, output, log_sum_exp)
@@ -232,15 +243,10 @@ class _Ring(torch.autograd.Function):
         ring, parameters = ctx.ring, ctx.parameters
         query, key, value, output, log_sum_exp = ctx.saved_tensors
         wide, grad = log_sum_exp.dtype, grads[0].to(log_sum_exp.dtype)
-        mean = (grad * output).sum(-1).movedim(-1, -2)  # [..., H, Tq]
+        mean = torch.einsum("...thd,...thd->...ht", grad, output.to(wide))
         of_query = torch.zeros_like(query, dtype=wide)
         of_parameters = [torch.zeros_like(p) for p in parameters]
-        blocks: tuple[Tensor, ...] = (
-            key,
-            value,
-            torch.zeros_like(key, dtype=wide),
-            torch.zeros_like(value, dtype=wide),
-        )
+        blocks = [key, value, *(torch.zeros_like(x, dtype=wide) for x in (key, value))]
         here, processes = rank(ring.group), world_size(ring.group)
         for step in range(processes):
             keys, values, of_keys, of_values = blocks
@@ -256,6 +262,7 @@ class _Ring(torch.autograd.Function):
                     share = (found * _of(grad, rows)).sum()
                     share = share - (weights.sum(-1) * mean[..., rows]).sum()
                 given = torch.autograd.grad(share, [*parts, *parameters], allow_unused=True)
+                del parts, call, scores, weights, found, share
                 for total, more in zip(
                     (_of(of_query, rows), _of(of_keys, columns), _of(of_values, columns)),
                     given,
@@ -266,11 +273,14 @@ class _Ring(torch.autograd.Function):
                 for total, more in zip(of_parameters, given[3:], strict=True):
                     if more is not None:
                         total += more
+                del given, more
+            del keys, values, of_keys, of_values
             if step < processes - 1:
-                blocks = _passed_on(blocks, ring.group)
-        of_keys, of_values = blocks[2:]
+                _pass_on(blocks, ring.group)
+        del blocks[:2]
         if processes > 1:  # home again
-            of_keys, of_values = _passed_on((of_keys, of_values), ring.group)
+            _pass_on(blocks, ring.group)
+        of_keys, of_values = blocks
         return (
             None,
             of_query.to(query.dtype),
@@ -290,15 +300,13 @@ def _finite(log_sum_exp: Tensor) -> Tensor:
     return torch.where(log_sum_exp == -torch.inf, 0, log_sum_exp).unsqueeze(-1)
 
 
-def _passed_on(blocks: Sequence[Tensor], group: Group) -> tuple[Tensor, ...]:
-    """Each process's blocks go to the next one; those of the one before come."""
+def _pass_on(blocks: list[Tensor], group: Group) -> None:
+    """Each process's blocks go to the next one, and those of the one before take their places."""
     here, processes = rank(group), world_size(group)
-    found = []
-    for block in blocks:
+    for i, block in enumerate(blocks):
         send = block.contiguous().view(-1)
         receive = torch.empty_like(send)
         counts = [[0] * processes for _ in range(2)]
         counts[0][(here + 1) % processes] = counts[1][(here - 1) % processes] = send.numel()
         exchange(send, receive, counts[0], counts[1], group)
-        found.append(receive.view(block.shape))
-    return tuple(found)
+        blocks[i] = receive.view(block.shape)
