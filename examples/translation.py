@@ -426,7 +426,7 @@ def save_alignment(path: Path, source: Sequence[str], found: Found) -> None:
     what = "attention" + (", layer" if found.weights.dim() == 4 else ", read")
     titles = [f"{what} {n + 1}" for n in range(len(weights))]
     if len(weights) == 1:
-        titles = ["attention: which source tokens each target token reads"]
+        titles = ["attention: rows read columns"]
     sides = [*source, "<eos>"], found.labels
     if max(map(len, sides)) > DRAWN:
         titles = [f"{title}, the first {DRAWN} tokens" for title in titles]

@@ -618,4 +618,4 @@ def test_a_picture_shows_no_more_than_forty_rows_and_how_even_attention_is(tmp_p
     panel = drawn[0].axes[0]
     assert panel.images[0].get_array().shape == (40, 4)
     assert panel.images[0].get_clim() == (0, 1)  # a quarter is a quarter as dark as can be
-    assert panel.get_title() == "attention, the first 40 tokens"
+    assert panel.get_title() == "attention: rows read columns, the first 40 tokens"
