@@ -229,10 +229,12 @@ class Cosine(Score, name="cosine"):
 
 @dataclass(frozen=True, eq=False)
 class General(Score, name="general"):
-    """`qᵀ W k` (Luong et al., 2015, "general"), a bilinear form; q and k may differ in width.
+    """`qᵀ W k + b` (Luong et al., 2015, "general"), a bilinear form; q and k may differ in width.
 
     Args:
         weight: `[H, Dq, Dk]`, one matrix per head.
+        bias: b, `[H]`, which a softmax does not see, but an identity or a sigmoid of the scores.
+            Default: none, as in the paper.
 
     Raises:
         ValueError: no query, or widths that do not fit the weight (when it is used).
@@ -242,6 +244,7 @@ class General(Score, name="general"):
     """
 
     weight: Tensor
+    bias: Tensor | None = None
 
     @classmethod
     def parameter_shapes(
@@ -260,6 +263,10 @@ class General(Score, name="general"):
                 f"be the width of the key, {key.shape[-1]}"
             )
         query = _per_head("weight of General", self.weight, _needs_query(self, query), axis=1)
+        if self.bias is not None:  # one more channel, which is 1 in every key
+            query = torch.cat([query, self.bias.unsqueeze(-1).expand(*query.shape[:-1], 1)], -1)
+            key = F.pad(key, (0, 1), value=1.0)
+            pair_key = None if pair_key is None else F.pad(pair_key, (0, 1))
         return Prepared(Dot(), query, key, pair_key)
 
 

@@ -19,6 +19,7 @@ PACKAGES = (
     "gat.models",
     "gat.distributed",
     "gat.loader",
+    "gat.transforms",
 )
 
 project = "gat"

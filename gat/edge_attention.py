@@ -36,7 +36,8 @@ class EdgeAttention(NamedTuple):
 
     Attributes:
         edge_index: int64 `[2, E']`, sources and targets; self-loops that a layer added come last.
-        weights: `[E', H]`, before dropout; those of one target and head sum to 1.
+        weights: `[..., E', H]`, before dropout; those of one target and head sum to 1. Dimensions
+            before these are of states of one graph that were attended over together.
 
     >>> edge_index = torch.tensor([[0, 1, 2], [2, 2, 0]])
     >>> attention = EdgeAttention(edge_index, torch.tensor([[0.25], [0.75], [1.0]]))
@@ -55,8 +56,8 @@ class EdgeAttention(NamedTuple):
                 the largest node plus 1.
 
         Returns:
-            `[H, targets, sources]`, zero where there is no edge; the weights of several edges from
-            one node to another are added up. With gradients.
+            `[..., H, targets, sources]`, zero where there is no edge; the weights of several edges
+            from one node to another are added up. With gradients.
 
         Raises:
             ValueError: the edge_index has a node that is not below its size.
@@ -67,9 +68,10 @@ class EdgeAttention(NamedTuple):
         """
         sources, targets = self._sizes(size)
         source, target = as_plain(self.edge_index).long()
-        dense = self.weights.new_zeros(targets * sources, self.weights.shape[1])
-        dense = dense.index_add(0, target * sources + source, self.weights)
-        return dense.unflatten(0, (targets, sources)).movedim(-1, 0)
+        *batch, _, heads = self.weights.shape
+        dense = self.weights.new_zeros(*batch, targets * sources, heads)
+        dense = dense.index_add(-2, target * sources + source, self.weights)
+        return dense.unflatten(-2, (targets, sources)).movedim(-1, -3)
 
     def to_networkx(
         self,
@@ -91,7 +93,8 @@ class EdgeAttention(NamedTuple):
         Raises:
             ModuleNotFoundError: networkx is missing.
             IndexError: there is no such head.
-            ValueError: the edge_index has a node that is not below its size.
+            ValueError: the weights are of a batch, or the edge_index has a node that is not below
+                its size.
 
         >>> graph = EdgeAttention(torch.tensor([[0], [1]]), torch.ones(1, 2)).to_networkx()
         >>> list(graph.edges(keys=True, data="weight"))
@@ -135,7 +138,7 @@ class EdgeAttention(NamedTuple):
             TopEdges(sources, weights, edges), the strongest first, equals in the order of edges.
 
         Raises:
-            ValueError: k below 1.
+            ValueError: k below 1, or weights of a batch.
             IndexError: a negative node, or no such head.
         """
         node, k = operator.index(node), operator.index(k)
@@ -152,6 +155,11 @@ class EdgeAttention(NamedTuple):
 
     def _of_head(self, head: int | None) -> Tensor:
         """The weights `[E']` of a head, or their mean."""
+        if self.weights.dim() != 2:
+            raise ValueError(
+                f"weights have shape {list(self.weights.shape)}, of states of one graph: choose "
+                "one with attention._replace(weights=attention.weights[0])"
+            )
         if head is None:
             return self.weights.mean(1)
         heads, head = self.weights.shape[1], operator.index(head)

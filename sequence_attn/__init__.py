@@ -10,6 +10,7 @@ from sequence_attn.classical import (
 )
 from sequence_attn.hard import HardAttention, HardAttentionLoss, HardContext
 from sequence_attn.local import LocalAttention
+from sequence_attn.monotonic import MonotonicAttention, MonotonicContext
 from sequence_attn.multihead import KeyValueCache, MultiHead
 from sequence_attn.multihead_attention import MultiHeadAttention
 from sequence_attn.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
@@ -45,6 +46,8 @@ __all__ = [
     "LocalAttention",
     "LuongAttention",
     "Memory",
+    "MonotonicAttention",
+    "MonotonicContext",
     "MultiHead",
     "MultiHeadAttention",
     "PositionWise",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attn_core import Dense, Normalizer, Score, Support
 from sequence_attn.checks import real_steps
-from sequence_attn.pairs import check_key_mask, dense, places
+from sequence_attn.pairs import both, check_mask, dense, places
 from sequence_attn.scored import Parts, ScoredAttention, SequenceAttention
 
 
@@ -20,16 +20,22 @@ class Memory(NamedTuple):
         key: what the score still needs of each key, `[B, Tk, …]`.
         value: `[B, Tk, Dv]`.
         lengths: how many keys of each sequence are real, `[B]`; None for all.
+        stands: where the last query stands, a weight for each key, `[B, Tk]`, in attentions that
+            move along the keys (`MonotonicAttention`); None before the first one, and in others.
     """
 
     key: Tensor
     value: Tensor
     lengths: Tensor | None
+    stands: Tensor | None = None
 
     def select(self, index: Tensor) -> Memory:
         """The memories of the sequences `index` `[n]`, in that order; one may occur often."""
-        lengths = None if self.lengths is None else self.lengths[index]
-        return Memory(self.key[index], self.value[index], lengths)
+        return Memory(*(None if x is None else x[index] for x in self))  # type: ignore[arg-type]
+
+    def moved(self, index: Tensor) -> Memory:
+        """The same memories, with where the sequences `index` `[B]` stand in them."""
+        return self if self.stands is None else self._replace(stands=self.stands[index])
 
     def repeat(self, times: int) -> Memory:
         """Each sequence so many times in a row, for as many hypotheses about it."""
@@ -146,6 +152,7 @@ class Attention(ScoredAttention):
         *,
         mask: Tensor | None = None,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
@@ -161,6 +168,8 @@ class Attention(ScoredAttention):
             mask: bool, True where a query may attend to a key: `[Tq, Tk]` or `[B, Tq, Tk]`; a
                 dimension of size 1 is repeated. Default: all.
             key_mask: bool `[B, Tk]`, True where a key is real. Default: all.
+            query_mask: bool `[B, Tq]`, or `[B]` for one query, True where a query is real; the
+                others read zeros, whatever stands in them. Default: all.
             lengths: integers `[B]`: how many keys of each sequence are real. Default: all.
             causal: query i sees the keys up to i + Tk - Tq; where lengths are given and Tq is not
                 Tk, the last query of a sequence stands at its last real key. Default False.
@@ -175,7 +184,8 @@ class Attention(ScoredAttention):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
-        parts = self._parts(query, keys, values, mask, key_mask, lengths, causal, bias, step)
+        masks = mask, key_mask, query_mask
+        parts = self._parts(query, keys, values, *masks, lengths, causal, bias, step)
         return self._read(query, parts, need_weights)
 
     def weights(
@@ -185,13 +195,15 @@ class Attention(ScoredAttention):
         *,
         mask: Tensor | None = None,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
         """The weights alone, without values; arguments and layout as in `forward`."""
-        parts = self._parts(query, keys, None, mask, key_mask, lengths, causal, bias, step)
+        masks = mask, key_mask, query_mask
+        parts = self._parts(query, keys, None, *masks, lengths, causal, bias, step)
         return self._match(query, parts)
 
     def _parts(
@@ -201,6 +213,7 @@ class Attention(ScoredAttention):
         values: Tensor | None,
         mask: Tensor | None,
         key_mask: Tensor | None,
+        query_mask: Tensor | None,
         lengths: Tensor | None,
         causal: bool,
         bias: Tensor | None,
@@ -226,11 +239,16 @@ class Attention(ScoredAttention):
                 f"query is on {query.device}, but keys are on {memory.key.device}: move one of "
                 "them with .to()"
             )
+        if query_mask is not None:
+            check_mask("query_mask", query_mask, query, "query")
+            query = query.masked_fill(~query_mask.unsqueeze(-1), 0)
         query = query.unsqueeze(1) if query.dim() == 2 else query
         if mask is not None:
             mask = _of_pairs("mask", mask, query, memory)
+        if query_mask is not None:
+            mask = both(mask, query_mask.reshape(*query.shape[:2], 1))
         if key_mask is not None:
-            check_key_mask("key_mask", key_mask, memory.value)
+            check_mask("key_mask", key_mask, memory.value, "key")
         if bias is not None:
             bias = _of_pairs("bias", bias, query, memory).unsqueeze(1)  # [B, 1, Tq, Tk]
         pairs = self._pairs(query, memory, mask, key_mask, causal, bias, step)

@@ -237,6 +237,7 @@ class ContentAddressing(Attention):
         *,
         mask: Tensor | None = None,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
@@ -256,7 +257,8 @@ class ContentAddressing(Attention):
         Raises:
             ValueError, TypeError: arguments that do not fit each other.
         """
-        parts = self._parts(query, keys, values, mask, key_mask, lengths, causal, bias, step)
+        masks = mask, key_mask, query_mask
+        parts = self._parts(query, keys, values, *masks, lengths, causal, bias, step)
         return self._read(query, self._strengthened(parts, query, strength), need_weights)
 
     def weights(
@@ -266,6 +268,7 @@ class ContentAddressing(Attention):
         *,
         mask: Tensor | None = None,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
@@ -273,7 +276,8 @@ class ContentAddressing(Attention):
         strength: Tensor | None = None,
     ) -> Tensor:
         """The weights alone, without values; arguments and layout as in `forward`."""
-        parts = self._parts(query, keys, None, mask, key_mask, lengths, causal, bias, step)
+        masks = mask, key_mask, query_mask
+        parts = self._parts(query, keys, None, *masks, lengths, causal, bias, step)
         return self._match(query, self._strengthened(parts, query, strength))
 
     def _strengthened(self, parts: Parts, query: Tensor, strength: Tensor | None) -> Parts:

@@ -92,6 +92,7 @@ class HardAttention(Attention):
         *,
         mask: Tensor | None = None,
         key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
         lengths: Tensor | None = None,
         causal: bool = False,
         bias: Tensor | None = None,
@@ -99,7 +100,8 @@ class HardAttention(Attention):
         need_weights: bool = False,
     ) -> HardContext:
         """Attend; arguments as in `Attention.forward`."""
-        parts = self._parts(query, keys, values, mask, key_mask, lengths, causal, bias, step)
+        masks = mask, key_mask, query_mask
+        parts = self._parts(query, keys, values, *masks, lengths, causal, bias, step)
         if not self.training:
             return HardContext(*self._read(query, parts, need_weights), None, None)
         drawn = _Drawn(parts.normalizer, [])

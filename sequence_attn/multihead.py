@@ -14,7 +14,7 @@ from attn_core.registry import check_part
 from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
 from sequence_attn.pairs import (
     both,
-    check_key_mask,
+    check_mask,
     dense,
     edge_bias,
     in_window,
@@ -356,7 +356,7 @@ class MultiHead(nn.Module):
         if key_lengths is not None:
             check_lengths("key_lengths", key_lengths, key.flatten(-2))
         if key_mask is not None:
-            check_key_mask("key_mask", key_mask, key.flatten(-2))
+            check_mask("key_mask", key_mask, key.flatten(-2))
         where = places(query.shape[-3], key.shape[-3], key_lengths, query_lengths)
         if self.rotary is not None:
             query, key = self._turn(self.rotary, query, key, positions, where)

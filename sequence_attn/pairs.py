@@ -10,18 +10,20 @@ from torch import Tensor
 from attn_core import Dense, Edges, Window
 
 
-def check_key_mask(name: str, mask: Tensor, keys: Tensor) -> None:
-    """Raise unless this says of each of the keys `[..., Tk, D]` whether it is real."""
+def check_mask(name: str, mask: Tensor, steps: Tensor, kind: str = "key") -> None:
+    """Raise unless this says of each of the keys (or queries) `[..., T, D]` whether it is real."""
     if mask.dtype != torch.bool:
-        raise TypeError(f"{name} has dtype {mask.dtype}; expected bool, where True is a real key")
-    if mask.shape != keys.shape[:-1]:
-        raise ValueError(
-            f"{name} has shape {list(mask.shape)}; expected {list(keys.shape[:-1])}, one entry for "
-            "each key"
+        raise TypeError(
+            f"{name} has dtype {mask.dtype}; expected bool, where True is a real {kind}"
         )
-    if mask.device != keys.device:
+    if mask.shape != steps.shape[:-1]:
         raise ValueError(
-            f"{name} is on {mask.device}, but the keys are on {keys.device}: move one of them with "
+            f"{name} has shape {list(mask.shape)}; expected {list(steps.shape[:-1])}, one entry "
+            f"for each {kind}"
+        )
+    if mask.device != steps.device:
+        raise ValueError(
+            f"{name} is on {mask.device}, but {kind} is on {steps.device}: move one of them with "
             ".to()"
         )
 

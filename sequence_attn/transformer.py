@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attn_core import Dense, Support, Window
 from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
-from sequence_attn.pairs import check_key_mask, in_window, per_head
+from sequence_attn.pairs import check_mask, in_window, per_head
 from sequence_attn.shards import Split, refuse, split
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
 
@@ -195,7 +195,7 @@ class _Transformer(nn.Module):
             past = torch.arange(cache.length, device=device).expand(*shape[:-1], -1)
         real = key_mask
         if real is not None:
-            check_key_mask("key_mask", real, x)
+            check_mask("key_mask", real, x)
         elif lengths is not None:
             real = ~padding(lengths, x).squeeze(-1)
         else:
@@ -441,7 +441,7 @@ class TransformerDecoder(_Transformer):
         if lengths is not None:
             check_lengths("memory_lengths", lengths, memory)
         if key_mask is not None:
-            check_key_mask("memory_key_mask", key_mask, memory)
+            check_mask("memory_key_mask", key_mask, memory)
         layers = tuple(layer.start(memory) for layer in self._stack)
         return TransformerCache(layers, lengths, key_mask)
 

@@ -66,7 +66,8 @@ class AGNNConv(AttentionConv):
         """Attend over the edges.
 
         Args:
-            x: `[N, channels]`.
+            x: `[N, channels]`; `[..., N, channels]` are states of one graph, such as steps of time,
+                each of which attends as it would alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`. After an edit that torch does not count (by NumPy, `.data`) call
@@ -74,44 +75,46 @@ class AGNNConv(AttentionConv):
                 seen.
 
         Returns:
-            `[N, channels]`.
+            As x.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"x is a {type(x).__name__}; AGNNConv expects a tensor [N, channels]")
-        check_features(type(self).__name__, "x", x)
+        check_features(type(self).__name__, "x", x, batched=True)
         x, first = self._sources(x, edge_index)
-        targets = x.shape[0] if first is None else first
-        support = self._support(edge_index, x, targets, self.add_self_loops)
+        targets = x.shape[-2] if first is None else first
+        support = self._support(edge_index, x, targets, self.add_self_loops, dim=-2)
         unit = _unit(x)
         if not self._is_fused():
+            self._one_state(x.shape[:-2])
             pairs, _ = pairs_of(support)
             both, norms = (x, unit) if first is None else ((x, x[:first]), (unit, unit[:first]))
             # propagate_type: (x: Tensor, x_norm: Tensor)
             out = self.propagate(pairs, x=both, x_norm=norms)
             return out.to(torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype)
-        query = (self.beta * unit[:first]).unsqueeze(1)
-        key, value = unit.unsqueeze(1), x.unsqueeze(1)
-        return attend(query, key, value, score=Dot(), support=support).output.squeeze(1)
+        query = (self.beta * unit.narrow(-2, 0, targets)).unsqueeze(-2)
+        key, value = unit.unsqueeze(-2), x.unsqueeze(-2)
+        return attend(query, key, value, score=Dot(), support=support).output.squeeze(-2)
 
     def attention(self, x: Tensor, edge_index: Any, nodes: Tensor | None = None) -> EdgeAttention:
-        """The weights `[E', 1]` with their edges, or those of some targets alone.
+        """The weights `[..., E', 1]` with their edges, or those of some targets alone.
 
         Args:
             x, edge_index: as in `forward`.
             nodes: integers `[n]`, or bool `[N]`. Default: all.
         """
-        check_features(type(self).__name__, "x", x)
+        check_features(type(self).__name__, "x", x, batched=True)
         x, first = self._sources(x, edge_index)
-        targets = x.shape[0] if first is None else first
-        support = self._support(edge_index, x, targets, self.add_self_loops)
-        unit = _unit(x).unsqueeze(1)
+        targets = x.shape[-2] if first is None else first
+        support = self._support(edge_index, x, targets, self.add_self_loops, dim=-2)
+        unit = _unit(x).unsqueeze(-2)
         edges = support.resolve() if isinstance(support, PendingEdges) else support
         if turned := self.flow == "target_to_source":  # row 0 names who attends
             edges = Edges(edges.pairs.flip(0), edges.num_queries, edges.num_keys)
-        found = weights(self.beta * unit[:first], unit, score=Dot(), support=edges, queries=nodes)
+        query = self.beta * unit.narrow(-3, 0, targets)
+        found = weights(query, unit, score=Dot(), support=edges, queries=nodes)
         pairs = pairs_of_chosen(edges, True if nodes is None else nodes)
         assert pairs is not None
         return EdgeAttention(pairs.flip(0) if turned else pairs, found)

@@ -92,7 +92,7 @@ class AttentionConv(MessagePassing):
         if not (isinstance(edge_index, Edges) and isinstance(x, Tensor)):
             return x, None
         x, targets = edge_index.all_sources(x), edge_index.num_queries
-        first = targets < edge_index.num_keys == x.shape[0] and self.flow == "source_to_target"
+        first = targets < edge_index.num_keys == x.shape[-2] and self.flow == "source_to_target"
         if first and x.layout != torch.strided:
             raise TypeError(
                 f"x has layout {x.layout}, and its first {targets} rows are the targets of Edges: "
@@ -100,18 +100,28 @@ class AttentionConv(MessagePassing):
             )
         return x, targets if first else None
 
+    def _one_state(self, batch: tuple[int, ...]) -> None:
+        """Raise where there are batch dimensions: torch_geometric's steps know of none."""
+        if batch:
+            raise ValueError(
+                f"x has the batch dimensions {list(batch)}, but {type(self).__name__} goes through "
+                "message passing here, which takes one state of the nodes (something watches or "
+                "changes a step: a hook, an explainer, an own message, aggr, flow or "
+                "decomposed_layers): give it one x [nodes, channels] after the other"
+            )
+
     def _support(
-        self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool
+        self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool, dim: int = 0
     ) -> Edges | PendingEdges:
-        """The pairs of an edge_index of any kind, from the nodes of x to the targets."""
+        """The pairs of any edge_index, from the nodes along `dim` of x to the targets."""
         if isinstance(edge_index, (Tensor, Edges)) and edge_index.device != x.device:
             raise ValueError(
                 f"edge_index is on {edge_index.device}, but x is on {x.device}: move one of them "
                 "with .to()"
             )
-        sizes = x.shape[0], num_targets
+        sizes = x.shape[dim], num_targets
         if self.flow == "target_to_source":  # then row 0 names the targets
-            sizes = num_targets, x.shape[0]
+            sizes = sizes[::-1]
         if isinstance(edge_index, Edges):
             _check_sizes(edge_index, *sizes)
             if not self_loops or edge_index.adds_loops:
@@ -178,6 +188,14 @@ def weights_like_input(
 ) -> Any:
     """The weights of pairs in the form that torch_geometric returns for this kind of edge_index."""
     sources, targets = support.num_keys, support.num_queries
+    if weights.dim() > 2 and not (
+        isinstance(edge_index, Edges)
+        or (isinstance(edge_index, Tensor) and edge_index.layout == torch.strided)
+    ):
+        raise TypeError(
+            f"x has the batch dimensions {list(weights.shape[:-2])}, and a sparse matrix has no "
+            "place for the weights of each: give the graph as edge_index [2, edges] or as Edges"
+        )
     if isinstance(edge_index, Tensor) and is_torch_sparse_tensor(edge_index):
         size = targets, sources, weights.shape[-1]
         checks: dict[str, Any] = {"device": weights.device, "check_invariants": False}
@@ -197,10 +215,13 @@ def weights_like_input(
     return type(edge_index)(row=target, col=source, value=weights, sparse_sizes=(targets, sources))
 
 
-def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None:
+def check_features(
+    layer: str, name: str, x: Tensor, linear: Any = None, batched: bool = False
+) -> None:
     """Raise unless x holds node features `[N, channels]`, such as a linear map of the layer takes.
 
-    Without a map, any number of channels will do. A user may have put another module in the place
+    With `batched`, there may be more dimensions before these. Without a map, any number of channels
+    will do. A user may have put another module in the place
     of ours (a Sequential, an Embedding, a quantised map): what that takes is its own affair.
     """
     ours = isinstance(linear, Linear)
@@ -208,10 +229,11 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
         return
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it with .float()")
-    if x.dim() != 2:
+    if x.dim() < 2 or not (batched or x.dim() == 2):
         raise ValueError(
             f"{name} has shape {list(x.shape)}; {layer} expects [nodes, channels], one row of "
-            "features for each node (graphs of a batch are joined into one)"
+            "features for each node (graphs of a batch are joined into one"
+            + ("; states of one graph are [batch, nodes, channels])" if batched else ")")
         )
     if linear is None:
         if x.layout != torch.strided:
@@ -221,7 +243,7 @@ def check_features(layer: str, name: str, x: Tensor, linear: Any = None) -> None
             )
         return
     channels, dtype = linear.in_channels, linear.weight.dtype
-    if channels > 0 and x.shape[1] != channels:
+    if channels > 0 and x.shape[-1] != channels:
         raise ValueError(
             f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "
             f"give each node {channels} features, or build it for {x.shape[1]}"

@@ -137,13 +137,15 @@ class GATConv(ProjectingConv):
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
                 features for bipartite graphs; the target's may be None, and the score then depends
-                on the sources alone.
+                on the sources alone. `[..., N, in_channels]` are states of one graph, such as
+                steps of time, each of which attends as it would alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all. After an edit that torch does
                 not count (by NumPy, `.data`) call `attn_core.clear_cache()`, on GPUs and without
                 the compiled kernels; elsewhere it is seen.
-            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index; `[..., E, edge_dim]`
+                where the states differ in it.
             size: the numbers of source and target nodes. Default: those of x; where it has no
                 targets, what edge_index knows (a sparse matrix, Edges, an EdgeIndex with
                 sparse_size), else as many as sources.
@@ -151,9 +153,9 @@ class GATConv(ProjectingConv):
                 of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
         Returns:
-            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
-            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights [E', H])`,
-            or, for a sparse edge_index, what torch_geometric returns.
+            `[..., N, heads * out_channels]` (`out_channels` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights
+            [..., E', H])`, or, for a sparse edge_index, what torch_geometric returns.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
@@ -162,10 +164,10 @@ class GATConv(ProjectingConv):
         h_src, h_dst, residual = self._project(x, first)
         of_scores = h_src, h_dst
         if first is not None and h_dst is not None:
-            h_dst = h_dst[:first]
+            h_dst = h_dst.narrow(-3, 0, first)
         known = None if h_dst is not None else targets_of(edge_index)
         num_targets = _num_targets(size, h_src, h_dst, known)
-        support = self._support(edge_index, h_src, num_targets, self.add_self_loops)
+        support = self._support(edge_index, h_src, num_targets, self.add_self_loops, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, h_src)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
@@ -182,7 +184,7 @@ class GATConv(ProjectingConv):
                 return out if residual is None or self.bias is None else out + self.bias
         alpha_src, alpha_dst = self._node_scores(x, *of_scores)
         if first is not None and alpha_dst is not None:
-            alpha_dst = alpha_dst[:first]
+            alpha_dst = alpha_dst.narrow(-2, 0, first)
         if fused:
             out, weights, _ = attend(
                 None if alpha_dst is None else alpha_dst.unsqueeze(-1),
@@ -196,6 +198,7 @@ class GATConv(ProjectingConv):
             )
             pairs = pairs_of_chosen(support, need_weights)
         else:
+            self._one_state(h_src.shape[:-3])
             pairs, edge_attr = pairs_with(support, edge_attr)
             if h_dst is None:  # which otherwise tells it
                 size = support.num_keys, support.num_queries
@@ -213,7 +216,7 @@ class GATConv(ProjectingConv):
     def _project(
         self, x: Tensor | tuple[Tensor, Tensor | None], first: int | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Sources and targets as `[N, H, C]`, and the residual of the (first) targets."""
+        """Sources and targets as `[..., N, H, C]`, and the residual of the (first) targets."""
         if not isinstance(x, Tensor) and not (isinstance(x, (tuple, list)) and len(x) == 2):
             raise TypeError(
                 f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
@@ -224,22 +227,21 @@ class GATConv(ProjectingConv):
         lin_src, lin_dst = (self.lin_src, self.lin_dst) if lin is None else (lin, lin)
         assert lin_src is not None and lin_dst is not None
         name, layer = "x" if isinstance(x, Tensor) else "x[0]", type(self).__name__
-        check_features(layer, name, x_src, lin_src)
+        check_features(layer, name, x_src, lin_src, batched=True)
         if x_dst is not None and not (x_dst is x_src and lin_dst is lin_src):
-            check_features(layer, "x[1]", x_dst, lin_dst)
+            check_features(layer, "x[1]", x_dst, lin_dst, batched=True)
         residual = None
         if self.res is not None and x_dst is not None:
-            residual = self.res(x_dst if first is None else x_dst[:first])
-        shape = (-1, self.heads, self.out_channels)
-        h_src = lin_src(x_src).view(shape)
+            residual = self.res(x_dst if first is None else x_dst.narrow(-2, 0, first))
+        h_src = self._by_head(lin_src(x_src))
         if x_dst is x_src and lin_dst is lin_src:
             return h_src, h_src, residual
-        return h_src, None if x_dst is None else lin_dst(x_dst).view(shape), residual
+        return h_src, None if x_dst is None else self._by_head(lin_dst(x_dst)), residual
 
     def _node_scores(
         self, x: Tensor | tuple[Tensor, Tensor | None], h_src: Tensor, h_dst: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """aᵀ W x of each node and head, of sources and of targets, `[N, H]`."""
+        """aᵀ W x of each node and head, of sources and of targets, `[..., N, H]`."""
         one = isinstance(x, Tensor) and h_dst is h_src and not is_autocast(h_src)
         narrow = one and self._is_narrow(x)
         if not (narrow or (one and self.heads <= _FEW)):
@@ -253,8 +255,8 @@ class GATConv(ProjectingConv):
             alpha = x @ (att.unsqueeze(2) @ weight).flatten(0, 2).t()
         else:  # a block of the matrix for each head
             blocks = torch.diag_embed(att.permute(2, 0, 1)).permute(2, 0, 1, 3)  # [H, C, 2, H]
-            alpha = h_src.flatten(1) @ blocks.reshape(-1, 2 * self.heads)
-        alpha_src, alpha_dst = alpha.split(self.heads, 1)
+            alpha = h_src.flatten(-2) @ blocks.reshape(-1, 2 * self.heads)
+        alpha_src, alpha_dst = alpha.split(self.heads, -1)
         return alpha_src, alpha_dst
 
     def _is_narrow(self, x: Any) -> bool:
@@ -262,7 +264,7 @@ class GATConv(ProjectingConv):
         return (
             is_plain(self.lin)
             and x.layout == torch.strided
-            and x.shape[1] <= self.heads * self.out_channels
+            and x.shape[-1] <= self.heads * self.out_channels
         )
 
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
@@ -335,7 +337,7 @@ def _num_targets(
     given = (None, None) if size is None else size
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise ValueError(f"size is {size}; expected a pair (number of sources, number of targets)")
-    sources, targets = x_src.shape[0], given[1] if x_dst is None else x_dst.shape[0]
+    sources, targets = x_src.shape[-3], given[1] if x_dst is None else x_dst.shape[-3]
     if given[0] not in (None, sources) or given[1] not in (None, targets):
         raise ValueError(
             f"size is {tuple(given)}, but x has {sources} source and {targets} target nodes: leave "

@@ -116,27 +116,29 @@ class GATv2Conv(ProjectingConv):
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
-                features for bipartite graphs.
+                features for bipartite graphs. `[..., N, in_channels]` are states of one graph, such
+                as steps of time, each of which attends as it would alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all. After an edit that torch does
                 not count (by NumPy, `.data`) call `attn_core.clear_cache()`, on GPUs and without
                 the compiled kernels; elsewhere it is seen.
-            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index; `[..., E, edge_dim]`
+                where the states differ in it.
             return_attention_weights: also return the weights, with their edges: of all (True), or
                 of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
         Returns:
-            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
-            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights [E', H])`,
-            or, for a sparse edge_index, what torch_geometric returns.
+            `[..., N, heads * out_channels]` (`out_channels` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights
+            [..., E', H])`, or, for a sparse edge_index, what torch_geometric returns.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
         x, first = self._sources(x, edge_index)
         h_l, h_r, residual = self._project(x, first)
-        support = self._support(edge_index, h_l, h_r.shape[0], self.add_self_loops)
+        support = self._support(edge_index, h_l, h_r.shape[-3], self.add_self_loops, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, h_l)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
@@ -165,6 +167,7 @@ class GATv2Conv(ProjectingConv):
             )
             pairs = pairs_of_chosen(support, need_weights)
         else:
+            self._one_state(h_l.shape[:-3])
             pairs, edge_attr = pairs_with(support, edge_attr)
             out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
             pairs, weights = self._chosen(pairs, weights, support, need_weights)
@@ -178,16 +181,15 @@ class GATv2Conv(ProjectingConv):
     def _project(
         self, x: Tensor | tuple[Tensor, Tensor], first: int | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Sources and targets as `[N, H, C]`, and the residual of the targets."""
+        """Sources and targets as `[..., N, H, C]`, and the residual of the targets."""
         # As in torch_geometric, a pair of features does not share its results, only the weights
         shared = self.share_weights and isinstance(x, Tensor)
         x_l, x_r = both_sides(type(self).__name__, x, (self.lin_l, self.lin_r), first)
         residual = None if self.res is None else self.res(x_r)
-        shape = (-1, self.heads, self.out_channels)
-        h_l = self.lin_l(x_l).view(shape)
+        h_l = self._by_head(self.lin_l(x_l))
         if not shared:
-            return h_l, self.lin_r(x_r).view(shape), residual
-        return h_l, h_l if first is None else h_l[:first], residual
+            return h_l, self._by_head(self.lin_r(x_r)), residual
+        return h_l, h_l if first is None else h_l.narrow(-3, 0, first), residual
 
     def _pass_messages(
         self, pairs: Tensor, x: tuple[Tensor, Tensor], edge_attr: Tensor | None

@@ -189,20 +189,22 @@ class GraphAttentionConv(ProjectingConv):
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
-                features for bipartite graphs.
+                features for bipartite graphs. `[..., N, in_channels]` are states of one graph, such
+                as steps of time, each of which attends as it would alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all. After an edit that torch does
                 not count (by NumPy, `.data`) call `attn_core.clear_cache()`, on GPUs and without
                 the compiled kernels; elsewhere it is seen.
-            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index; `[..., E, edge_dim]`
+                where the states differ in it.
             return_attention_weights: also return the weights, with their edges: of all (True), or
                 of the edges into some targets alone (integers `[n]`, or bool `[N]`). Default None.
 
         Returns:
-            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
-            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights [E', H])`,
-            or, for a sparse edge_index, what GATConv returns.
+            `[..., N, heads * out_channels]` (`out_channels` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E'], weights
+            [..., E', H])`, or, for a sparse edge_index, what GATConv returns.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
@@ -224,6 +226,7 @@ class GraphAttentionConv(ProjectingConv):
             )
             pairs = pairs_of_chosen(support, need_weights)
         else:
+            self._one_state(parts.key.shape[:-3])
             pairs, pair_key = pairs_with(support, parts.pair_key)
             # edge_updater_type: (query: Tensor, key: Tensor, pair_key: Tensor | None)
             weights = self.edge_updater(pairs, query=parts.query, key=parts.key, pair_key=pair_key)
@@ -287,13 +290,12 @@ class GraphAttentionConv(ProjectingConv):
         shared = self.share_weights and isinstance(x, Tensor)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
         residual = None if self.res is None else self.res(x_dst)
-        shape = (-1, self.heads, self.out_channels)
-        key = self.lin_key(x_src).view(shape)
-        query = key if first is None else key[:first]
+        key = self._by_head(self.lin_key(x_src))
+        query = key if first is None else key.narrow(-3, 0, first)
         if not shared:
-            query = self.lin_query(x_dst).view(shape)
-        value = key if self.lin_value is None else self.lin_value(x_src).view(shape)
-        support = self._support(edge_index, key, query.shape[0], self.add_self_loops)
+            query = self._by_head(self.lin_query(x_dst))
+        value = key if self.lin_value is None else self._by_head(self.lin_value(x_src))
+        support = self._support(edge_index, key, query.shape[-3], self.add_self_loops, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         pair_key = None
         if edge_attr is not None:

@@ -14,6 +14,7 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 from attn_core import Edges, PendingEdges
 from attn_core.ops import edge_layer
 from attn_core.scores import Formula
+from attn_core.supports.base import broadcasts_to
 from attn_core.transforms import is_transformed
 from gat.checks import check_probability
 from gat.conv.base import AttentionConv, check_features, is_autocast, is_ours, width_of
@@ -60,7 +61,8 @@ class ProjectingConv(AttentionConv):
         """What the nodes hand on, after value_dropout."""
         if self._hands_all_on():
             return value
-        nodes = edge_index.source_nodes if isinstance(edge_index, Edges) else None
+        known = isinstance(edge_index, Edges) and value.dim() == 3
+        nodes = edge_index.source_nodes if known else None
         return drop(value, self.value_dropout, nodes)
 
     def _in_one_step(
@@ -74,6 +76,8 @@ class ProjectingConv(AttentionConv):
         **given: Any,
     ) -> Tensor | None:
         """The attention with its heads merged, plus `add`; None where it must be step by step."""
+        if value.dim() > 3:  # a batch
+            return None
         dropout = self.dropout if self.training else 0.0
         return edge_layer.attend(
             query, key, value, formula, support, add=add, dropout=dropout, concat=self.concat,
@@ -81,14 +85,18 @@ class ProjectingConv(AttentionConv):
         )  # fmt: skip
 
     def _merge_heads(self, out: Tensor) -> Tensor:
-        """`[N, H, C]` with the heads concatenated, or averaged."""
-        if out.shape[1:] != (self.heads, self.out_channels):
+        """`[..., N, H, C]` with the heads concatenated, or averaged."""
+        if out.shape[-2:] != (self.heads, self.out_channels):
             raise ValueError(
                 f"aggr is {self.aggr}, which leaves {list(out.shape[1:])} heads and channels, but "
                 f"{type(self).__name__} has {[self.heads, self.out_channels]}: choose one "
                 "aggregation, or join several by aggr_kwargs={'mode': 'sum'}"
             )
-        return out.flatten(1) if self.concat else out.mean(dim=1)
+        return out.flatten(-2) if self.concat else out.mean(dim=-2)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """`[..., H * C]` as `[..., H, C]`."""
+        return x.view(*x.shape[:-1], self.heads, self.out_channels)
 
     def _finish(
         self, out: Tensor, residual: Tensor | None, dtype: torch.dtype, own: bool = False
@@ -102,16 +110,18 @@ class ProjectingConv(AttentionConv):
         return out if self.bias is None else add(out, self.bias.to(dtype))
 
     def _project_edges(self, edge_attr: Tensor) -> Tensor:
-        """What the linear map makes of the features of each edge, `[E, H, C]`."""
+        """What the linear map makes of the features of each edge, `[..., E, H, C]`."""
         assert self.lin_edge is not None
         if edge_attr.dim() == 1:
             edge_attr = edge_attr.unsqueeze(1)
-        return self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
+        return self._by_head(self.lin_edge(edge_attr))
 
     def _edge_features(self, edge_attr: Tensor | None, edge_index: Any, x: Tensor) -> Tensor | None:
         """The features of the caller's edges, `[E, edge_dim]`, or None if there are none to use.
 
-        A lazy layer takes any number of features; integers come out in the dtype of x.
+        Those of the states of a batch may differ, `[..., E, edge_dim]`. x are projected nodes,
+        `[..., N, H, C]`. A lazy layer takes any number of features; integers come out in the dtype
+        of x.
         """
         edge_dim = None if self.lin_edge is None else width_of(self.lin_edge)
         if edge_attr is None:
@@ -137,11 +147,13 @@ class ProjectingConv(AttentionConv):
             edge_attr = edge_attr.unsqueeze(1)
         edges = _number_of_edges(edge_index)
         width = edge_attr.shape[-1] if edge_dim < 0 else edge_dim
-        if edge_attr.shape != (edges, width):
+        batch, own = x.shape[:-3], edge_attr.shape[:-2]
+        if edge_attr.shape[-2:] != (edges, width) or not broadcasts_to(own, batch):
             raise ValueError(
                 f"edge_attr has shape {given}; with the {edges} edges of edge_index and "
                 f"edge_dim={edge_dim}, {type(self).__name__} expects [{edges}, {width}], one row "
                 "of features for each edge"
+                + (f", or {[*batch, edges, width]}, of each in the batch" if batch else "")
             )
         if edge_attr.device != x.device:
             raise ValueError(
@@ -180,15 +192,15 @@ class ProjectingConv(AttentionConv):
         if isinstance(fill_value, str):
             # Self-loops, which are about to be replaced, go to a node that does not exist
             target = torch.where(source == target, support.num_queries, target).long()
-            loop_attr = scatter(edge_attr, target, 0, support.num_queries + 1, fill_value)
-            loop_attr = loop_attr[:num_loops]
+            loop_attr = scatter(edge_attr, target, -2, support.num_queries + 1, fill_value)
+            loop_attr = loop_attr.narrow(-2, 0, num_loops)
         else:
             fill = torch.as_tensor(fill_value, dtype=edge_attr.dtype, device=edge_attr.device)
-            loop_attr = fill.expand(num_loops, edge_attr.shape[-1])
-        edge_attr = torch.cat([edge_attr, loop_attr])
+            loop_attr = fill.expand(*edge_attr.shape[:-2], num_loops, edge_attr.shape[-1])
+        edge_attr = torch.cat([edge_attr, loop_attr], dim=-2)
         if isinstance(support, PendingEdges):
             return edge_attr
-        return edge_attr.index_select(0, support.source_id)
+        return edge_attr.index_select(-2, support.source_id)
 
 
 def add_to(out: Tensor, more: Tensor) -> Tensor:
@@ -235,8 +247,8 @@ def both_sides(
                 f"{name} is None; {layer} looks at both ends of an edge, so give the "
                 f"{'targets' if i else 'sources'} features (GATConv can do without the targets')"
             )
-        check_features(layer, name, side, linear)
-    return sides[0], sides[1] if first is None else sides[1][:first]
+        check_features(layer, name, side, linear, batched=True)
+    return sides[0], sides[1] if first is None else sides[1].narrow(-2, 0, first)
 
 
 def check_fill_value(fill_value: float | Tensor | str | None) -> float | Tensor | str:

@@ -116,33 +116,33 @@ class TransformerConv(ProjectingConv):
 
         Args:
             x: `[N, in_channels]`, dense or `torch.sparse_csr`, or a pair of source and target
-                features for bipartite graphs.
+                features for bipartite graphs. `[..., N, in_channels]` are states of one graph, such
+                as steps of time, each of which attends as it would alone.
             edge_index: int64 `[2, E]` (sources, targets), a `torch_geometric.EdgeIndex`, a sparse
                 matrix as in torch_geometric (transposed: rows are targets), or
                 `attn_core.Edges`, which are sorted once and for all. After an edit that torch does
                 not count (by NumPy, `.data`) call `attn_core.clear_cache()`, on GPUs and without
                 the compiled kernels; elsewhere it is seen.
-            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index.
+            edge_attr: `[E, edge_dim]` or `[E]`, in the order of edge_index; `[..., E, edge_dim]`
+                where the states differ in it.
             return_attention_weights: also return the weights, with their edges: of all, for True
                 *and* for False, as torch_geometric does in this layer, or of the edges into some
                 targets alone (integers `[n]`, or bool `[N]`). Default None: the output alone.
 
         Returns:
-            `[N, heads * out_channels]` (`[N, out_channels]` where heads are averaged); with
-            return_attention_weights, that and `EdgeAttention(edge_index [2, E], weights [E, H])`;
-            for a sparse edge_index, what torch_geometric returns: that matrix itself, and the
-            weights in the order of its entries.
+            `[..., N, heads * out_channels]` (`out_channels` where heads are averaged); with
+            return_attention_weights, that and `EdgeAttention(edge_index [2, E], weights
+            [..., E, H])`; for a sparse edge_index, what torch_geometric returns: that matrix
+            itself, and the weights in the order of its entries.
 
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
         x, first = self._sources(x, edge_index)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
-        shape = (-1, self.heads, self.out_channels)
-        query = self.lin_query(x_dst).view(shape)
-        key = self.lin_key(x_src).view(shape)
-        value = self._drop_values(self.lin_value(x_src).view(shape), edge_index)
-        support = self._support(edge_index, key, query.shape[0], self_loops=False)
+        query, key = self._by_head(self.lin_query(x_dst)), self._by_head(self.lin_key(x_src))
+        value = self._drop_values(self._by_head(self.lin_value(x_src)), edge_index)
+        support = self._support(edge_index, key, query.shape[-3], self_loops=False, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         if edge_attr is not None and isinstance(support, Edges) and support.adds_loops:
             raise ValueError(
@@ -177,6 +177,7 @@ class TransformerConv(ProjectingConv):
             )
             pairs = pairs_of_chosen(support, need_weights)
         else:
+            self._one_state(key.shape[:-3])
             pairs, edge_attr = pairs_with(support, edge_attr)
             # propagate_type: (query: Tensor, key: Tensor, value: Tensor, edge_attr: Tensor | None)
             out = self.propagate(pairs, query=query, key=key, value=value, edge_attr=edge_attr)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attn_core import Score
 from sequence_attn.attention import Attention
 from sequence_attn.hard import HardAttention, HardContext
+from sequence_attn.monotonic import MonotonicContext
 from sequence_attn.seq2seq.encoder import Encoded, recurrent
 from sequence_attn.seq2seq.state import Decoded, DecoderState, Read, joined, own_inputs
 
@@ -242,10 +243,10 @@ class AttentionDecoder(nn.Module):
             return state._replace(fed=fed)
         if self.feed == "context":
             if self.initial_state_attention or not self.reads:
-                fed = self._read(self._ask(cell), state, False).context.squeeze(1)
+                read = self._read(self._ask(cell), state, False)
             else:
-                fed = self._read_nothing(state, False).context.squeeze(1)
-            return state._replace(fed=fed)
+                read = self._read_nothing(state, False)
+            return state.after(read, fed=read.context.squeeze(1))
         return state
 
     def step(
@@ -270,7 +271,7 @@ class AttentionDecoder(nn.Module):
         seen = before[0][-1].unsqueeze(1) if self.readout_state == "previous" else top
         output = self.dropout(self._combine(x, seen, read.context)).squeeze(1)
         fed = {"context": read.context.squeeze(1), "attentional": output}.get(self.feed or "")
-        return output, state._replace(cell=after, fed=fed, step=state.step + 1), read
+        return output, state.after(read, cell=after, fed=fed, step=state.step + 1), read
 
     def forward(
         self,
@@ -336,7 +337,7 @@ class AttentionDecoder(nn.Module):
             return Decoded(
                 inputs.new_zeros(inputs.shape[0], 0, self.output_size), None, state, None, None
             )
-        parts = (joined([getattr(read, name) for read in reads]) for name in Read._fields[1:])
+        parts = (joined([getattr(read, name) for read in reads]) for name in Read._fields[1:4])
         weights, log_prob, entropy = parts
         return Decoded(torch.stack(outputs, 1), weights, state, log_prob, entropy)
 
@@ -348,7 +349,7 @@ class AttentionDecoder(nn.Module):
         top, cell = self._run(inputs, summary, None, state.cell)
         read = self._read(top, state, need_weights)
         output = self.dropout(self._combine(inputs, top, read.context))
-        after = state._replace(cell=cell, step=state.step + inputs.shape[1])
+        after = state.after(read, cell=cell, step=state.step + inputs.shape[1])
         return Decoded(output, read.weights, after, read.log_prob, read.entropy)
 
     def _run(
@@ -389,14 +390,18 @@ class AttentionDecoder(nn.Module):
         ]
         context = torch.cat([read.context for read in reads], -1)
         weights = torch.stack([read.weights for read in reads], 1) if need_weights else None
+        memories = tuple(
+            read.memory if isinstance(read, MonotonicContext) else memory
+            for read, memory in zip(reads, state.memories, strict=True)
+        )
         hard = [read for read in reads if isinstance(read, HardContext)]
         if not hard or hard[0].log_prob is None:
-            return Read(context, weights, None, None)
+            return Read(context, weights, None, None, memories)
         log_prob, entropy = (
             torch.stack([getattr(read, name) for read in hard], 1)
             for name in HardContext._fields[2:]
         )
-        return Read(context, weights, log_prob, entropy)
+        return Read(context, weights, log_prob, entropy, memories)
 
     def _combine(self, x: Tensor, state: Tensor, context: Tensor) -> Tensor:
         match self.readout:

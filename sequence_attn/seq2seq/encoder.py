@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,34 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sequence_attn.checks import check_lengths
 
-CELLS: dict[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+
+class LSTM(nn.LSTM):
+    """torch's, which in float32 computes what autocast asks of a CPU that has no kernel for it.
+
+    Without AVX-512, oneDNN has none for bfloat16 or float16, and torch asks it all the same.
+    """
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        asked = torch.is_autocast_enabled("cpu") and self.weight_hh_l0.dtype == torch.float32
+        if not asked or _has_kernel(torch.get_autocast_dtype("cpu")):
+            return super().forward(input, hx)
+        with torch.autocast("cpu", enabled=False):
+            wide = None if hx is None else tuple(x.float() for x in hx)
+            return super().forward(input.float(), wide)
+
+
+@functools.cache
+def _has_kernel(dtype: torch.dtype) -> bool:
+    """Whether torch has an LSTM for autocast of this type on this CPU."""
+    try:
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            nn.LSTM(4, 4, device="cpu")(torch.zeros(1, 1, 4, device="cpu"))
+    except RuntimeError:
+        return False
+    return True
+
+
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": LSTM, "rnn": nn.RNN}
 
 
 class Encoded(NamedTuple):

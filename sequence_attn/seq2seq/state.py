@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class DecoderState(NamedTuple):
     memories: tuple[Memory, ...]
     summary: Tensor | None
 
+    def after(self, read: Read, **changes: Any) -> DecoderState:
+        """The state after a step that has read this."""
+        return self._replace(memories=read.memories or self.memories, **changes)
+
     def select(self, index: Tensor, *, memory: bool = True) -> DecoderState:
         """The sequences `index` `[n]`, in that order; one may occur often.
 
@@ -37,7 +41,8 @@ class DecoderState(NamedTuple):
         cell = tuple(x[:, index] for x in self.cell)
         fed = None if self.fed is None else self.fed[index]
         if not memory:
-            return self._replace(cell=cell, fed=fed)
+            moved = tuple(memory.moved(index) for memory in self.memories)
+            return self._replace(cell=cell, fed=fed, memories=moved)
         memories = tuple(memory.select(index) for memory in self.memories)
         summary = None if self.summary is None else self.summary[index]
         return DecoderState(cell, fed, self.step, memories, summary)
@@ -69,12 +74,14 @@ class Read(NamedTuple):
         weights: `[B, reads, T, Tk]`; None unless asked for.
         log_prob: of the choices of hard attention in training, `[B, hard reads, T]`; else None.
         entropy: of what they were drawn from, likewise.
+        memories: what each read attends to next.
     """
 
     context: Tensor
     weights: Tensor | None
     log_prob: Tensor | None
     entropy: Tensor | None
+    memories: tuple[Memory, ...] = ()
 
 
 def own_inputs(feed_previous: bool | Tensor, inputs: Tensor) -> Tensor | None:

@@ -41,6 +41,8 @@ def drawn(name: str) -> tuple[Score, int, int]:
             return Cosine(), DK, DK
         case "general":
             return General(randn(HEADS, DQ, DK)), DQ, DK
+        case "general with a bias":
+            return General(randn(HEADS, DQ, DK), randn(HEADS)), DQ, DK
         case "concat":
             return Concat(randn(HEADS, HIDDEN, DQ + DK), randn(HEADS, HIDDEN)), DQ, DK
         case "additive":
@@ -65,6 +67,7 @@ NAMES = [
     "scaled dot",
     "cosine",
     "general",
+    "general with a bias",
     "concat",
     "additive",
     "additive of ones",
@@ -85,6 +88,7 @@ NAMES = [
         (Cosine(), 1 / (math.sqrt(5) * math.sqrt(10))),
         # qᵀW = [1, 4]
         (General(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]])), 3 - 4),
+        (General(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), torch.tensor([0.5])), 3 - 4 + 0.5),
         # q + k = [4, 1]
         (Additive(torch.tensor([[1.0, 2.0]])), math.tanh(4) + 2 * math.tanh(1)),
         (Additive(torch.tensor([[1.0, -1.0]]), "identity"), 4 - 1),

@@ -86,7 +86,8 @@ def test_the_dtype_of_the_features_comes_out(dtype: torch.dtype, watched: bool) 
          "x has dtype torch.int64; convert it with .float()"),
         (torch.ones(4), ValueError,
          "x has shape [4]; AGNNConv expects [nodes, channels], one row of features for each node "
-         "(graphs of a batch are joined into one)"),
+         "(graphs of a batch are joined into one; states of one graph are [batch, nodes, "
+         "channels])"),
     ],
 )  # fmt: skip
 def test_bad_input_is_told_what_is_wrong(x: Any, error: type[Exception], message: str) -> None:

@@ -400,13 +400,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: GATConv(4, 3)(X[0], EDGES),
         ValueError,
         "x has shape [4]; GATConv expects [nodes, channels], one row of features for each node "
-        "(graphs of a batch are joined into one)",
-    ),
-    "x of three dimensions": (
-        lambda: GATConv(4, 3)(X[None], EDGES),
-        ValueError,
-        "x has shape [1, 6, 4]; GATConv expects [nodes, channels], one row of features for each "
-        "node (graphs of a batch are joined into one)",
+        "(graphs of a batch are joined into one; states of one graph are [batch, nodes, channels])",
     ),
     "x of integers": (
         lambda: GATConv(4, 3)(X.long(), EDGES),

@@ -465,3 +465,33 @@ def test_a_memory_of_another_layer_is_refused() -> None:
     for attention in (Attention("additive", query_size=4), Attention("general", query_size=4)):
         with pytest.raises(ValueError, match=r"width.*7"):
             attention(query, other)
+
+
+@pytest.mark.parametrize("normalizer", ["softmax", "sparsemax"])
+def test_queries_that_are_not_real_read_zeros(normalizer: str) -> None:
+    attention = Attention("additive", normalizer, query_size=3)
+    query, keys = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
+    real = torch.tensor([[True, True, False, True], [False, True, True, True]])
+    expected = attention(query, keys, lengths=torch.tensor([5, 2]), need_weights=True)
+    query = query.masked_fill(~real.unsqueeze(-1), torch.nan).requires_grad_()
+    found = attention(query, keys, lengths=torch.tensor([5, 2]), query_mask=real, need_weights=True)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs * real.unsqueeze(-1))
+    found.context.sum().backward()
+    assert query.grad is not None and query.grad.isfinite().all()
+    torch.testing.assert_close(
+        attention.weights(query, keys, query_mask=real, causal=True),
+        attention.weights(query.detach().nan_to_num(), keys, causal=True) * real.unsqueeze(-1),
+    )
+
+
+def test_a_single_query_that_is_not_real_reads_zeros() -> None:
+    attention = Attention("dot", query_size=3)
+    query, keys = torch.randn(2, 3), torch.randn(2, 5, 3)
+    context = attention(query, keys, query_mask=torch.tensor([True, False])).context
+    torch.testing.assert_close(context[0], attention(query, keys).context[0])
+    assert not context[1].any()
+    with pytest.raises(
+        ValueError, match=r"query_mask has shape \[2, 1\]; expected \[2\], one entry"
+    ):
+        attention(query, keys, query_mask=torch.ones(2, 1, dtype=torch.bool))
