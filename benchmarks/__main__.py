@@ -20,16 +20,8 @@ from examples.shared.options import number
 # Each module has `add_arguments(parser)` and `run(arguments) -> Report`. Only the chosen one is
 # imported, for no machine need have what the others take.
 BENCHMARKS = (
-    "sequence",
-    "seq2seq",
-    "graph",
-    "family",
-    "reorder",
-    "own_score",
-    "gpu",
-    "scales",
-    "scale",
-)
+    "sequence", "seq2seq", "graph", "family", "reorder", "own_score", "gpu", "scales", "scale",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
