@@ -226,6 +226,7 @@ COMPILED = (
     "CosineAttention",
     "ContentAddressing",
     "HardAttention",
+    "MonotonicAttention",
     "LocalAttention, monotonic",
     "LocalAttention, predictive",
     "RestrictedSelfAttention",
