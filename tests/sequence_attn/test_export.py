@@ -232,6 +232,7 @@ COMPILED = (
     "CosineAttention",
     "ContentAddressing",
     "HardAttention",
+    "MonotonicAttention",
     "LocalAttention, monotonic",
     "LocalAttention, predictive",
     "RestrictedSelfAttention",
