@@ -185,11 +185,11 @@ def of_ring(rank: int, world: int, steps: int) -> Made:
     """Memory beyond queries, keys and values, in shares of these; bytes and their formula."""
     runs = [[(i * 64, 64)] for i in range(world)]
     ring = Ring(ScaledDot(), Softmax(), runs, runs)
-    small = [torch.randn(1, 64, 8, 64, requires_grad=True) for _ in range(3)]
+    small = [torch.randn(1, 64, 32, 256, requires_grad=True) for _ in range(3)]
     ring.attend(*small).sum().backward()  # what is made once
     runs = [[(i * steps, steps)] for i in range(world)]
     ring = Ring(ScaledDot(), Softmax(), runs, runs)
-    q, k, v = (torch.randn(1, steps, 8, 64, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, steps, 32, 256, requires_grad=True) for _ in range(3))
     before = rss()
     with traffic() as sent:
         out = ring.attend(q, k, v)
@@ -404,7 +404,7 @@ def _memory(sizes: list[int], threads: int) -> Table:
 
 def _sequences(threads: int, tiny: bool) -> Table:
     rows: list[list[Cell]] = []
-    steps = 128 if tiny else 2048
+    steps = 64 if tiny else 512
     each = together(4, "of_ring", threads, steps=steps)
     assert all(e["sent"] == e["formula"] for e in each)
     peak = [max(e[what] for e in each) for what in ("forward", "peak")]
@@ -420,7 +420,7 @@ def _sequences(threads: int, tiny: bool) -> Table:
         rows.append([f"causal window of 32, {length:,} steps", 2, sent, bits])
     note = (
         "KiB that the process that sends most sends: of the ring forward and backward, of the "
-        "window forward; equal to the formula. 8 heads × 64 (ring), 2 × 8 (window), float32."
+        "window forward; equal to the formula. 32 heads × 256 (ring), 2 × 8 (window), float32."
     )
     return Table("Sequences split along time", ["", "processes", "KiB sent", ""], rows, note)
 
