@@ -74,7 +74,13 @@ def cells(page: Path) -> list[str]:
     return CELL.findall(page.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("facts", FACTS, ids=lambda facts: facts.__name__)
+SLOW = {translate_dates}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [pytest.param(f, marks=[pytest.mark.slow] if f in SLOW else [], id=f.__name__) for f in FACTS],
+)
 def test_a_notebook_runs_and_its_text_is_true(
     facts: Callable[[dict[str, Any]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
