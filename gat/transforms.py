@@ -13,8 +13,6 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 __all__ = ["Reorder"]
 
-__all__ = ["Reorder"]
-
 _METHODS = "rcm", "degree", "community"
 
 
