@@ -73,7 +73,7 @@ def load(source: str) -> ctypes.CDLL:
         Unsupported: there is no compiler, it fails, or nothing may be kept.
     """
     path = compiler()
-    if path is None:
+    if path is None or not hasattr(os, "getuid"):  # Windows knows no owner as POSIX does
         raise Unsupported(
             "needs a C++17 compiler (g++ or clang++, named by CXX), which is not there"
         )
