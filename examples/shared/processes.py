@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from examples.shared.files import UserError, is_first_process
 
@@ -51,7 +52,12 @@ def joined(minutes: float = 10) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    limit = timedelta(minutes=minutes)
+    store, number, world = next(rendezvous("env://", timeout=limit))
+    # torchrun starts all anew with the store of before, where the addresses of the dead still stand
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=limit)
     try:
         with _silence() if not is_first_process() else contextlib.nullcontext():
             yield
