@@ -233,10 +233,10 @@ class GATConv(ProjectingConv):
         residual = None
         if self.res is not None and x_dst is not None:
             residual = self.res(x_dst if first is None else x_dst.narrow(-2, 0, first))
-        h_src = self._by_head(lin_src(x_src))
+        h_src = self._by_head(lin_src, x_src)
         if x_dst is x_src and lin_dst is lin_src:
             return h_src, h_src, residual
-        return h_src, None if x_dst is None else self._by_head(lin_dst(x_dst)), residual
+        return h_src, None if x_dst is None else self._by_head(lin_dst, x_dst), residual
 
     def _node_scores(
         self, x: Tensor | tuple[Tensor, Tensor | None], h_src: Tensor, h_dst: Tensor | None

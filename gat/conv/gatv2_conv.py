@@ -186,9 +186,9 @@ class GATv2Conv(ProjectingConv):
         shared = self.share_weights and isinstance(x, Tensor)
         x_l, x_r = both_sides(type(self).__name__, x, (self.lin_l, self.lin_r), first)
         residual = None if self.res is None else self.res(x_r)
-        h_l = self._by_head(self.lin_l(x_l))
+        h_l = self._by_head(self.lin_l, x_l)
         if not shared:
-            return h_l, self._by_head(self.lin_r(x_r)), residual
+            return h_l, self._by_head(self.lin_r, x_r), residual
         return h_l, h_l if first is None else h_l.narrow(-3, 0, first), residual
 
     def _pass_messages(

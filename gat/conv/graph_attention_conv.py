@@ -290,11 +290,11 @@ class GraphAttentionConv(ProjectingConv):
         shared = self.share_weights and isinstance(x, Tensor)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
         residual = None if self.res is None else self.res(x_dst)
-        key = self._by_head(self.lin_key(x_src))
+        key = self._by_head(self.lin_key, x_src)
         query = key if first is None else key.narrow(-3, 0, first)
         if not shared:
-            query = self._by_head(self.lin_query(x_dst))
-        value = key if self.lin_value is None else self._by_head(self.lin_value(x_src))
+            query = self._by_head(self.lin_query, x_dst)
+        value = key if self.lin_value is None else self._by_head(self.lin_value, x_src)
         support = self._support(edge_index, key, query.shape[-3], self.add_self_loops, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         pair_key = None

@@ -94,9 +94,11 @@ class ProjectingConv(AttentionConv):
             )
         return out.flatten(-2) if self.concat else out.mean(dim=-2)
 
-    def _by_head(self, x: Tensor) -> Tensor:
-        """`[..., H * C]` as `[..., H, C]`."""
-        return x.view(*x.shape[:-1], self.heads, self.out_channels)
+    def _by_head(self, linear: Any, x: Tensor) -> Tensor:
+        """What a map makes of `[..., N, F]` (or of N numbers, an embedding), `[..., N, H, C]`."""
+        rows = x.shape[:-1] if x.dim() > 1 else x.shape
+        mapped: Tensor = linear(x)
+        return mapped.view(*rows, self.heads, self.out_channels)
 
     def _finish(
         self, out: Tensor, residual: Tensor | None, dtype: torch.dtype, own: bool = False
@@ -114,7 +116,7 @@ class ProjectingConv(AttentionConv):
         assert self.lin_edge is not None
         if edge_attr.dim() == 1:
             edge_attr = edge_attr.unsqueeze(1)
-        return self._by_head(self.lin_edge(edge_attr))
+        return self._by_head(self.lin_edge, edge_attr)
 
     def _edge_features(self, edge_attr: Tensor | None, edge_index: Any, x: Tensor) -> Tensor | None:
         """The features of the caller's edges, `[E, edge_dim]`, or None if there are none to use.

@@ -140,8 +140,8 @@ class TransformerConv(ProjectingConv):
         """
         x, first = self._sources(x, edge_index)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
-        query, key = self._by_head(self.lin_query(x_dst)), self._by_head(self.lin_key(x_src))
-        value = self._drop_values(self._by_head(self.lin_value(x_src)), edge_index)
+        query, key = self._by_head(self.lin_query, x_dst), self._by_head(self.lin_key, x_src)
+        value = self._drop_values(self._by_head(self.lin_value, x_src), edge_index)
         support = self._support(edge_index, key, query.shape[-3], self_loops=False, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         if edge_attr is not None and isinstance(support, Edges) and support.adds_loops:
