@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> Report:
     methods = [method for method in METHODS if method not in arguments.skip]
     rows: list[list[str | float | None]] = []
     for name in names:
-        given = _GRAPHS[name](10 if arguments.tiny else 400) if name == "grid" else _GRAPHS[name](0)
+        given = _GRAPHS[name](10 if arguments.tiny else 400)
         data = Data(edge_index=given.edge_index, num_nodes=given.num_nodes)
         for order, graph in (("as it comes", data), ("drawn", _shuffled(data))):
             rows.append(

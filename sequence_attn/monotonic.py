@@ -31,7 +31,7 @@ class MonotonicContext(NamedTuple):
 
 
 class MonotonicAttention(Attention):
-    r"""Attention that moves along the keys, never back: online, and in linear time when it decodes.
+    r"""Attention that moves along the keys, never back.
 
     A query looks at one key after the other, from where the query before it stopped, and stops at
     key j with probability :math:`p_{ij} = \sigma(\mathrm{score}(q_i, k_j) + r)`. In training the
@@ -58,7 +58,7 @@ class MonotonicAttention(Attention):
     Raises:
         ValueError: noise below 0; else as `Attention`.
 
-    Two products of all pairs of keys are made for each query in training, `[B, Tk, Tk]`.
+    A query takes numbers for all pairs of keys, `[B, Tk, Tk]`, in training and in evaluation.
 
     >>> attention = MonotonicAttention("dot", query_size=4, noise=0)
     >>> query, keys = torch.randn(2, 3, 4), torch.randn(2, 5, 4)

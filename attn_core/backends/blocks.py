@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.backends.csr import divisor
 from attn_core.backends.problem import Problem
 from attn_core.batched import Repeated
 from attn_core.dropout import dropout_scale
@@ -102,7 +103,7 @@ def forward(problem: Problem) -> tuple[Tensor, ...]:
             weights = weights * keep
         of_pair = p.value.index_select(0, p.to_key[block]).mul_(weights.unsqueeze(-1))
         output.index_add_(0, row, of_pair)
-    output /= _divisor(total).unsqueeze(-1)
+    output /= divisor(total).unsqueeze(-1)
     return output, maximum + total.log(), maximum, total
 
 
@@ -125,12 +126,12 @@ def backward(
         grads.append(p.value.new_zeros(shape) if need and x is not None else None)
     of_query, of_key, of_value, of_vector, of_bias, of_pair, _ = grads
     mean = (grad_output * output).sum(-1) - grad_log_sum_exp
-    divisor, score = _divisor(total), score_of(p, p.vector)
+    sums, score = divisor(total), score_of(p, p.vector)
 
     def of_logits(block: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Dropped weights and gradients of logits."""
         row = p.to_query[block]
-        weights = (logits - maximum.index_select(0, row)).exp_().div_(divisor.index_select(0, row))
+        weights = (logits - maximum.index_select(0, row)).exp_().div_(sums.index_select(0, row))
         grad = p.value.index_select(0, p.to_key[block]).mul_(grad_output.index_select(0, row))
         of_weights, keep = grad.sum(-1), p.keep(block)
         if keep is not None:
@@ -171,8 +172,3 @@ def backward(
             of_pairs = grad_output.index_select(0, p.to_query[block]).mul_(weights.unsqueeze(-1))
             of_value.index_add_(0, p.to_key[block], of_pairs)
     return grads
-
-
-def _divisor(total: Tensor) -> Tensor:
-    """The sum of each row's exponentials, but not 0: those of a row without pairs are 0 too."""
-    return total.clamp(min=torch.finfo(total.dtype).tiny)

@@ -100,7 +100,7 @@ def forward(problem: Problem) -> tuple[Tensor, ...]:
     maximum = finite(_segments(logits, "max", pointer))
     weights = logits.sub_(maximum.index_select(0, p.to_query)).exp_()
     total = _sums(weights, pointer)
-    weights /= _divisor(total).index_select(0, p.to_query)
+    weights /= divisor(total).index_select(0, p.to_query)
     if p.keep is not None:
         weights *= p.keep
     output = weighted_sums(weights, p.value, p.to_key, pointer)
@@ -130,7 +130,7 @@ def backward(
     weights = p.logits()  # with the bits of the forward pass: none exceeds its row's maximum
     weights -= maximum.index_select(0, p.to_query)
     weights.exp_()
-    weights /= _divisor(total).index_select(0, p.to_query)
+    weights /= divisor(total).index_select(0, p.to_query)
     dropped = weights if p.keep is None else weights * p.keep
 
     # d loss / d weight = keep · (grad_output · value); the softmax takes off each row's mean
@@ -286,7 +286,7 @@ def weighted_sums(weights: Tensor, value: Tensor, index: Tensor, pointer: Tensor
     return output if rows is None else _segments(output, "sum", rows)
 
 
-def _divisor(total: Tensor) -> Tensor:
+def divisor(total: Tensor) -> Tensor:
     """The sum of each row's exponentials, but not 0: those of a row without pairs are 0 too."""
     return total.clamp(min=torch.finfo(total.dtype).tiny)
 

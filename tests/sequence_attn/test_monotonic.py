@@ -65,10 +65,9 @@ def test_large_scores_lose_no_digit_that_counts(scale: float) -> None:
 def test_the_layer_goes_on_from_query_to_query() -> None:
     attention, (query, keys) = layer(), drawn()
     read = attention(query, keys, lengths=torch.tensor([5, 3, 1]), need_weights=True)
-    logits = torch.stack(
-        [attention.score.pair(attention._project_query(query)[:, :, None, None],
-                              attention._project_keys(keys)[:, None, :, None]).squeeze(-1)][0:1]
-    )[0] + attention.offset  # fmt: skip
+    asked, read_from = attention._project_query(query), attention._project_keys(keys)
+    pairs = attention.score.pair(asked[:, :, None, None], read_from[:, None, :, None])
+    logits = pairs.squeeze(-1) + attention.offset
     for sequence, length in enumerate((5, 3, 1)):
         stands = torch.zeros(TK, dtype=torch.float64)
         stands[0] = 1
