@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from attn_core.ring import Ring
 from benchmarks._graphs import band, uniform
 from benchmarks._measure import ROOT
 from benchmarks._report import Cell, Report, Table
+from benchmarks._worker import resident_peak
 from examples.shared.files import UserError
 from gat.distributed import Partition, global_mean, parallelize
 from gat.loader import NeighborSampler
@@ -50,7 +50,8 @@ Made = dict[str, Any]
 
 def rss() -> float:
     """The most memory this process ever had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not getrusage's: a new process begins with what its parent had
+    return resident_peak() / 2**20
 
 
 # --- What runs in the processes -------------------------------------------------------------------
@@ -189,7 +190,7 @@ def of_ring(rank: int, world: int, steps: int) -> Made:
     ring.attend(*small).sum().backward()  # what is made once
     runs = [[(i * steps, steps)] for i in range(world)]
     ring = Ring(ScaledDot(), Softmax(), runs, runs)
-    q, k, v = (torch.randn(1, steps, 32, 256, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, steps, 128, 256, requires_grad=True) for _ in range(3))
     before = rss()
     with traffic() as sent:
         out = ring.attend(q, k, v)
