@@ -93,17 +93,17 @@ class Ring:
     def blocks(self, query: Tensor, source: int) -> Iterator[tuple[slice, slice, Block]]:
         """Where queries and keys meet that come from a process, a few queries at a time.
 
-        A quarter of the keys, and as many queries as leave an eighth of the scores that the queries
-        have numbers (at least 4 of either): a few tensors of these sizes are there at one time.
+        An eighth of the keys, and as many queries as leave half as many scores as these keys have
+        numbers (at least 4 of either): some ten tensors of these sizes are there at one time.
         """
         begin = 0
         for first, length in self.queries[rank(self.group)]:
             start = 0
             for key_first, key_length in self.keys[source]:
                 if not self.causal or key_first <= first:
-                    most = max(4, -(-key_length // 4))
+                    most = max(4, -(-key_length // 8))
                     scores = max(1, query[..., 0, :, 0].numel() * most)
-                    step = max(4, query.numel() // (8 * scores))
+                    step = max(4, query.numel() // (16 * scores))
                     for at in range(0, length, step):
                         size = min(step, length - at)
                         rows = slice(begin + at, begin + at + size)
