@@ -48,6 +48,15 @@ def replaced(instance: _T, changes: dict[str, Any]) -> _T:
     return other
 
 
+# torch 2.8: Dynamo traces the _replace of a NamedTuple.
+def renewed(instance: _T, **changes: Any) -> _T:
+    """A NamedTuple with some other fields."""
+    if TORCH < (2, 8) and torch.compiler.is_compiling():
+        kind = type(instance)
+        return kind(*[changes.get(name, getattr(instance, name)) for name in kind._fields])
+    return instance._replace(**changes)
+
+
 # torch 2.7: torch.compiler.is_exporting. Before, all that is compiled is taken for an export.
 is_exporting: Callable[[], bool] = getattr(
     torch.compiler, "is_exporting", torch.compiler.is_compiling

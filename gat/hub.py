@@ -50,8 +50,11 @@ class _Shared(  # type: ignore[call-arg, unused-ignore]
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **kwargs: Any) -> Any:
-        """Parameters of another model are an error, where the mixin would keep random ones."""
-        return super()._from_pretrained(strict=strict, **kwargs)
+        """Parameters of another model are an error, where the mixin would keep random ones.
+
+        The model comes back in evaluation, as the mixin's newer releases have it.
+        """
+        return super()._from_pretrained(strict=strict, **kwargs).eval()
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         kwargs.setdefault("settings", self._hub_mixin_config or {})

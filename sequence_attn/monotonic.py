@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import Normalizer, Score, Support
+from attn_core.compat import renewed
 from attn_core.rows import Rows
 from sequence_attn.attention import Attention, Memory
 
@@ -140,7 +141,7 @@ class MonotonicAttention(Attention):
         read = self._read(query, parts, need_weights)
         moved = parts.normalizer
         assert isinstance(moved, _Moving)
-        return MonotonicContext(*read, memory._replace(stands=moved.stands[0]))
+        return MonotonicContext(*read, renewed(memory, stands=moved.stands[0]))
 
     def _pairs(
         self,

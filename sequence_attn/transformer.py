@@ -130,7 +130,8 @@ class _Transformer(nn.Module):
         if self.positions is not None and here is not None:
             x = self.positions(x, positions=here)
         elif self.positions is not None:
-            x = self.positions(x, offset=cache.length) if cache.length else self.positions(x)
+            held = cache.layers[0].itself
+            x = self.positions(x) if held is None else self.positions(x, offset=held.length)
         check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
         attention = self._stack[0].attention
         places = None if here is None or everywhere is None else (here, everywhere)

@@ -119,5 +119,7 @@ def first_place(queries: int, keys: int, lengths: Tensor | None) -> int | Tensor
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape can be expanded to the target shape."""
-    pairs = zip(shape[::-1], target[::-1], strict=False)
-    return len(shape) <= len(target) and all(have in (1, want) for have, want in pairs)
+    more = len(target) - len(shape)
+    return more >= 0 and all(
+        have in (1, want) for have, want in zip(shape, target[more:], strict=True)
+    )

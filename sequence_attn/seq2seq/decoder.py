@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Score
+from attn_core.compat import renewed
 from sequence_attn.attention import Attention
 from sequence_attn.hard import HardAttention, HardContext
 from sequence_attn.monotonic import MonotonicContext
-from sequence_attn.seq2seq.encoder import Encoded, recurrent
+from sequence_attn.seq2seq.encoder import Encoded, recurrent, run
 from sequence_attn.seq2seq.state import Decoded, DecoderState, Read, joined, own_inputs
 
 _CHOICES = {
@@ -237,10 +238,10 @@ class AttentionDecoder(nn.Module):
         cell = self._first(encoded)
         state = DecoderState(cell, None, 0, memories, None)
         if not self.reads:
-            state = state._replace(summary=encoded.last())
+            state = renewed(state, summary=encoded.last())
         if self.feed == "attentional":
             fed = encoded.output.new_zeros(encoded.output.shape[0], self.output_size)
-            return state._replace(fed=fed)
+            return renewed(state, fed=fed)
         if self.feed == "context":
             if self.initial_state_attention or not self.reads:
                 read = self._read(self._ask(cell), state, False)
@@ -370,7 +371,7 @@ class AttentionDecoder(nn.Module):
             parts.append(fed.unsqueeze(1))
         x = self.merge(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
         state = tuple(half.contiguous() for half in state)
-        top, after = self.cell(x, state if self.halves == 2 else state[0])
+        top, after = run(self.cell, x, state if self.halves == 2 else state[0])
         return top, after if isinstance(after, tuple) else (after,)
 
     def _ask(self, cell: tuple[Tensor, ...]) -> Tensor:
@@ -435,7 +436,7 @@ class AttentionDecoder(nn.Module):
             )
         if self.initial == "last":
             states = tuple(x.transpose(1, 2).flatten(2) for x in encoded.state)[: self.halves]
-            if states[0].shape != shape:
+            if tuple(states[0].shape) != shape:
                 layers, _, width = states[0].shape
                 raise ValueError(
                     f"initial is 'last', but the encoder ends with {layers} layers of width "

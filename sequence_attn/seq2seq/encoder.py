@@ -13,19 +13,19 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from sequence_attn.checks import check_lengths
 
 
-class LSTM(nn.LSTM):
-    """torch's, which in float32 computes what autocast asks of a CPU that has no kernel for it.
+def run(cells: nn.RNNBase, x: Any, state: Any = None) -> Any:
+    """What the cells make of x and a state, as they themselves do.
 
-    Without AVX-512, oneDNN has none for bfloat16 or float16, and torch asks it all the same.
+    An LSTM computes in float32 what autocast asks of a CPU that has no kernel for it: without
+    AVX-512, oneDNN has none for bfloat16 or float16, and torch asks it all the same.
     """
-
-    def forward(self, input: Any, hx: Any = None) -> Any:
-        asked = torch.is_autocast_enabled("cpu") and self.weight_hh_l0.dtype == torch.float32
-        if not asked or _has_kernel(torch.get_autocast_dtype("cpu")):
-            return super().forward(input, hx)
-        with torch.autocast("cpu", enabled=False):
-            wide = None if hx is None else tuple(x.float() for x in hx)
-            return super().forward(input.float(), wide)
+    asked = cells.mode == "LSTM" and cells.weight_hh_l0.dtype == torch.float32
+    asked = asked and torch.is_autocast_enabled("cpu")
+    if not asked or _has_kernel(torch.get_autocast_dtype("cpu")):
+        return cells(x, state)
+    with torch.autocast("cpu", enabled=False):
+        wide = None if state is None else tuple(part.float() for part in state)
+        return cells(x.float(), wide)
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def _has_kernel(dtype: torch.dtype) -> bool:
     return True
 
 
-CELLS: dict[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": LSTM, "rnn": nn.RNN}
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
 
 class Encoded(NamedTuple):
@@ -148,7 +148,7 @@ class RecurrentEncoder(nn.Module):
             output = x.new_zeros(x.shape[0], steps, self.output_size)
             return Encoded(output, lengths, (empty,) * (2 if self.cell.mode == "LSTM" else 1))
         if lengths is None:
-            output, state = self.cell(x)
+            output, state = run(self.cell, x)
         else:
             empty = lengths == 0
             # Torch packs at least one step of each; NaN there would reach the gradients
@@ -156,7 +156,7 @@ class RecurrentEncoder(nn.Module):
             packed = pack_padded_sequence(
                 x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
             )
-            packed, state = self.cell(packed)
+            packed, state = run(self.cell, packed)
             output, _ = pad_packed_sequence(packed, batch_first=True, total_length=steps)
         states = state if isinstance(state, tuple) else (state,)
         states = tuple(x.unflatten(0, (self.layers, self.directions)) for x in states)

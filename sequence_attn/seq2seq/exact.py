@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import Score
+from attn_core.compat import renewed
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.checks import padding
-from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder, recurrent
+from sequence_attn.seq2seq.encoder import Encoded, RecurrentEncoder, recurrent, run
 from sequence_attn.seq2seq.models import EncoderDecoder, Predicted
 
 
@@ -138,7 +139,7 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
         read, cell = self._run(token.unsqueeze(1), state)
         scores, emission = (x.squeeze(1) for x in self._match(read, state))
         prior = self._prior(scores, self._posterior(state.prior, state.emission, token))
-        return mixed(prior, emission), state._replace(cell=cell, prior=prior, emission=emission)
+        return mixed(prior, emission), renewed(state, cell=cell, prior=prior, emission=emission)
 
     def decode(self, target: Tensor, encoded: Encoded, *, need_weights: bool = False) -> Predicted:
         state = self.start(encoded)
@@ -160,7 +161,7 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
     def _run(self, target: Tensor, state: ExactState) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The states s `[B, T, S]` that have read the tokens, and where the cell then stands."""
         before = state.cell if self.cell.mode == "LSTM" else state.cell[0]
-        read, cell = self.cell(self.dropout(self.target_embedding(target)), before)
+        read, cell = run(self.cell, self.dropout(self.target_embedding(target)), before)
         return read, cell if isinstance(cell, tuple) else (cell,)
 
     def _match(self, read: Tensor, state: ExactState) -> tuple[Tensor, Tensor]:

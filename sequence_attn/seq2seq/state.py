@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_core.compat import renewed
 from attn_core.supports.base import broadcasts_to
 from sequence_attn.attention import Memory
 
@@ -30,7 +31,7 @@ class DecoderState(NamedTuple):
 
     def after(self, read: Read, **changes: Any) -> DecoderState:
         """The state after a step that has read this."""
-        return self._replace(memories=read.memories or self.memories, **changes)
+        return renewed(self, memories=read.memories or self.memories, **changes)
 
     def select(self, index: Tensor, *, memory: bool = True) -> DecoderState:
         """The sequences `index` `[n]`, in that order; one may occur often.

@@ -18,6 +18,7 @@ from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
 import gat
+from attn_core.compat import TORCH
 from gat import attention_weights, replace
 from gat.conv.base import AttentionConv
 from tests.gat import test_export
@@ -166,6 +167,8 @@ def to_export(name: str, *sizes: tuple[int, int]) -> tuple[Any, ...]:
 
 @EVERY
 def test_exports_with_any_number_of_nodes_and_edges(name: str, check_export: Any) -> None:
+    if name == "HGTConv" and TORCH == (2, 6):
+        pytest.skip("torch 2.6 cannot export what reads a ParameterDict")
     check_export(*to_export(name, (10, 41), (13, 48), (5, 3)))
 
 
