@@ -9,7 +9,9 @@ as much as a shorter type would round each step:
   a bound with slack must allow √n for the longest sum.
 
 So a difference of large numbers is off by what these round, wherever in a computation they meet;
-what is only moved, compared or chosen stays exact, as it does in every implementation.
+what is only moved, compared or chosen stays exact, as it does in every implementation. What this
+cannot tell is whether the steps are good ones: tests/attn_core/test_scales.py holds them beside a
+peer's.
 """
 
 from __future__ import annotations
