@@ -430,10 +430,14 @@ def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
     `p = exp(t · r(u))` with `t = s - λ`, `u = (α-1) t` and `r(u) = log(1 + u) / u`, which is
     `(1 + u)^(1/(α-1))` without the division that loses all digits near α = 1. Where u ≤ -1, p = 0.
 
-    With λ₀ the solution, a constant, `λ₀ - f(λ₀) / f'(λ₀)` equals λ₀ and has the derivatives that
-    the implicit function theorem gives to λ; a second step makes the second derivatives right too.
+    With λ₀ the solution, a constant, `λ₀ - f(λ₀) / f'(λ₀)` has the derivatives that the implicit
+    function theorem gives to λ; a second step makes the second derivatives right too. Their values
+    are λ₀'s own: above α = 2 weights rise from 0 with a slope without bound, and a step lands
+    beyond the edge of the smallest.
 
     All in float64: above α = 2 small weights are roots of 1 + u, where float32 has few digits.
+    Above α = 4 float64 has few as well: from one λ to the next number such a weight jumps, and what
+    it is between the two follows from the sum, which is 1.
     """
     dtype, scores, alpha = scores.dtype, scores.double(), alpha.double()
     exists = scores != -math.inf
@@ -458,15 +462,23 @@ def _bisect(scores: Tensor, rows: Rows, alpha: Tensor) -> Tensor:
         v = less_one * log_n
         most = log_n * torch.where(v == 0, 1, -torch.expm1(-v) / torch.where(v == 0, 1, v))
         lam = torch.zeros_like(most)
-        for step in range(1, 60 if dtype == torch.float64 else 40):
-            middle = lam + most * 0.5**step
-            lam = torch.where(rows.sum(lift(middle, _log_ratio)[0]) >= 1, middle, lam)
+        for step in range(1, 61):
+            width = most * 0.5**step
+            lam = torch.where(rows.sum(lift(lam + width, _log_ratio)[0]) >= 1, lam + width, lam)
+        next_lam = lam + torch.maximum(width, lam * torch.finfo(lam.dtype).eps)
+        below, above = (lift(x, _log_ratio)[0] for x in (next_lam, lam))
+        short, rest = 1 - rows.sum(below), rows.sum(above - below)
+        share = torch.where(rest == 0, 1, short / torch.where(rest == 0, 1, rest))
+        solution = below + rows.spread(share.clamp(0, 1)) * (above - below)
     for _ in range(2):
         weights, slopes = lift(lam, _smooth_log_ratio)
         slope = rows.sum(slopes)
-        newton = (rows.sum(weights) - 1) / torch.where(slope == 0, 1, slope)
+        excess = rows.sum(weights)
+        newton = (excess - excess.detach()) / torch.where(slope == 0, 1, slope)
         lam = lam + torch.where(slope == 0, 0, newton)
-    weights = lift(lam, _smooth_log_ratio)[0] + 0 * largest  # NaN of a row, at all its pairs
+    weights = lift(lam, _smooth_log_ratio)[0]
+    weights = solution + (weights - weights.detach())
+    weights = weights + 0 * largest  # NaN of a row, at all its pairs
     return weights.to(dtype)
 
 

@@ -14,7 +14,6 @@ Shapes: queries `[..., Tq, H, D]`, keys `[..., Tk, H, D]` (`[N, H, D]` on a grap
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -190,7 +189,7 @@ class ScaledDot(Score, name="scaled_dot"):
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
         query = _same_width(self, query, key)
-        return Prepared(_dot(1 / math.sqrt(max(key.shape[-1], 1))), query, key, pair_key)
+        return Prepared(Dot(1 / math.sqrt(max(key.shape[-1], 1))), query, key, pair_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,7 +423,7 @@ class Separable(Score, name="separable"):
 
     def prepare(self, query: Tensor | None, key: Tensor, pair_key: Tensor | None) -> Prepared:
         return Prepared(
-            _sum(self.activation, self.negative_slope),
+            Additive(None, self.activation, self.negative_slope),  # of two numbers
             None if query is None else self._reduce("query", query, self.query_vector),
             self._reduce("key", self._of_heads(key), self.key_vector),
             None if pair_key is None else self._reduce("pair_key", pair_key, self.key_vector),
@@ -545,17 +544,6 @@ class Location(Score, name="location"):
             )
         weight = self.weight[:, :length]
         return _per_head("weight of Location", weight, _needs_query(self, query), 2).movedim(-2, -3)
-
-
-@functools.lru_cache(maxsize=64)
-def _dot(scale: float) -> Dot:
-    return Dot(scale)
-
-
-@functools.lru_cache(maxsize=64)
-def _sum(activation: Activation, negative_slope: float) -> Additive:
-    """`φ(q + k)` of two numbers."""
-    return Additive(None, activation, negative_slope)
 
 
 def _check_parameters(score: Additive | Separable, *vectors: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attn_core.transforms import values_are_visible
 
@@ -14,8 +14,14 @@ def check_window(window: int | None) -> None:
         raise ValueError(f"window is {window}; expected a number of positions, 0 or more, or None")
 
 
-def check_tokens(name: str, x: Tensor, weight: Tensor, width: int | None) -> None:
-    """Raise unless a projection with this weight takes `x`, `[..., T, width]`."""
+def check_tokens(name: str, x: Tensor, projection: nn.Module | Tensor, width: int | None) -> None:
+    """Raise unless a projection, or its weight, takes `x`, `[..., T, width]`.
+
+    What a user put in the place of a linear map (a quantised one, an adapter) checks for itself.
+    """
+    if not isinstance(projection, (nn.Linear, Tensor)):
+        return
+    weight = projection if isinstance(projection, Tensor) else projection.weight
     if x.dim() < 2 or (width is not None and x.shape[-1] != width):
         raise ValueError(
             f"{name} has shape {list(x.shape)}; expected [..., T, D]"

@@ -323,9 +323,10 @@ class MultiHead(nn.Module):
             heads, key, score=self.score, normalizer=self.normalizer, support=support, bias=bias
         )
 
-    def _project(self, name: str, x: Tensor, projection: nn.Linear, heads: int) -> Tensor:
+    def _project(self, name: str, x: Tensor, projection: nn.Module, heads: int) -> Tensor:
         """`[..., T, D]` as `[..., T, H, D]`, all heads in one matrix product."""
-        check_tokens(name, x, projection.weight, projection.in_features or None)
+        width = getattr(projection, "in_features", None)
+        check_tokens(name, x, projection, width or None)
         return projection(x).unflatten(-1, (heads, -1))
 
     def _match(

@@ -333,7 +333,7 @@ class MultiHeadAttention(nn.MultiheadAttention):
             layout = "[B, T, E]" if self.batch_first else "[T, B, E]"
             layouts = " or ".join(layout if n == 3 else "[T, E] without a batch" for n in dims)
             raise ValueError(f"{name} has shape {list(x.shape)}; expected {layouts}")
-        check_tokens(name, x, self.out_proj.weight, width)
+        check_tokens(name, x, self.out_proj, width)
 
     def _forward_nested(
         self,

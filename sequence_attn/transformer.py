@@ -132,7 +132,7 @@ class _Transformer(nn.Module):
         elif self.positions is not None:
             held = cache.layers[0].itself
             x = self.positions(x) if held is None else self.positions(x, offset=held.length)
-        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        check_tokens("x", x, self._stack[0].attention.query, self.input_size)
         attention = self._stack[0].attention
         places = None if here is None or everywhere is None else (here, everywhere)
         if cached and places and support is None and attention.window is not None:
@@ -168,7 +168,7 @@ class _Transformer(nn.Module):
         here = how.positions(x.shape[-2], x.device)
         if self.positions is not None:
             x = self.positions(x, positions=here)
-        check_tokens("x", x, self._stack[0].attention.query.weight, self.input_size)
+        check_tokens("x", x, self._stack[0].attention.query, self.input_size)
         itself: dict[str, Any] = {"causal": self.causal, "key_lengths": lengths}
         itself["bias"] = self.relative_bias
         for layer, past in zip(self._stack, cache.layers, strict=True):
@@ -438,8 +438,7 @@ class TransformerDecoder(_Transformer):
         Returns:
             The cache before the first step.
         """
-        weight = self._stack[0].attention.query.weight
-        check_tokens("memory", memory, weight, self.memory_size)
+        check_tokens("memory", memory, self._stack[0].attention.query, self.memory_size)
         if lengths is not None:
             check_lengths("memory_lengths", lengths, memory)
         if key_mask is not None:

@@ -106,7 +106,7 @@ def plainly(p: Problem) -> tuple[Tensor, Tensor]:
         weights = weights * dropout_scale(p.seed, ids, p.heads, p.dropout).to(weights.dtype)
     value = p.value.to(p.dtype)
     output = edges.aggregate(weights, value, of_pairs(p, p.pair_value))
-    return output.to(p.value.dtype), log_sum_exp
+    return output, log_sum_exp
 
 
 def logits(p: Problem) -> Tensor:
@@ -142,8 +142,8 @@ def backend_of(p: Problem) -> Any:
 
 
 def _forward(p: Problem) -> tuple[Tensor, ...]:
-    output, *statistics = backend_of(p).forward(p)
-    return output.to(p.value.dtype), *statistics
+    results: tuple[Tensor, ...] = backend_of(p).forward(p)
+    return results
 
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
@@ -162,9 +162,10 @@ def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> t
     schema=f"({SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def edge_attention(*arguments: Any) -> tuple[Tensor, ...]:
-    """Output `[Nq, H, Dv]` and log-sum-exp `[Nq, H]` of a `Problem`.
+    """Output `[Nq, H, Dv]` and log-sum-exp `[Nq, H]` of a `Problem`, float32 at least.
 
-    And, without gradients, the maximum of each row's scores and the sum of `exp(score - maximum)`.
+    Backward takes the mean gradient of a row from the output, for which 16 bits are too few. And,
+    without gradients, the maximum of each row's scores and the sum of `exp(score - maximum)`.
     """
     return _forward(Problem(*arguments))
 
@@ -172,8 +173,8 @@ def edge_attention(*arguments: Any) -> tuple[Tensor, ...]:
 @edge_attention.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
     p = Problem(*arguments)
-    output = p.value.new_empty(p.num_queries, *p.value.shape[1:])
-    return output, *(output.new_empty(output.shape[:2], dtype=p.dtype) for _ in range(3))
+    output = p.value.new_empty(p.num_queries, *p.value.shape[1:], dtype=p.dtype)
+    return output, *(output.new_empty(output.shape[:2]) for _ in range(3))
 
 
 @torch.library.custom_op(

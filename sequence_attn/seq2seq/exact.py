@@ -144,7 +144,7 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
     def decode(self, target: Tensor, encoded: Encoded, *, need_weights: bool = False) -> Predicted:
         state = self.start(encoded)
         if not target.shape[1]:
-            empty = self.output.weight.new_zeros(*target.shape, self.target_size)
+            empty = encoded.output.new_zeros(*target.shape, self.target_size)
             unseen = empty.new_zeros(len(target), 1, 0, encoded.output.shape[1])
             return Predicted(empty, unseen if need_weights else None)
         scores, emission = self._match(self._run(target, state)[0], state)

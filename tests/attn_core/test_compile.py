@@ -304,3 +304,20 @@ def test_what_looks_edges_up_stays_out_of_cuda_graphs(op: str) -> None:
     if unsafe is None:
         pytest.skip("this torch has no such tag")
     assert unsafe in getattr(torch.ops.attn_core, op).default.tags
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("name", ["scaled_dot", "separable"])
+def test_no_warning_comes_out_of_traced_code(name: str) -> None:
+    scores = {
+        "scaled_dot": ScaledDot(),
+        "separable": Separable(*torch.randn(2, HEADS, WIDTH), "leaky_relu"),
+    }
+    x, edge_index = graph(20, 40)
+
+    def run(x: Tensor, edge_index: Tensor) -> Tensor:
+        return attend(x, x, x, score=scores[name], support=PendingEdges(edge_index, 20, 20)).output
+
+    torch.testing.assert_close(
+        torch.compile(run, backend="eager", fullgraph=True)(x, edge_index), run(x, edge_index)
+    )

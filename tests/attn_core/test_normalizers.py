@@ -436,6 +436,34 @@ def test_gradients_of_bisection_are_right_in_float32(alpha: float) -> None:
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [5.0, 6.0, 8.0, 10.0])
+def test_large_alphas_where_float64_has_few_digits(alpha: float, dtype: torch.dtype) -> None:
+    """The smallest weight of a row jumps between two neighbouring thresholds; the sum tells it."""
+    torch.manual_seed(0)
+    for size in (1.0, 5.0, 30.0):
+        scores = (size * torch.randn(300, 20)).to(dtype).requires_grad_()
+        weights = Entmax(alpha).dense(scores)
+        factor = torch.randn(300, 20, dtype=dtype)
+        (found,) = torch.autograd.grad((weights * factor).sum(), scores)
+        p, z, g = (x.detach().double() for x in (weights, scores, factor))
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(p.sum(-1), torch.ones(300).double(), rtol=0, atol=8 * eps)
+        # One τ for all that have a weight, and none above it without
+        threshold = (alpha - 1) * (z - z.amax(-1, keepdim=True)) - p ** (alpha - 1)
+        least = torch.where(p > 0, threshold, torch.inf).amin(-1, keepdim=True)
+        most = torch.where(p > 0, threshold, -torch.inf).amax(-1, keepdim=True)
+        torch.testing.assert_close(least, most, rtol=0, atol=50 * eps)
+        assert torch.where(p > 0, -torch.inf, threshold - most).max() < 50 * eps
+        # u_i Σ u_j (g_i - g_j) / Σ u_j, without the cancelling of g_i with a mean
+        u = torch.where(p > 0, p.clamp(min=1e-30) ** (2 - alpha), 0)
+        between = (u[:, None] * (g[:, :, None] - g[:, None])).sum(-1)
+        expected = u / u.sum(-1, keepdim=True) * between
+        few = (u.amax(-1) < 1e6)[:, None]  # the slope of the smallest is known
+        assert few.float().mean() > 0.5
+        torch.testing.assert_close(found.double() * few, expected * few, rtol=1e-4, atol=1e-4)
+
+
 def test_alpha_of_one_is_softmax() -> None:
     scores = 3 * torch.randn(4, 9)
     for alpha in (1, 1.0, torch.tensor(1.0)):

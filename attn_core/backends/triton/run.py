@@ -108,14 +108,14 @@ class Laid(Problem):
 
 
 def forward(problem: Problem) -> tuple[Tensor, ...]:
-    """The output `[Nq, H, Dv]` in the values' dtype; log-sum-exp, maximum and total `[Nq, H]`."""
+    """The output `[Nq, H, Dv]`, and log-sum-exp, maximum and total `[Nq, H]`, float32 at least."""
     with torch.cuda.device_of(problem.value):  # Triton launches on the current device
         return _forward(Laid.of(problem))
 
 
 def _forward(p: Laid) -> tuple[Tensor, ...]:
     nodes, width = p.edges.num_queries, p.value.shape[2]
-    output = p.value.new_empty(nodes, p.heads, width)
+    output = p.value.new_empty(nodes, p.heads, width, dtype=p.dtype)
     statistics = [p.value.new_empty(nodes, p.heads, dtype=p.dtype) for _ in range(3)]
     if not statistics[0].numel():
         return output, *statistics
