@@ -422,7 +422,7 @@ def _sequences(threads: int, tiny: bool) -> Table:
         rows.append([f"causal window of 32, {length:,} steps", 2, sent, bits])
     note = (
         "KiB that the process that sends most sends: of the ring forward and backward, of the "
-        "window forward; equal to the formula. 32 heads × 256 (ring), 2 × 8 (window), float32."
+        "window forward; equal to the formula. 128 heads × 256 (ring), 2 × 8 (window), float32."
     )
     return Table("Sequences split along time", ["", "processes", "KiB sent", ""], rows, note)
 
