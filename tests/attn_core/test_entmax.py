@@ -29,7 +29,6 @@ pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels
 
 NORMALIZERS: dict[float, Normalizer] = {
     1.0: Softmax(), 1.5: Entmax(), 2.0: Sparsemax(), 1.3: Entmax(1.3), 0.8: Entmax(0.8),
-    3.0: Entmax(3.0),
 }  # fmt: skip
 SETS = ["avx512", "avx2", "baseline"]
 DOUBLE = torch.float64
