@@ -189,7 +189,7 @@ class _Straight(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         p, thresholds = _restore(ctx)
         p.edges = ctx.edges
         needed = [

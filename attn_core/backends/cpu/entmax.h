@@ -7,81 +7,88 @@
 
 namespace attn::VARIANT {
 
-constexpr int WIDE = WIDEST<double>;
-using Wide = Vec<double, WIDE>;
+// As many numbers as a register holds: of double precision, or of single where that is enough.
+template <class N>
+using Lot = Vec<N, WIDEST<N>>;
 
-template <class T>
-INLINE Wide widened(const T* x) {
-  return __builtin_convertvector(load<T, WIDE>(x), Wide);
+template <class T, class N>
+INLINE Lot<N> take(const T* x) {
+  return __builtin_convertvector(load<T, WIDEST<N>>(x), Lot<N>);
 }
-template <class T>
-INLINE void store_narrow(T* to, Wide x) {
-  store<T, WIDE>(to, __builtin_convertvector(x, Vec<T, WIDE>));
+template <class T, class N>
+INLINE void give(Lot<N> x, T* to) {
+  store<T, WIDEST<N>>(to, __builtin_convertvector(x, Vec<T, WIDEST<N>>));
 }
 
 // Numbers of one head in several lanes, joined by f in all of them.
-template <class F>
-INLINE Wide join(Wide x, int lanes, F f) {
-  constexpr auto order = std::make_integer_sequence<int, WIDE>();
-  if constexpr (WIDE > 4) {
-    if (lanes <= 4) x = f(x, rotate<double, WIDE, 4>(x, order));
+template <class N, int S = WIDEST<N> / 2, class F>
+INLINE Lot<N> join(Lot<N> x, int lanes, F f) {
+  if constexpr (S > 0) {
+    if (lanes <= S) {
+      x = f(x, rotate<N, WIDEST<N>, S>(x, std::make_integer_sequence<int, WIDEST<N>>()));
+    }
+    return join<N, S / 2>(x, lanes, f);
+  } else {
+    return x;
   }
-  if (lanes <= 2) x = f(x, rotate<double, WIDE, 2>(x, order));
-  if (lanes <= 1) x = f(x, rotate<double, WIDE, 1>(x, order));
-  return x;
 }
-INLINE Wide sum_of(Wide x, int lanes) {
-  return join(x, lanes, [](Wide a, Wide b) { return a + b; });
+template <class N>
+INLINE Lot<N> sum_of(Lot<N> x, int lanes) {
+  return join<N>(x, lanes, [](Lot<N> a, Lot<N> b) { return a + b; });
 }
-INLINE Wide largest_of(Wide x, int lanes) {
-  return join(x, lanes, [](Wide a, Wide b) { return a > b ? a : b; });
+template <class N>
+INLINE Lot<N> largest_of(Lot<N> x, int lanes) {
+  return join<N>(x, lanes, [](Lot<N> a, Lot<N> b) { return a > b ? a : b; });
 }
-INLINE bool any_above_0(Wide x) { return largest_of(x, 1)[0] > 0; }
 
 // The natural logarithm of x > 0, given x - 1 to its last digits.
-INLINE Wide log(Wide x, Wide less_one) {
-  using I = VecOf<double, WIDE>::ints;
-  const I n = ((I)x - 0x3fe6a09e667f3bcd) >> 52;  // x = m · 2^n with m in [√½, √2)
-  const Wide r = n == 0 ? less_one : (Wide)((I)x - (n << 52)) - 1.0;
-  const Wide s = r / (2.0 + r), z = s * s;  // log(1 + r) = 2 (s + s³/3 + s⁵/5 + …)
-  Wide p = {};
-  for (int k = 21; k > 1; k -= 2) p = p * z + 1.0 / k;
-  return __builtin_convertvector(n, Wide) * 0.69314718055994530942 + 2.0 * (s + s * z * p);
+template <class N>
+INLINE Lot<N> log(Lot<N> x, Lot<N> less_one) {
+  using I = typename VecOf<N, WIDEST<N>>::ints;
+  constexpr bool single = sizeof(N) == 4;
+  constexpr int digits = single ? 23 : 52, last = single ? 9 : 21;
+  constexpr auto root = typename IntOf<N>::type(single ? 0x3f3504f3 : 0x3fe6a09e667f3bcd);  // √½
+  const I n = ((I)x - root) >> digits;  // x = m · 2^n with m in [√½, √2)
+  const Lot<N> r = n == 0 ? less_one : (Lot<N>)((I)x - (n << digits)) - N(1);
+  const Lot<N> s = r / (N(2) + r), z = s * s;  // log(1 + r) = 2 (s + s³/3 + s⁵/5 + …)
+  Lot<N> p = {};
+  for (int k = last; k > 1; k -= 2) p = p * z + N(1.0 / k);
+  return __builtin_convertvector(n, Lot<N>) * N(0.69314718055994530942) + N(2) * (s + s * z * p);
 }
 
 // What x = (α-1)(score - largest - λ) is worth, and u = weight^(2-α), its derivative by the score.
-template <Power P>
-INLINE void weigh(Wide x, double exponent, Wide& weight, Wide& slope) {
-  const Wide v = 1.0 + x, none = {};
+template <Power P, class N>
+INLINE void weigh(Lot<N> x, N exponent, Lot<N>& weight, Lot<N>& slope) {
+  const Lot<N> v = N(1) + x, none = {};
   if constexpr (P == ZERO) {
     weight = v;
-    slope = none + 1.0;
+    slope = none + N(1);
   } else if constexpr (P == ROOT) {
     weight = v * v;
     slope = v;
   } else {
-    weight = exp<double, WIDE>(exponent * log(v, x));
+    weight = exp<N, WIDEST<N>>(exponent * log<N>(v, x));
     slope = weight / v;
   }
   // Infinite where α < 1 and the score is -inf
-  const auto inside = (v > 0.0) & (v < infinity(double()));
+  const auto inside = (v > N(0)) & (v < infinity(N()));
   weight = inside ? weight : none;
   slope = inside ? slope : none;
 }
 
 // How far λ is to be moved where the weights sum to `total` and fall by `slopes`: Newton's step for
 // total^(α-1), which is nearly linear in λ, wherefore few steps do.
-template <Power P>
-INLINE Wide step_of(Wide total, Wide slopes, double less_one) {
-  if constexpr (P == ZERO) return (total - 1.0) / slopes;
+template <Power P, class N>
+INLINE Lot<N> step_of(Lot<N> total, Lot<N> slopes, N less_one) {
+  if constexpr (P == ZERO) return (total - N(1)) / slopes;
   if constexpr (P == ROOT) {
-    Wide root;
-    for (int i = 0; i < WIDE; i++) root[i] = __builtin_sqrt(total[i]);
-    return 2.0 * (total - root) / slopes;
+    Lot<N> root;
+    for (int i = 0; i < WIDEST<N>; i++) root[i] = N(__builtin_sqrt(total[i]));
+    return N(2) * (total - root) / slopes;
   }
-  const Wide y = less_one * log(total, total - 1.0), size = y < 0.0 ? -y : y;
-  const Wide near = y * (1.0 - y * (0.5 - y * (1.0 / 6)));  // 1 - e^-y, where that cancels
-  const Wide part = size < 1e-3 ? near : 1.0 - exp<double, WIDE>(-y);
+  const Lot<N> y = less_one * log<N>(total, total - N(1)), size = y < N(0) ? -y : y;
+  const Lot<N> near = y * (N(1) - y * (N(0.5) - y * N(1.0 / 6)));  // 1 - e^-y, where that cancels
+  const Lot<N> part = size < N(1e-3) ? near : N(1) - exp<N, WIDEST<N>>(-y);
   return part / less_one * (total / slopes);
 }
 
@@ -93,72 +100,115 @@ INLINE double highest(double less_one, int64_t n) {
   return -__builtin_expm1(-less_one * __builtin_log(double(n))) / less_one;
 }
 
-// Of the scores of a row, the largest (0 without any), and λ: NaN where a score is NaN or +inf. What
-// is found of a head depends on no other.
-template <class T, Power P>
-void find_threshold(const Problem<T>& p, const T* scores, int64_t n, double* largest,
-                    double* lambda) {
-  const double less_one = p.alpha - 1, exponent = 1 / less_one, infinite = infinity(double());
-  const int64_t end = n * p.lanes;
-  const int step = p.lanes > WIDE ? p.lanes : WIDE;
-  const Wide none = {}, ones = none + 1.0;
-  for (int at = 0; at < step; at += WIDE) {
-    Wide most = none - infinite, odd = {};
-    for (int64_t i = at; i < end; i += step) {
-      const Wide x = widened(scores + i);
+// Numbers of heads are repeated until whole vectors are full: how many that are.
+template <class N>
+INLINE int period_of(int lanes) {
+  return lanes > WIDEST<N> ? lanes : WIDEST<N>;
+}
+
+// The largest of the scores of each head, -inf without any; λ is 0 to begin with, but NaN where a
+// score is NaN or +inf.
+template <class T>
+void find_largest(const Problem<T>& p, const T* scores, int64_t n, double* largest,
+                  double* lambda) {
+  using V = Lot<T>;
+  const int step = period_of<T>(p.lanes);
+  const V none = {}, infinite = none + infinity(T());
+  for (int at = 0; at < step; at += WIDEST<T>) {
+    V most = -infinite, odd = {};
+    for (int64_t i = at; i < n * p.lanes; i += step) {
+      const V x = load<T, WIDEST<T>>(scores + i);
       most = x > most ? x : most;
-      odd = x < infinite ? odd : ones;
+      odd = x < infinite ? odd : none + T(1);
     }
-    most = largest_of(most, p.lanes);
-    odd = largest_of(odd, p.lanes);
-    Wide done = most == -infinite ? ones : odd;
-    most = most == -infinite ? none : most;
-    Wide lam = {}, low = {}, high = none + highest<P>(less_one, n), before = {};
-    for (int turn = 0; turn < 200 && any_above_0(ones - done); turn++) {
-      Wide total = {}, slopes = {};
-      for (int64_t i = at; i < end; i += step) {
-        Wide weight, slope;
-        weigh<P>(less_one * ((widened(scores + i) - most) - lam), exponent, weight, slope);
+    odd = largest_of<T>(odd, p.lanes);
+    give<double, T>(largest_of<T>(most, p.lanes), largest + at);
+    give<double, T>(odd > T(0) ? none / none : none, lambda + at);
+  }
+}
+
+// Moves λ until the weights of each head sum to 1, or its step is below `tolerance`. What is found of
+// a head depends on no other.
+template <class T, class N, Power P>
+void find_threshold(const Problem<T>& p, const T* scores, int64_t n, const double* largest,
+                    double* lambda, N tolerance) {
+  using V = Lot<N>;
+  const N less_one = N(p.alpha - 1), exponent = N(1 / (p.alpha - 1)), infinite = infinity(N());
+  const int step = period_of<N>(p.lanes);
+  const V none = {}, ones = none + N(1);
+  for (int at = 0; at < step; at += WIDEST<N>) {
+    const V most = take<double, N>(largest + at);
+    V lam = take<double, N>(lambda + at), low = {}, before = {};
+    V high = none + N(highest<P>(p.alpha - 1, n)), done = most > -infinite && lam == lam ? none : ones;
+    for (int turn = 0; turn < 200 && largest_of<N>(ones - done, 1)[0] > 0; turn++) {
+      V total = {}, slopes = {};
+      for (int64_t i = at; i < n * p.lanes; i += step) {
+        V weight, slope;
+        weigh<P, N>(less_one * ((take<T, N>(scores + i) - most) - lam), exponent, weight, slope);
         total += weight;
         slopes += slope;
       }
-      total = sum_of(total, p.lanes);
-      slopes = sum_of(slopes, p.lanes);
-      low = total >= 1.0 ? lam : low;
-      high = total >= 1.0 ? high : lam;
-      const Wide middle = 0.5 * (low + high), newton = lam + step_of<P>(total, slopes, less_one);
+      total = sum_of<N>(total, p.lanes);
+      slopes = sum_of<N>(slopes, p.lanes);
+      low = total >= N(1) ? lam : low;
+      high = total >= N(1) ? high : lam;
+      const V middle = N(0.5) * (low + high), newton = lam + step_of<P, N>(total, slopes, less_one);
       // Few rows ask for so many turns; they get to an end by halving what λ lies in
       const bool halve = turn > 16 && turn % 2;
-      Wide next = (newton >= low) & (newton <= high) ? newton : middle;
+      V next = (newton >= low) & (newton <= high) ? newton : middle;
       if (halve) next = middle;
-      const Wide moved = next > lam ? next - lam : lam - next;
-      lam = done > 0.0 ? lam : next;
-      // What is left then is the step squared
-      done = moved <= (P != ZERO && p.alpha < 2 ? 1e-10 : 4e-16) * (1.0 + lam) ? ones : done;
+      const V moved = next > lam ? next - lam : lam - next;
+      lam = done > N(0) ? lam : next;
+      done = moved <= tolerance * (N(1) + lam) ? ones : done;
       // Sparsemax is exact where the support is the same again
       if (P == ZERO && !halve) done = slopes == before ? ones : done;
       before = slopes;
     }
-    store<double, WIDE>(largest + at, most);
-    store<double, WIDE>(lambda + at, odd > 0.0 ? none / none : lam);
+    give<double, N>(lam, lambda + at);
+  }
+}
+
+// Both of them. Where powers are taken, single precision looks for λ first; the last step is always
+// in double, after which what is left is that step squared.
+template <class T, Power P>
+void find_threshold(const Problem<T>& p, const T* scores, int64_t n, double* largest,
+                    double* lambda) {
+  find_largest(p, scores, n, largest, lambda);
+  const bool smooth = P != ZERO && p.alpha < 2, rough = P == OTHER && smooth && sizeof(T) == 4;
+  if (rough) find_threshold<T, float, P>(p, scores, n, largest, lambda, 1e-3f);
+  const double tolerance = rough ? 1e-5 : smooth ? 1e-10 : 4e-16;
+  find_threshold<T, double, P>(p, scores, n, largest, lambda, tolerance);
+  for (int h = 0; h < period_of<double>(p.lanes); h++) {
+    if (largest[h] == -infinity(double())) largest[h] = 0;
   }
 }
 
 // The weights of n pairs in place of their scores; and their slopes, if these are asked for.
-template <class T, Power P>
+template <class T, class N, Power P>
 void make_weights(const Problem<T>& p, T* scores, int64_t n, const double* largest,
                   const double* lambda, T* slopes) {
-  const double less_one = p.alpha - 1, exponent = 1 / less_one;
-  const int step = p.lanes > WIDE ? p.lanes : WIDE;
-  for (int at = 0; at < step; at += WIDE) {
-    const Wide most = load<double, WIDE>(largest + at), lam = load<double, WIDE>(lambda + at);
+  using V = Lot<N>;
+  const N less_one = N(p.alpha - 1), exponent = N(1 / (p.alpha - 1));
+  const int step = period_of<N>(p.lanes);
+  for (int at = 0; at < step; at += WIDEST<N>) {
+    const V most = take<double, N>(largest + at), lam = take<double, N>(lambda + at);
+    V rest;  // of λ, which single precision rounds off: to all weights alike
+    for (int i = 0; i < WIDEST<N>; i++) rest[i] = N(lambda[at + i] - double(lam[i]));
     for (int64_t i = at; i < n * p.lanes; i += step) {
-      Wide weight, slope;
-      weigh<P>(less_one * ((widened(scores + i) - most) - lam), exponent, weight, slope);
-      store_narrow(scores + i, weight + lam * 0.0);  // NaN of a row, at all its pairs
-      if (slopes) store_narrow(slopes + i, slope + lam * 0.0);
+      V weight, slope;
+      const V below = (take<T, N>(scores + i) - most) - lam - rest;
+      weigh<P, N>(less_one * below, exponent, weight, slope);
+      give<T, N>(weight + lam * N(0), scores + i);  // NaN of a row, at all its pairs
+      if (slopes) give<T, N>(slope + lam * N(0), slopes + i);
     }
   }
+}
+template <class T, Power P>
+INLINE void make_weights(const Problem<T>& p, T* scores, int64_t n, const double* largest,
+                         const double* lambda, T* slopes) {
+  // Above 2 small weights are roots of small numbers
+  if (p.alpha < 2) return make_weights<T, T, P>(p, scores, n, largest, lambda, slopes);
+  make_weights<T, double, P>(p, scores, n, largest, lambda, slopes);
 }
 
 // What a row is kept in: [pair, lane] each, with room for a vector behind the last pair.
@@ -205,8 +255,7 @@ INLINE void find_threshold(const Problem<T>& p, int64_t row, const Kept<T>& kept
 // The threshold that was found of a row.
 template <class T>
 INLINE void take_threshold(const Problem<T>& p, int64_t row, const Kept<T>& kept) {
-  const int step = p.lanes > WIDE ? p.lanes : WIDE;
-  for (int i = 0; i < step; i += p.lanes) {
+  for (int i = 0; i < period(p); i += p.lanes) {
     copy_heads(p.thresholds[row], p.heads, kept.largest + i);
     copy_heads(p.thresholds[row] + p.heads, p.heads, kept.lambda + i);
   }
@@ -314,7 +363,7 @@ void entmax_sums(const Problem<T>& p, const Functions<T>& f, int64_t begin, int6
 // No scores in what is left of the last vector.
 template <class T>
 INLINE void fill_behind(const Problem<T>& p, int64_t n, T* scores) {
-  for (int64_t i = n * p.lanes; i % WIDE; i++) scores[i] = -infinity(T());
+  for (int64_t i = n * p.lanes; i % WIDEST<T>; i++) scores[i] = -infinity(T());
 }
 
 template <class T>
