@@ -100,14 +100,14 @@ def table(rows: Sequence[tuple[Shown, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(figure: Figure, shown: Sequence[Shown], columns: int = 4) -> None:
+def draw(figure: Figure, shown: Sequence[Shown], columns: int = 5) -> None:
     """Each pattern as a matrix, a row for each query."""
-    panels = figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat
+    panels = list(figure.subplots(math.ceil(len(shown) / columns), columns, squeeze=False).flat)
     for panel, one in zip(panels, shown, strict=False):
         panel.imshow(one.mask.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest")
-        panel.set_title(f"{one.name}: {one.edges.num_edges} pairs", fontsize=9)
+        panel.set_title(f"{one.name}\n{one.edges.num_edges} pairs", fontsize=9)
         panel.set(xticks=[], yticks=[])
-    for panel in list(panels)[len(shown) :]:
+    for panel in panels[len(shown) :]:
         panel.remove()
     figure.supxlabel("keys", fontsize=9)
     figure.supylabel("queries", fontsize=9)

@@ -294,7 +294,7 @@ def show_patterns(folder: Path, seed: int) -> bool:
         "from\nall pairs with a mask, outputs and gradients, as a share of the largest number:\n"
     )
     print(_pattern_gallery.table(rows))
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    figure = Figure(figsize=(12, 8.5), layout="constrained")
     _pattern_gallery.draw(figure, shown)
     save_figure(folder / "patterns.png", figure)
     print(f"\nThey are drawn in {folder / 'patterns.png'}")

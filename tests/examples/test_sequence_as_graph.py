@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from attn_core import patterns
@@ -114,6 +115,12 @@ def test_patterns_see_whom_they_say():
     assert cut[0].nonzero().flatten().tolist() == [0, 1, 4, 5, 16, 17, 20, 21]
     nearest = seen("5 nearest points")
     assert (nearest.sum(1) == 5).all() and nearest.diagonal().all()
+
+
+def test_each_pattern_has_a_picture():
+    figure, shown = Figure(), _pattern_gallery.gallery()
+    _pattern_gallery.draw(figure, shown)
+    assert [panel.get_title().split("\n")[0] for panel in figure.axes] == [x.name for x in shown]
 
 
 def test_a_pattern_that_differs_is_told(tmp_path, capsys, monkeypatch):
