@@ -178,7 +178,8 @@ void find_threshold(const Problem<T>& p, const T* scores, int64_t n, double* lar
   if (rough) find_threshold<T, float, P>(p, scores, n, largest, lambda, 1e-3f);
   const double tolerance = rough ? 1e-5 : smooth ? 1e-10 : 4e-16;
   find_threshold<T, double, P>(p, scores, n, largest, lambda, tolerance);
-  for (int h = 0; h < period_of<double>(p.lanes); h++) {
+  for (int h = 0; h < period_of<T>(p.lanes); h++) {  // vectors of T hold more than those of double
+    lambda[h] = lambda[h % p.lanes];
     if (largest[h] == -infinity(double())) largest[h] = 0;
   }
 }
