@@ -57,7 +57,7 @@ class Normalizer(metaclass=ABCMeta):
         """Weights of the shape of `scores`, whose rows are `rows`; scores at least float32."""
 
     def entmax_alpha(self) -> float | None:
-        """The α of which this is α-entmax, where that is a number that is known to be 1, 1.5 or 2.
+        """The α of which this is α-entmax, where that is a known number; None where it is not.
 
         Such weights w have one derivative: with `u = w^(2 - α)`, that of the scores is
         `u (g - Σ u g / Σ u)`.
@@ -228,8 +228,7 @@ class Entmax(Normalizer, name="entmax"):
             raise ValueError(f"alpha is {self.alpha}; it must be above 0 (1 is Softmax)")
 
     def entmax_alpha(self) -> float | None:
-        known = not isinstance(self.alpha, Tensor) and self.alpha in (1, 1.5, 2)
-        return float(self.alpha) if known else None
+        return None if isinstance(self.alpha, Tensor) else float(self.alpha)
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         if isinstance(self.alpha, Tensor):

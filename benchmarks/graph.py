@@ -24,6 +24,7 @@ from benchmarks._contenders import (
     save_inputs,
 )  # fmt: skip
 from benchmarks._measure import Timings
+from benchmarks._normalizers import measure_normalizers
 from benchmarks._processes import Group, Task, started
 from benchmarks._report import Cell, Report, Table
 from benchmarks._small import measure_small
@@ -302,4 +303,5 @@ PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "layers": measure_layers,
     "cora": measure_training,
     "sweep": measure_sweeps,
+    "normalisers": measure_normalizers,
 }

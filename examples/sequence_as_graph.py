@@ -11,7 +11,9 @@ the attention but the positions, which are marked on the words before.
 
 Each way to compute this is a function of a few lines below. The program runs them with the same
 weights, prints the largest differences between their outputs and between their gradients, and draws
-the attention of the first sentence as a matrix and as a graph.
+the attention of the first sentence as a matrix and as a graph. Then it shows every pattern that the
+library knows (windows, steps, global tokens, random blocks, neighbours on grids, nearest points,
+sequences side by side) as a matrix, as a graph, and by the support that is fastest.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from torch_geometric.nn import TransformerConv
 
 from attn_core import patterns
 from attn_core.supports.patterns import Pattern
+from examples import _pattern_gallery
 from examples.shared.files import UserError, prepare_folder
 from examples.shared.pictures import save_figure
 from examples.shared.program import exit_status
@@ -279,7 +282,26 @@ def run(args: argparse.Namespace) -> int:
     if not different:
         print("\nAll are the same but for rounding.")
     print(f"The attention of the first sentence is drawn in {path}")
-    return 1 if different else 0
+    return 1 if show_patterns(folder, args.seed) or different else 0
+
+
+def show_patterns(folder: Path, seed: int) -> bool:
+    """Prints and draws every pattern; returns whether one differs by more than rounding."""
+    shown = _pattern_gallery.gallery(seed)
+    rows = [(one, _pattern_gallery.differences(one, seed)) for one in shown]
+    print(
+        "\nEvery pattern, computed by the support that is fastest and as a graph. How far each is "
+        "from\nall pairs with a mask, outputs and gradients, as a share of the largest number:\n"
+    )
+    print(_pattern_gallery.table(rows))
+    figure = Figure(figsize=(12, 8.5), layout="constrained")
+    _pattern_gallery.draw(figure, shown)
+    save_figure(folder / "patterns.png", figure)
+    print(f"\nThey are drawn in {folder / 'patterns.png'}")
+    wrong = [one.name for one, off in rows if max(off.values()) > TOLERANCE[torch.float64]]
+    for name in wrong:
+        print(f"\nmore than rounding: {name}", file=sys.stderr)
+    return bool(wrong)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

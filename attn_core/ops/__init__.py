@@ -14,7 +14,7 @@ from torch import Tensor
 from attn_core import compiled
 from attn_core.backends import bmm, sdpa, window
 from attn_core.call import Attended, Call
-from attn_core.ops import additive, edge_attention, edge_function, edge_sums
+from attn_core.ops import additive, edge_attention, edge_entmax, edge_function, edge_sums
 from attn_core.ops.steps import OpSteps
 from attn_core.reference import Steps
 from attn_core.supports import Dense, Edges, PendingEdges, Window
@@ -25,8 +25,8 @@ _REFERENCE, _OPS = Steps(), OpSteps()
 _KERNELS: dict[type, tuple[Any, ...]] = {
     Dense: (sdpa, bmm),
     Window: (window,),
-    Edges: (edge_attention, edge_function),
-    PendingEdges: (edge_attention, edge_function),
+    Edges: (edge_attention, edge_entmax, edge_function),
+    PendingEdges: (edge_attention, edge_entmax, edge_function),
 }
 
 _FOLDED = Dense, Window

@@ -21,7 +21,7 @@ from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.call import Attended, Call
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.dropout import dropout_scale
-from attn_core.normalizers import Softmax
+from attn_core.normalizers import Normalizer, Softmax
 from attn_core.ops.twice import differentiated
 from attn_core.score_functions import FUNCTION
 from attn_core.scores import Additive, Dot, Score
@@ -98,9 +98,18 @@ def name_pairs(p: Problem, support: Support | None) -> None:
 
 def plainly(p: Problem) -> tuple[Tensor, Tensor]:
     """The same in plain torch, which can be differentiated any number of times."""
-    edges, softmax = p.edges, Softmax()
+    return plain_output(p, Softmax())  # type: ignore[return-value]
+
+
+def plain_output(p: Problem, normalizer: Normalizer) -> tuple[Tensor, Tensor | None]:
+    """The output with any normaliser, and the log-sum-exp of a softmax, in plain torch."""
+    edges, log_sum_exp = p.edges, None
     scores = logits(p)
-    weights, log_sum_exp = softmax.with_log_sum_exp(scores, edges.rows(scores, p.num_keys))
+    rows = edges.rows(scores, p.num_keys)
+    if isinstance(normalizer, Softmax):
+        weights, log_sum_exp = normalizer.with_log_sum_exp(scores, rows)
+    else:
+        weights = normalizer.normalize(scores, rows)
     if p.seed is not None:
         ids = edges.source_id if p.pair_id is None else p.pair_id
         weights = weights * dropout_scale(p.seed, ids, p.heads, p.dropout).to(weights.dtype)

@@ -23,6 +23,8 @@ from attn_core.normalizers import Entmax, Normalizer, Softmax, use_over_edges
 from attn_core.rows import EdgeRows
 from attn_core.transforms import needs_plain_torch
 
+_KNOWN = 1, 1.5, 2  # of α-entmax, those that have a kernel on a GPU
+
 
 def serves(x: Tensor) -> bool:
     """Whether the reductions gain anything for such numbers."""
@@ -88,11 +90,8 @@ def normalize(
     alpha = normalizer.entmax_alpha()
     if not isinstance(rows, Segments):
         rows = Segments(rows.index, rows.num, rows.exists)
-    if (
-        alpha is None
-        or needs_plain_torch()
-        or not (gpu.serves(scores) or pairs.serves_rows(scores))
-    ):
+    on_gpu = gpu.serves(scores) and alpha in _KNOWN
+    if alpha is None or needs_plain_torch() or not (on_gpu or pairs.serves_rows(scores)):
         if need_log_sum_exp and isinstance(normalizer, Softmax):
             return normalizer.with_log_sum_exp(scores, rows)
         return normalizer.normalize(scores, rows), None
@@ -168,8 +167,8 @@ def segment_softmax_backward(
 
 @torch.library.custom_op("attn_core::segment_entmax", mutates_args=(), **LOOKS_EDGES_UP)
 def segment_entmax(scores: Tensor, index: Tensor, num: int, alpha: float) -> Tensor:
-    """α-entmax of scores `[E, ...]` over the entries of each group, for α = 1.5 and 2."""
-    if gpu.serves(scores):
+    """α-entmax of scores `[E, ...]` over the entries of each group, for any α but 1."""
+    if gpu.serves(scores) and alpha in _KNOWN:
         return _triton().entmax(_flat(scores), _items(index, num), alpha).view(scores.shape)
     if pairs.serves_rows(scores):
         order = grouping_of(index, num).order
@@ -182,7 +181,7 @@ def segment_entmax_backward(
     grad: Tensor, weights: Tensor, index: Tensor, num: int, alpha: float
 ) -> Tensor:
     """The gradient of the scores."""
-    if gpu.serves(weights, grad):
+    if gpu.serves(weights, grad) and alpha in _KNOWN:
         found = _triton().entmax_backward(_flat(weights), _flat(grad), _items(index, num), alpha)
         return found.view(weights.shape)
     if pairs.serves_rows(weights):

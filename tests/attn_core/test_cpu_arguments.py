@@ -30,7 +30,12 @@ WRITTEN = {
     "pair_scores": ("scores",),
     "pair_sums": ("sums", "of_vector", "of_pair"),
     "segment_softmax": ("weights", "log_sum_exp"),
-    "segment_sparse": ("weights",),
+    "segment_entmax": ("weights",),
+    "entmax_forward": ("output", "thresholds"),
+    "entmax_backward": (
+        "grad_query", "grad_key", "grad_value", "grad_vector", "grad_bias", "grad_pair_key",
+        "grad_pair_value",
+    ),
     "segment_gradient": ("of_scores",),
     "additive_scores": ("logits",),
     "additive_gradients": ("grad_query", "grad_key", "grad_vector"),
@@ -83,8 +88,19 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "bias": of_pairs(), "pair_key": of_pairs(width), "pair_value": of_pairs(WIDTH),
         **graph, "other": OTHER.clone(),
         "pair_id": torch.arange(pairs), **score, "dropout": 0.5, "seed": 7, "num_rows": pairs,
+    }  # fmt: skip
+    softmax = {
         "output": nodes(WIDTH), "maximum": torch.randn(NODES, HEADS),
         "total": torch.rand(NODES, HEADS),
+    }  # fmt: skip
+    entmax = {
+        "alpha": 1.5, "thresholds": torch.rand(NODES, 2, HEADS, dtype=torch.float64),
+    }  # fmt: skip
+    gradients = {
+        "key_pointer": POINTER.clone(), "key_other": OTHER.clone(), "key_place": PLACE.clone(),
+        "grad_output": nodes(WIDTH), "grad_query": nodes(), "grad_key": nodes(),
+        "grad_value": nodes(WIDTH), "grad_vector": vector.clone(), "grad_bias": of_pairs(),
+        "grad_pair_key": of_pairs(width), "grad_pair_value": of_pairs(WIDTH),
     }  # fmt: skip
     pairwise = {
         "row": nodes(), "other": nodes(), "vector": vector, "pair": of_pairs(width), **graph,
@@ -103,15 +119,12 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     merged = torch.randn(NODES, WIDTH if numbers else HEADS * WIDTH)
     numbered = torch.full((NODES,), -1, dtype=torch.int32)
     given: dict[str, dict[str, Any]] = {
-        "forward": {**attention, "log_sum_exp": torch.randn(NODES, HEADS)},
+        "forward": {**attention, **softmax, "log_sum_exp": torch.randn(NODES, HEADS)},
         "backward": {
-            **attention, "key_pointer": torch.tensor([0, 2, 3, 4]), "key_other": OTHER.clone(),
-            "key_place": PLACE.clone(), "grad_output": nodes(WIDTH),
-            "grad_log_sum_exp": torch.randn(NODES, HEADS), "grad_query": nodes(),
-            "grad_key": nodes(), "grad_value": nodes(WIDTH), "grad_vector": vector.clone(),
-            "grad_bias": of_pairs(), "grad_pair_key": of_pairs(width),
-            "grad_pair_value": of_pairs(WIDTH),
+            **attention, **softmax, **gradients, "grad_log_sum_exp": torch.randn(NODES, HEADS),
         },
+        "entmax_forward": {**attention, **entmax, "output": nodes(WIDTH)},
+        "entmax_backward": {**attention, **entmax, **gradients},
         "pair_scores": {**pairwise, "scores": of_pairs()},
         "pair_sums": {
             "given": of_pairs(), **pairwise, "sums": nodes(), "of_vector": vector.clone(),
@@ -121,11 +134,11 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
             "scores": of_pairs(), **graph, "threads": 2, "weights": of_pairs(),
             "log_sum_exp": torch.randn(NODES, HEADS),
         },
-        "segment_sparse": {
-            "scores": of_pairs(), **graph, "power": 1, "threads": 2, "weights": of_pairs(),
+        "segment_entmax": {
+            "scores": of_pairs(), **graph, "alpha": 1.5, "threads": 2, "weights": of_pairs(),
         },
         "segment_gradient": {
-            "grad": of_pairs(), "weights": of_pairs(), **graph, "power": 1, "threads": 2,
+            "grad": of_pairs(), "weights": of_pairs(), **graph, "alpha": 1.5, "threads": 2,
             "of_scores": of_pairs(),
         },
         "additive_scores": {**additive, "logits": logits},

@@ -27,7 +27,9 @@ from attn_core.rows import EdgeRows
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
 
-NORMALIZERS: dict[float, Normalizer] = {1.0: Softmax(), 1.5: Entmax(), 2.0: Sparsemax()}
+NORMALIZERS: dict[float, Normalizer] = {
+    1.0: Softmax(), 1.5: Entmax(), 2.0: Sparsemax(), 1.3: Entmax(1.3), 0.8: Entmax(0.8),
+}  # fmt: skip
 SETS = ["avx512", "avx2", "baseline"]
 DOUBLE = torch.float64
 
@@ -225,7 +227,7 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
 
     def call(**changed: Any) -> None:
         given = {"given": torch.zeros(2, 1), "pointer": pointer, "place": place, **changed}
-        compiled.module.segment_sparse(*given.values(), 2, 1, out)
+        compiled.module.segment_entmax(*given.values(), 1.5, 1, out)
         compiled.module.segment_softmax(*given.values(), 1, out, None)
 
     call()
@@ -235,5 +237,6 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
         call(pointer=torch.tensor([0, 1, 3]))
     with pytest.raises(ValueError, match="given has a shape"):
         call(given=torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="power is not known"):
-        compiled.module.segment_sparse(torch.zeros(2, 1), pointer, place, 3, 1, out)
+    for alpha in (0.0, -1.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="alpha is"):
+            compiled.module.segment_entmax(torch.zeros(2, 1), pointer, place, alpha, 1, out)

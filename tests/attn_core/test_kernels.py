@@ -17,18 +17,20 @@ from attn_core import (
     Dense,
     Dot,
     Edges,
+    Entmax,
     PendingEdges,
     Score,
     Softmax,
+    Sparsemax,
     Window,
     attend,
     backend,
 )
-from attn_core.backends import bmm, csr, sdpa, window
+from attn_core.backends import bmm, cpu, csr, sdpa, window
 from attn_core.call import Call
 from attn_core.graph.known import owner_of
 from attn_core.ops import edge_attention as edges
-from attn_core.ops import fastest
+from attn_core.ops import edge_entmax, fastest
 
 OP = torch.ops.attn_core.edge_attention.default
 BACKWARD = torch.ops.attn_core.edge_attention_backward.default
@@ -306,6 +308,11 @@ def test_which_kernel_serves_which_call() -> None:
         assert chosen(score, support) is chosen(score, pending, True) is edges.run
     assert chosen(Additive(activation=torch.sigmoid), support) is None
     assert chosen(Dot(), support, normalizer=Softmax(0.5)) is edges.run
+    sparse = chosen(Additive(), support, normalizer=Entmax(1.3))
+    assert sparse is (edge_entmax.run if cpu.available() else None)
+    assert chosen(Dot(), pending, normalizer=Sparsemax()) is sparse
+    assert chosen(Dot(), support, True, normalizer=Sparsemax()) is None  # makes weights anyway
+    assert chosen(Dot(), support, normalizer=Entmax(torch.tensor(1.3))) is None
     assert chosen(Dot(), Dense()) is chosen(Dot(), Dense(), normalizer=Softmax(0.5)) is sdpa.run
     assert chosen(Dot(), Dense(), need_weights=True) is bmm.run
     assert chosen(Dot(), Window(1)) is window.run

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.backends.problem import Problem
+from attn_core.backends.problem import NAMES, Problem
 from attn_core.transforms import bare
 
 KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
@@ -70,19 +70,9 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     arguments, dtype = _arguments(problem)
-    padded: tuple[Any, ...] = arguments[:7]
-    pairs = problem.edges.num_edges
-    gradients: list[Tensor | None] = []
-    for i, (need, like) in enumerate(zip(needed, padded, strict=True)):
-        if not need or like is None:
-            gradients.append(None)
-        elif i < 4 or problem.num_rows == pairs:
-            gradients.append(torch.empty(like.shape, dtype=dtype, device="cpu"))
-        else:  # rows of self-loops that were replaced
-            gradients.append(torch.zeros(like.shape, dtype=dtype, device="cpu"))
-    of_query, of_key, of_value, of_vector, of_bias, of_pair_key, of_pair_value = gradients
+    gradients = _room_for_gradients(problem, arguments, needed, dtype)
     numbers = problem.kind != "dot" and problem.key.shape[-1] == 1  # these need the pairs by key
-    turned = numbers or of_key is not None or of_value is not None
+    turned = numbers or gradients[1] is not None or gradients[2] is not None
     compiled.call(
         "backward",
         *arguments,
@@ -92,14 +82,29 @@ def backward(
         *_order(problem, by_key=turned)[0],
         _plain(_wide(grad_output, 4), dtype),
         _plain(grad_log_sum_exp, dtype),
-        of_query,
-        of_key,
-        of_value,
-        of_vector,
-        of_bias,
-        of_pair_key,
-        of_pair_value,
+        *gradients,
     )
+    return _as_given(problem, gradients)
+
+
+def _room_for_gradients(
+    problem: Problem, arguments: tuple[Any, ...], needed: list[bool], dtype: torch.dtype
+) -> list[Tensor | None]:
+    """Memory for the gradients of the tensors, as wide as the kernels take these."""
+    pairs = problem.edges.num_edges
+    gradients: list[Tensor | None] = []
+    for i, (need, like) in enumerate(zip(needed, arguments[: len(NAMES)], strict=True)):
+        if not need or like is None:
+            gradients.append(None)
+        elif i < 4 or problem.num_rows == pairs:
+            gradients.append(torch.empty(like.shape, dtype=dtype, device="cpu"))
+        else:  # rows of self-loops that were replaced
+            gradients.append(torch.zeros(like.shape, dtype=dtype, device="cpu"))
+    return gradients
+
+
+def _as_given(problem: Problem, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """The gradients as wide as the tensors that were given."""
     return [
         None if grad is None or given is None else _cut(grad, given.shape[-1])
         for grad, given in zip(gradients, problem.tensors, strict=True)

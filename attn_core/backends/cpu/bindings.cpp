@@ -7,10 +7,10 @@
 
 #include "arrays.h"
 #include "dispatch.h"
-#include "dropout.h"
+#include "edge_call.h"
+#include "entmax_bindings.h"
 #include "graph_bindings.h"
 #include "layer_bindings.h"
-#include "memory.h"
 #include "pairs_bindings.h"
 #include "parallel.h"
 #include "problem.h"
@@ -21,66 +21,6 @@ using namespace arrays;
 
 namespace {
 
-bool is_probability(double p) {
-  if (!(p >= 0 && p <= 1)) refuse("dropout", "is no probability");
-  return true;
-}
-
-template <class T>
-struct Call {
-  attn::Problem<T> problem;
-  int64_t num_queries = 0, num_keys = 0, pairs = 0, num_rows = 0;
-
-  Call(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
-       const Maybe<const T>& vector, const Maybe<const T>& bias, const Maybe<const T>& pair_key,
-       const Maybe<const T>& pair_value, const Index& pointer, const Column& other,
-       const Places& place, const std::optional<Index>& pair_id,
-       int kind, double constant, double dropout, int64_t seed, int64_t per_pair, bool backward) {
-    if (key.ndim() != 3 || value.ndim() != 3 || query.ndim() != 3) refuse("key", "is not [N, H, D]");
-    const int64_t heads = key.shape(1), width = key.shape(2), value_width = value.shape(2);
-    num_queries = query.shape(0);
-    num_keys = key.shape(0);
-    pairs = other.size();
-    num_rows = per_pair;
-    if (heads < 1 || heads > (1 << 16) || width > (1 << 20) || value_width > (1 << 20)) {
-      refuse("key", "has no heads or too many channels");
-    }
-    if ((width % 4 && !(width == 1 && kind != attn::DOT)) || value_width % 4 || width < 1 ||
-        value_width < 1) {
-      refuse("key", "or value has a width that is no multiple of 4");
-    }
-    if (kind < attn::DOT || kind > attn::TANH) refuse("kind", "is not known");
-    auto& p = problem;
-    p.kind = attn::Kind(kind);
-    p.scale = p.slope = T(constant);
-    p.heads = int(heads);
-    p.lanes = attn::lanes_of(heads);
-    p.width = int(width);
-    p.value_width = int(value_width);
-    p.query = rows<const T>("query", query, num_queries, heads, width);
-    p.key = rows<const T>("key", key, num_keys, heads, width);
-    p.value = rows<const T>("value", value, num_keys, heads, value_width);
-    if (kind != attn::DOT) {
-      if (!vector) refuse("vector", "is missing");
-      p.vector = packed<const T>("vector", *vector, heads, width);
-    }
-    p.bias = rows<const T>("bias", bias, num_rows, heads, 0, true);
-    p.pair_key = rows<const T>("pair_key", pair_key, num_rows, heads, width);
-    p.pair_value = rows<const T>("pair_value", pair_value, num_rows, heads, value_width);
-    p.drops = is_probability(dropout) && dropout > 0;
-    const bool reads_place = backward || p.drops || p.bias || p.pair_key || p.pair_value;
-    if (num_rows < pairs) refuse("num_rows", "are fewer rows than there are pairs");
-    p.by_query =
-        graph("by_query", pointer, other, place, num_queries, num_keys, num_rows, reads_place);
-    if (pair_id) {
-      if (int64_t(pair_id->size()) != num_rows) refuse("pair_id", "has another length than the rows");
-      p.pair_id = pair_id->data();
-    }
-    p.far = is_far<T>((num_queries + num_keys) * heads * (width + value_width));
-    if (p.drops) p.dropout = attn::dropout_of(dropout, seed);
-  }
-};
-
 template <class T>
 void forward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
              const Maybe<const T>& vector, const Maybe<const T>& bias,
@@ -90,7 +30,7 @@ void forward(const Array<const T>& query, const Array<const T>& key, const Array
              int64_t seed, int64_t num_rows, int threads, const Array<T>& output,
              const Array<T>& log_sum_exp, const Array<T>& maximum, const Array<T>& total) {
   nb::gil_scoped_release released;
-  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
+  EdgeCall<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                pair_id, kind, constant, dropout, seed, num_rows, false);
   auto& p = call.problem;
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
@@ -119,27 +59,17 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
               const Maybe<T>& grad_vector, const Maybe<T>& grad_bias,
               const Maybe<T>& grad_pair_key, const Maybe<T>& grad_pair_value) {
   nb::gil_scoped_release released;
-  Call<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
+  EdgeCall<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                pair_id, kind, constant, dropout, seed, num_rows, true);
   auto& p = call.problem;
-  const int64_t nq = call.num_queries, nk = call.num_keys;
+  const int64_t nq = call.num_queries;
   p.output = rows<T>("output", output, nq, p.heads, p.value_width);
   p.maximum = rows<T>("maximum", maximum, nq, p.heads, 0, true);
   p.total = rows<T>("total", total, nq, p.heads, 0, true);
   p.grad_output = rows<const T>("grad_output", grad_output, nq, p.heads, p.value_width);
   p.grad_log_sum_exp = rows<const T>("grad_log_sum_exp", grad_log_sum_exp, nq, p.heads, 0, true);
-  p.grad_query = rows<T>("grad_query", grad_query, nq, p.heads, p.width);
-  p.grad_key = rows<T>("grad_key", grad_key, nk, p.heads, p.width);
-  p.grad_value = rows<T>("grad_value", grad_value, nk, p.heads, p.value_width);
-  p.grad_bias = rows<T>("grad_bias", grad_bias, num_rows, p.heads, 0, true);
-  p.grad_pair_key = rows<T>("grad_pair_key", grad_pair_key, num_rows, p.heads, p.width);
-  p.grad_pair_value = rows<T>("grad_pair_value", grad_pair_value, num_rows, p.heads, p.value_width);
-  T* of_vector = nullptr;
-  if (grad_vector) {
-    if (!p.vector) refuse("grad_vector", "is asked for, but there is no vector");
-    of_vector = packed<T>("grad_vector", *grad_vector, p.heads, p.width);
-    p.need_vector = true;
-  }
+  T* of_vector = call.wants(grad_query, grad_key, grad_value, grad_vector, grad_bias, grad_pair_key,
+                            grad_pair_value);
   apart({{"grad_query", grad_query}, {"grad_key", grad_key}, {"grad_value", grad_value},
          {"grad_vector", grad_vector}, {"grad_bias", grad_bias}, {"grad_pair_key", grad_pair_key},
          {"grad_pair_value", grad_pair_value}},
@@ -149,14 +79,8 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
          {"maximum", maximum}, {"total", total}, {"key_pointer", key_pointer}, {"key_other", key_other},
          {"key_place", key_place}, {"grad_output", grad_output},
          {"grad_log_sum_exp", grad_log_sum_exp}});
-  for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
-    if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
-  }
   const bool by_key = p.grad_key || p.grad_value || p.numbers();
-  if (by_key) {
-    p.by_key = graph("by_key", key_pointer, key_other, key_place, nk, nq, num_rows);
-    if (int64_t(key_other.size()) != call.pairs) refuse("by_key", "has another number of pairs");
-  }
+  if (by_key) call.turned(key_pointer, key_other, key_place);
   attn::differentiate(p, call.pairs, num_rows, threads, of_vector);
 }
 
@@ -239,6 +163,7 @@ NB_MODULE(_cpu, m) {
   define<float>(m);
   define<double>(m);
   attn::define_pairs(m);
+  attn::define_entmax(m);
   attn::define_additive(m);
   attn::define_graphs(m);
   attn::define_layers(m);

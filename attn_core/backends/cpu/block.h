@@ -104,6 +104,8 @@ struct Scratch {
   T *logits, *weights, *grads, *keep, *x, *means, *rests, *scales;  // of a block
   T *largest, *total, *scale, *mean, *rest, *fixed, *vector, *ones;  // of a row
   T *row_key, *zeros, *made_key, *made_value;
+  T* row;  // what entmax keeps of a whole row
+  double* thresholds;
 
   Scratch(const Problem<T>& p, T* at) {
     const int64_t repeated = period(p), block = int64_t(BLOCK) * repeated;
@@ -122,6 +124,9 @@ struct Scratch {
     zeros = take(size);
     made_key = at;
     made_value = at + BLOCK * size;
+    row = made_value + int64_t(BLOCK) * p.heads * p.value_width;
+    const auto behind = reinterpret_cast<uintptr_t>(row + 3 * p.room);
+    thresholds = reinterpret_cast<double*>((behind + 7) / 8 * 8);
     if (p.vector && p.width == 1) repeat(p, p.vector, vector);
   }
 };

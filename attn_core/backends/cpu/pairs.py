@@ -21,7 +21,6 @@ from attn_core.transforms import bare
 
 _DTYPES = torch.float32, torch.float64
 _WIDEST = 2**16  # numbers in a row: each thread holds some hundred rows
-_POWERS = {1.0: 0, 1.5: 1, 2.0: 2}  # 2 - α, as the kernels know it
 
 
 def serves(edges: Edges, x: Tensor) -> bool:
@@ -169,11 +168,11 @@ def softmax(given: Tensor, order: Order) -> tuple[Tensor, Tensor]:
 
 
 def entmax(given: Tensor, order: Order, alpha: float) -> Tensor:
-    """α-entmax of scores `[E, H]` over each row, for α = 1.5 and 2 (sparsemax)."""
+    """α-entmax of scores `[E, H]` over each row, for any α > 0 but 1."""
     given = _plain(given, given.dtype)
     out = torch.empty_like(given)
     threads = torch.get_num_threads()
-    compiled.call("segment_sparse", given, *_order(order), _POWERS[alpha], threads, out)
+    compiled.call("segment_entmax", given, *_order(order), alpha, threads, out)
     return out
 
 
@@ -183,7 +182,7 @@ def gradient(grad: Tensor, found: Tensor, order: Order, alpha: float) -> Tensor:
     out = torch.empty(found.shape, dtype=dtype, device="cpu")
     compiled.call(
         "segment_gradient", _plain(grad, dtype), _plain(found, dtype), *_order(order),
-        _POWERS[alpha], torch.get_num_threads(), out,
+        alpha, torch.get_num_threads(), out,
     )  # fmt: skip
     return out
 

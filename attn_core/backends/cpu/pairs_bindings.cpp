@@ -2,9 +2,7 @@
 
 #include <memory>
 
-#include "arrays.h"
-#include "dispatch.h"
-#include "sparse.h"
+#include "edge_call.h"
 
 using namespace nb::literals;
 using namespace arrays;
@@ -83,21 +81,6 @@ void pair_sums(const Array<const T>& given, const Maybe<const T>& row, const Arr
   attn::run(p, attn::SUMS, threads, into_vector);
 }
 
-template <class T>
-attn::Problem<T> segments(const Array<const T>& given, const Index& pointer, const Places& place) {
-  if (given.ndim() != 2 || pointer.size() < 1) refuse("given", "is not [E, H]");
-  if (given.shape(1) < 1 || given.shape(1) > (1 << 20)) {
-    refuse("given", "has no columns or too many");
-  }
-  attn::Problem<T> p;
-  p.heads = int(given.shape(1));
-  p.lanes = attn::lanes_of(p.heads);
-  p.width = p.value_width = 0;
-  p.by_query = graph("pairs", pointer, place, int64_t(pointer.size()) - 1, int64_t(place.size()));
-  p.given = rows<const T>("given", given, place.size(), p.heads, 0, true);
-  return p;
-}
-
 // Room for what is found of rows that are read in parts, if there are any.
 template <class T>
 std::unique_ptr<T[]> long_rows(attn::Problem<T>& p) {
@@ -126,31 +109,15 @@ void segment_softmax(const Array<const T>& scores, const Index& pointer, const P
   if (memory && p.made) attn::run(p, attn::SOFTMAX_PARTS, threads, static_cast<T*>(nullptr));
 }
 
-attn::Power power_of(int power) {
-  if (power < attn::ONE || power > attn::ZERO) refuse("power", "is not known");
-  return attn::Power(power);
-}
-
-template <class T>
-void segment_sparse(const Array<const T>& scores, const Index& pointer, const Places& place,
-                    int power, int threads, const Array<T>& weights) {
-  nb::gil_scoped_release released;
-  auto p = segments<T>(scores, pointer, place);
-  p.made = rows<T>("weights", weights, place.size(), p.heads, 0, true);
-  p.power = power_of(power);
-  apart({{"weights", weights}}, {{"scores", scores}, {"pointer", pointer}, {"place", place}});
-  attn::sparse_weights(p, threads);
-}
-
 template <class T>
 void segment_gradient(const Array<const T>& grad, const Array<const T>& weights,
-                      const Index& pointer, const Places& place, int power, int threads,
+                      const Index& pointer, const Places& place, double alpha, int threads,
                       const Array<T>& of_scores) {
   nb::gil_scoped_release released;
   auto p = segments<T>(grad, pointer, place);
   p.weights = rows<const T>("weights", weights, place.size(), p.heads, 0, true);
   p.made = rows<T>("of_scores", of_scores, place.size(), p.heads, 0, true);
-  p.power = power_of(power);
+  set_alpha(p, alpha);
   apart({{"of_scores", of_scores}},
         {{"grad", grad}, {"weights", weights}, {"pointer", pointer}, {"place", place}});
   const auto memory = long_rows(p);
@@ -172,10 +139,8 @@ void define(nb::module_& m) {
   m.def("segment_softmax", &segment_softmax<T>, "scores"_a.noconvert(), "pointer"_a.noconvert(),
         "place"_a.noconvert(), "threads"_a, "weights"_a.noconvert().none(),
         "log_sum_exp"_a.noconvert().none());
-  m.def("segment_sparse", &segment_sparse<T>, "scores"_a.noconvert(), "pointer"_a.noconvert(),
-        "place"_a.noconvert(), "power"_a, "threads"_a, "weights"_a.noconvert());
   m.def("segment_gradient", &segment_gradient<T>, "grad"_a.noconvert(), "weights"_a.noconvert(),
-        "pointer"_a.noconvert(), "place"_a.noconvert(), "power"_a, "threads"_a,
+        "pointer"_a.noconvert(), "place"_a.noconvert(), "alpha"_a, "threads"_a,
         "of_scores"_a.noconvert());
 }
 

@@ -27,9 +27,14 @@ enum Pass {
   SOFTMAX_PARTS,
   GRADIENT,
   GRADIENT_PARTS,
+  ENTMAX,  // entmax.h
+  ENTMAX_PARTS,
+  ENTMAX_QUERY,  // entmax_backward.h
+  ENTMAX_QUERY_PARTS,
+  ENTMAX_KEY,
 };
 // The derivative of weights w = α-entmax(s) is u g - u Σ u g / Σ u with u = w^(2 - α).
-enum Power { ONE = 0, ROOT = 1, ZERO = 2 };  // 2 - α is 1 for softmax, ½, 0 for sparsemax
+enum Power { ONE, ROOT, ZERO, OTHER };  // 2 - α is 1 for softmax, ½, 0 for sparsemax
 
 // Whole vectors of numbers of all heads, whatever the instruction set.
 ATTN_INLINE int lanes_of(int64_t heads) {
@@ -100,8 +105,15 @@ struct Problem {
   // The passes after SUM_QUERY: numbers per pair and head, [E, H], given and made
   Rows<const T> given, weights;
   Rows<T> made;
-  Power power = ONE;
   Rows<T> row_numbers;  // [Nq, 2, H], what was found of each long row
+  // α-entmax
+  double alpha = 1;
+  Power power = ONE;         // that of α
+  Rows<double> thresholds;   // [Nq, 2, H]: the largest score, and λ
+  bool skips = false;        // no row is looked at whose weights are 0: its numbers are finite
+  int64_t room = 0, long_room = 0;  // numbers in one of the arrays of a row, and of all long ones
+  T* long_rows = nullptr;
+  T* left = nullptr;  // [E, 2, H], by query: dropped weights, and gradients of logits or numbers
 
   // Whether the pass by key does all but the sums by query.
   ATTN_INLINE bool leaves() const { return of_queries != nullptr; }
@@ -110,19 +122,22 @@ struct Problem {
   ATTN_INLINE bool numbers() const { return kind != DOT && width == 1; }
 
   ATTN_INLINE int64_t id(int64_t place) const { return pair_id ? pair_id[place] : place; }
-  ATTN_INLINE const Graph& graph(Pass pass) const { return pass == BY_KEY ? by_key : by_query; }
+  ATTN_INLINE const Graph& graph(Pass pass) const {
+    return pass == BY_KEY || pass == ENTMAX_KEY ? by_key : by_query;
+  }
 
   // Numbers in what a task hands on of a row that it has seen a part of.
   ATTN_INLINE int64_t partial_size(Pass pass) const {
     int64_t h = heads;
     if (pass == FORWARD) return h * (2 + value_width);
-    if (pass == BY_KEY) return h * (width + value_width);
-    return pass == SOFTMAX || pass == GRADIENT ? 2 * h : h * width;
+    if (pass == BY_KEY || pass == ENTMAX_KEY) return h * (width + value_width);
+    if (pass == ENTMAX_PARTS) return h * value_width;
+    return pass == SOFTMAX || pass == GRADIENT || pass == ENTMAX_QUERY ? 2 * h : h * width;
   }
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;
     return BLOCK * (8 * h + int64_t(heads) * (width + value_width)) + 10 * h +
-           int64_t(heads) * (3 * width + value_width) + 64;
+           int64_t(heads) * (3 * width + value_width) + 64 + (room ? 3 * room + 8 * h : 0);
   }
 };
 
@@ -220,10 +235,22 @@ int64_t additive_memory(const Additive<T>& a) {
   return a.queries == 1 ? 0 : 2 * TILE_KEYS * a.padded;  // a single one meets keys where they lie
 }
 
+// The power of the derivative, for an α.
+ATTN_INLINE Power power_for(double alpha) {
+  return alpha == 1 ? ONE : alpha == 1.5 ? ROOT : alpha == 2 ? ZERO : OTHER;
+}
+
 template <class T>
 void run(const Problem<T>& problem, Pass pass, int threads, T* grad_vector);
 
+// The forward pass of α-entmax: attention, or weights alone, where `made` and `given` are.
+template <class T>
+void attend_entmax(Problem<T>& problem, int64_t num_keys, int64_t places, int threads);
+
 // All passes of the backward pass that the wanted gradients need; places lie below `places`.
+template <class T>
+void differentiate_entmax(Problem<T>& problem, int64_t pairs, int64_t num_keys, int64_t places,
+                          int threads, T* grad_vector);
 template <class T>
 void differentiate(Problem<T>& problem, int64_t pairs, int64_t places, int threads, T* grad_vector);
 

@@ -1,5 +1,7 @@
 // Cuts a pass into tasks that do not depend on the number of threads, and runs them.
 #include <algorithm>
+#include <atomic>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -61,7 +63,8 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
   const int64_t partial = p.partial_size(pass), size = int64_t(p.heads) * p.width;
   const int64_t scratch = (p.scratch_size() + 31) / 32 * 32;
   const Pass of_vector = p.numbers() || p.leaves() ? BY_KEY : BY_QUERY;
-  const bool vector = p.need_vector && (pass == of_vector || pass == SUMS);
+  const bool vector = p.need_vector && (pass == of_vector || pass == SUMS || pass == ENTMAX_QUERY ||
+                                        pass == ENTMAX_QUERY_PARTS);
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, int64_t(tasks.size()))));
   std::unique_ptr<T[]> memory(new T[scratch * threads]), partials(new T[parts * partial]);
   std::unique_ptr<T[]> vectors(vector ? new T[int64_t(tasks.size()) * size]() : nullptr);
@@ -89,7 +92,8 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
   }
 }
 
-// For each pair by query, where the same pair is by key; both know its place in the unsorted list.
+// For each pair of one order, where the same pair is in the other; both know its place in the
+// unsorted list.
 std::unique_ptr<uint32_t[]> places_by_query(const Graph& by_query, const Graph& by_key,
                                             int64_t pairs, int64_t places, int threads) {
   constexpr int64_t TASK = 1 << 14;
@@ -140,10 +144,107 @@ void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T*
   if (leaves && p.grad_query) run(p, SUM_QUERY, threads, grad_vector);
 }
 
+namespace {
+
+// Room for the longest row that is no long one, and for all that are; whether there are any.
+template <class T>
+bool keep_rows(Problem<T>& p, int arrays, std::unique_ptr<T[]>& memory) {
+  const Graph& graph = p.by_query;
+  int64_t longest = 0;
+  bool any = false;
+  for (int64_t i = 0; i < graph.num; i++) {
+    const int64_t size = graph.pointer[i + 1] - graph.pointer[i];
+    any |= size > CHUNK;
+    longest = std::max(longest, std::min(size, CHUNK));
+  }
+  p.room = longest * p.lanes + 16;
+  if (!any) return false;
+  const int64_t pairs = graph.pointer[graph.num];
+  p.long_room = pairs * p.lanes + (pairs / CHUNK + 1) * 16;
+  memory.reset(new T[size_t(arrays * p.long_room + graph.num * 2 * p.heads)]);
+  p.long_rows = memory.get();
+  p.row_numbers = {p.long_rows + arrays * p.long_room, 2 * p.heads};
+  return true;
+}
+
+// Whether all numbers are finite.
+template <class T>
+bool are_finite(const Rows<const T>& rows, int64_t num, int64_t size, int threads) {
+  const int64_t task = std::max<int64_t>(1, (1 << 16) / size);
+  std::atomic<bool> finite{true};
+  share((num + task - 1) / task, threads, [&](int64_t i, int) {
+    const T most = std::numeric_limits<T>::max();
+    int odd = 0;
+    for (int64_t row = i * task; row < std::min(num, (i + 1) * task); row++) {
+      const T* x = rows[row];
+      for (int64_t c = 0; c < size; c++) odd |= !(x[c] <= most && x[c] >= -most);
+    }
+    if (odd) finite = false;
+  });
+  return finite;
+}
+
+// Whether rows whose weights are 0 need not be looked at: they would show if they are no numbers.
+template <class T>
+bool may_skip(const Problem<T>& p, int64_t num_keys, int64_t places, int threads) {
+  const int64_t size = int64_t(p.heads) * p.value_width;
+  return are_finite(p.value, num_keys, size, threads) &&
+         (!p.pair_value || are_finite(p.pair_value, places, size, threads)) &&
+         (!p.grad_output || are_finite(p.grad_output, p.by_query.num, size, threads));
+}
+
+}  // namespace
+
+template <class T>
+void attend_entmax(Problem<T>& p, int64_t num_keys, int64_t places, int threads) {
+  std::unique_ptr<T[]> memory;
+  T* const nothing = nullptr;
+  const bool parts = keep_rows(p, 1, memory);
+  std::unique_ptr<double[]> thresholds;
+  if (parts && !p.thresholds) {
+    thresholds.reset(new double[size_t(p.by_query.num * 2 * p.heads)]);
+    p.thresholds = {thresholds.get(), 2 * p.heads};
+  }
+  p.skips = !p.made && may_skip(p, num_keys, places, threads);
+  run(p, ENTMAX, threads, nothing);
+  if (parts) run(p, ENTMAX_PARTS, threads, nothing);
+}
+
+template <class T>
+void differentiate_entmax(Problem<T>& p, int64_t pairs, int64_t num_keys, int64_t places,
+                          int threads, T* grad_vector) {
+  std::unique_ptr<T[]> memory, left, more;
+  std::unique_ptr<uint32_t[]> from;
+  const bool parts = keep_rows(p, 3, memory), by_key = p.grad_key || p.grad_value;
+  p.skips = may_skip(p, num_keys, places, threads);
+  if (by_key) {
+    const int64_t numbers = pairs * 2 * p.heads;
+    left.reset(p.left = new T[size_t(numbers)]);
+    use_large_pages(p.left, numbers * int64_t(sizeof(T)));
+    from = places_by_query(p.by_key, p.by_query, pairs, places, threads);
+    p.from = from.get();
+  }
+  run(p, ENTMAX_QUERY, threads, grad_vector);
+  if (parts) {
+    const int64_t width = p.need_vector ? int64_t(p.heads) * p.width : 0;
+    more.reset(new T[size_t(width)]());
+    run(p, ENTMAX_QUERY_PARTS, threads, more.get());
+    for (int64_t c = 0; c < width; c++) grad_vector[c] += more[c];
+  }
+  if (by_key) run(p, ENTMAX_KEY, threads, grad_vector);
+}
+
 template void run<float>(const Problem<float>&, Pass, int, float*);
 template void run<double>(const Problem<double>&, Pass, int, double*);
 
 template void differentiate<float>(Problem<float>&, int64_t, int64_t, int, float*);
 template void differentiate<double>(Problem<double>&, int64_t, int64_t, int, double*);
+
+template void attend_entmax<float>(Problem<float>&, int64_t, int64_t, int);
+template void attend_entmax<double>(Problem<double>&, int64_t, int64_t, int);
+
+template void differentiate_entmax<float>(Problem<float>&, int64_t, int64_t, int64_t, int, float*);
+template void differentiate_entmax<double>(Problem<double>&, int64_t, int64_t, int64_t, int,
+                                           double*);
 
 }  // namespace attn

@@ -114,8 +114,9 @@ void softmax_write(const Problem<T>& p, int64_t row, int64_t begin, int64_t end,
 
 // u of a weight, for the derivatives: a power of it.
 template <class T>
-INLINE T power_of(Power power, T weight) {
+INLINE T power_of(const Problem<T>& p, Power power, T weight) {
   if (power == ONE) return weight;
+  if (power == OTHER && weight != T(0)) return T(__builtin_pow(double(weight), 2 - p.alpha));
   if (power == ROOT) return sizeof(T) == 8 ? __builtin_sqrt(weight) : __builtin_sqrtf(weight);
   return weight != T(0) ? T(1) : T(0);
 }
@@ -126,10 +127,13 @@ INLINE void gradient_read(const Problem<T>& p, int64_t begin, int64_t end, T* su
   const int heads = p.heads;
   for (int h = 0; h < 2 * heads; h++) sums[h] = 0;
   for (int64_t at = begin; at < end; at++) {
-    const T *grad = p.given[p.by_query.place[at]], *weight = p.weights[p.by_query.place[at]];
+    const int64_t place = p.by_query.place[at];
+    const T *grad = p.given[place], *weight = p.weights[place];
+    T* out = p.made[place];
 #pragma omp simd
     for (int h = 0; h < heads; h++) {
-      const T u = power_of(P, weight[h]);
+      const T u = power_of(p, P, weight[h]);
+      if constexpr (P == OTHER) out[h] = u;  // which takes long
       sums[h] += u * grad[h];
       sums[heads + h] += u;
     }
@@ -146,7 +150,8 @@ INLINE void gradient_blocks(const Problem<T>& p, int64_t begin, int64_t end, con
     for (int h = 0; h < heads; h++) {
       // The weights of softmax sum to 1, or there are none
       const T mean = P == ONE || sums[heads + h] == T(0) ? sums[h] : sums[h] / sums[heads + h];
-      out[h] = power_of(P, weight[h]) * (grad[h] - mean);
+      const T u = P == OTHER ? out[h] : power_of(p, P, weight[h]);
+      out[h] = u * (grad[h] - mean);
     }
   }
 }
@@ -157,6 +162,7 @@ void gradient_part(const Problem<T>& p, int64_t begin, int64_t end, T* sums) {
     case ONE: gradient_read<T, ONE>(p, begin, end, sums); break;
     case ROOT: gradient_read<T, ROOT>(p, begin, end, sums); break;
     case ZERO: gradient_read<T, ZERO>(p, begin, end, sums); break;
+    case OTHER: gradient_read<T, OTHER>(p, begin, end, sums); break;
   }
 }
 template <class T>
@@ -165,6 +171,7 @@ void gradient_write(const Problem<T>& p, int64_t begin, int64_t end, const T* su
     case ONE: gradient_blocks<T, ONE>(p, begin, end, sums); break;
     case ROOT: gradient_blocks<T, ROOT>(p, begin, end, sums); break;
     case ZERO: gradient_blocks<T, ZERO>(p, begin, end, sums); break;
+    case OTHER: gradient_blocks<T, OTHER>(p, begin, end, sums); break;
   }
 }
 template <class T>

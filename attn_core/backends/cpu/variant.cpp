@@ -1,6 +1,7 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
 #include "additive.h"
 #include "ends.h"
+#include "entmax_backward.h"
 #include "features.h"
 #include "pairs.h"
 #include "segments.h"
@@ -34,6 +35,11 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
       case GRADIENT: gradient_row(p, row, s); break;
       case SOFTMAX_PARTS: break;  // whole rows are done
       case GRADIENT_PARTS: break;
+      case ENTMAX: entmax_row(p, f, row, s); break;
+      case ENTMAX_PARTS: break;
+      case ENTMAX_QUERY: entmax_query_row(p, f, row, s, grad_vector); break;
+      case ENTMAX_QUERY_PARTS: break;
+      case ENTMAX_KEY: entmax_key_row(p, f, row, s); break;
     }
   }
 }
@@ -63,6 +69,14 @@ void part(const Problem<T>& p, Pass pass, int64_t row, int64_t begin, int64_t en
     case SOFTMAX_PARTS: softmax_write(p, row, begin, end, s); break;
     case GRADIENT: gradient_part(p, begin, end, partial); break;
     case GRADIENT_PARTS: gradient_write(p, begin, end, p.row_numbers[row]); break;
+    case ENTMAX: entmax_score_part(p, f, row, begin, end, s); break;
+    case ENTMAX_PARTS: entmax_sum_part(p, f, row, begin, end, s, partial); break;
+    case ENTMAX_QUERY: entmax_means_part(p, f, row, begin, end, s, partial); break;
+    case ENTMAX_QUERY_PARTS:
+      entmax_gradients(p, f, row, begin, end, s, kept_part(p, row, begin, s), p.row_numbers[row],
+                       p.grad_query ? partial : nullptr, grad_vector);
+      break;
+    case ENTMAX_KEY: entmax_key_pairs(p, f, row, begin, end, s, of_key, of_value); break;
   }
 }
 
@@ -75,9 +89,13 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
     forward_merge(p, row, partials, count, s);
   } else if (pass == SOFTMAX) {
     softmax_merge(p, row, partials, count, s);
-  } else if (pass == GRADIENT) {
+  } else if (pass == ENTMAX) {
+    entmax_merge(p, row, s);
+  } else if (pass == ENTMAX_PARTS) {
+    if (!p.made) add_parts(p.output[row], partials, count, step, step);
+  } else if (pass == GRADIENT || pass == ENTMAX_QUERY) {
     add_parts(p.row_numbers[row], partials, count, step, step);
-  } else if (pass == BY_KEY) {
+  } else if (pass == BY_KEY || pass == ENTMAX_KEY) {
     if (p.grad_key) add_parts(p.grad_key[row], partials, count, step, size);
     if (p.grad_value) {
       add_parts(p.grad_value[row], partials + size, count, step,
