@@ -1,13 +1,14 @@
 """Attention over edges with what a graph layer does around it, as one step of autograd.
 
-On a small graph nothing takes as long as to go from one torch operator to the next. So where nobody
-watches, the layer's linear maps, GAT's scores of nodes, the attention, the merging of heads and what
-is added are one step, whose gradients are another. What is not served here takes the steps one by
-one, to the same result.
+On a small graph nothing takes as long as to go from one torch operator to the next. So where
+nobody watches, the layer's linear maps, GAT's scores of nodes, the attention, the merging of heads
+and what is added are one step, whose gradients are another. What is not served here takes the steps
+one by one, to the same result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +28,16 @@ from attn_core.supports.edges import Edges, PendingEdges
 from attn_core.transforms import is_autocast, nobody_watches
 
 _DTYPES = torch.float32, torch.float64
-_Tensors = tuple[Tensor | None, ...]
-# Among the tensors that the compiled module is given, in its order
-_VALUE, _OF_QUERY, _PAIR_KEY, _PAIR_VALUE, _ADD, _X, _X_QUERY = 2, 4, 6, 7, 8, 9, 10
-_NO_MAPS = (None,) * 10
+# What the compiled module is given, in its order; of the key's map are what has none of its own
+_NAMES = (
+    "query", "key", "value", "vector", "of_query", "of_key", "pair_key", "pair_value", "add",
+    "x", "x_query", "weight_query", "bias_query", "weight_key", "bias_key", "weight_value",
+    "bias_value", "weight_add", "bias_add",
+)  # fmt: skip
+_PLACES = {name: place for place, name in enumerate(_NAMES)}
+_PER_PAIR = _PLACES["pair_key"], _PLACES["pair_value"]
+_ADD = _PLACES["add"]
+_NOTHING = (None, None)
 
 
 class Mapped(NamedTuple):
@@ -62,6 +69,7 @@ class _Setting(NamedTuple):
     """What is no tensor with gradients."""
 
     edges: Edges
+    places: tuple[int, ...]  # among _NAMES, of the tensors that are there
     self_loops: bool
     kind: str
     constant: float
@@ -73,17 +81,21 @@ class _Setting(NamedTuple):
 
     def arguments(self, seed: Tensor | None) -> tuple[Any, ...]:
         """What the kernels are told."""
-        drawn = 0 if seed is None else int(seed)
-        threads = torch.get_num_threads()
-        return (
-            KINDS[self.kind],
-            self.constant,
-            self.dropout,
-            drawn,
-            self.concat,
-            self.heads,
-            threads,
-        )
+        kind, constant, dropout, concat, heads = KINDS[self.kind], *self[4:8]
+        seen = 0 if seed is None else int(seed)
+        return kind, constant, dropout, seen, concat, heads, torch.get_num_threads()
+
+    def capsules(self, tensors: Iterable[Tensor | None]) -> list[Any]:
+        """Tensors of these places as the compiled module takes them."""
+        given: list[Any] = [None] * len(_NAMES)
+        for place, x in zip(self.places, tensors, strict=True):
+            if x is not None:
+                given[place] = to_dlpack(x)
+        return given
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return _PLACES[name] in self.places
 
 
 def attend(
@@ -118,17 +130,21 @@ def attend(
     if dtype not in _DTYPES or is_autocast("cpu"):
         return None
     of_query, of_key = ends or (None, None)
-    shared = formula.vector, of_query, of_key, pair_key, pair_value
-    hidden, given = 0, (query, key, value, *shared, add, *_NO_MAPS)
+    known: list[Any] = [formula.vector, of_query, of_key, pair_key, pair_value]
+    hidden = 0
     if type(value) is Mapped:
         hidden, maps = _flat(query, key, value, add)
-        given = (None, None, None, *shared, None if type(add) is Mapped else add, *maps)
-    grad = False
-    for x in given:
+        known = [None, None, None, *known, None if type(add) is Mapped else add, *maps]
+    else:
+        known = [query, key, value, *known, add]
+    places, given, grad = [], [], False
+    for place, x in enumerate(known):
         if x is not None:
             if x.dtype is not dtype or not x.is_contiguous() or not x.is_cpu:
                 return None
             grad = grad or x.requires_grad
+            places.append(place)
+            given.append(x)
     pending = isinstance(support, PendingEdges)
     edge_index = support.plain() if isinstance(support, PendingEdges) else None
     if not nobody_watches(edge_index, *given):
@@ -142,29 +158,30 @@ def attend(
         return None  # a row for each pair, of which some were left out
     seed = draw_seed(torch.device("cpu")) if dropout > 0 else None
     _, heads, width = value.shape
-    setting = _Setting(edges, self_loops, *formula[:2], dropout, concat, heads, width, hidden)
+    setting = _Setting(
+        edges, tuple(places), self_loops, *formula[:2], dropout, concat, heads, width, hidden
+    )
     if grad and torch.is_grad_enabled():
         found: Tensor = _Layer.apply(setting, seed, edge_index, *given)
         return found
     return _forward(setting, seed, given, False)[0]
 
 
-def _flat(query: Any, key: Any, value: Mapped, add: Any) -> tuple[int, _Tensors]:
-    """How many numbers the maps make, and x, the query's x if that is another, each map's tensors.
-
-    What is made by the key's map has none of its own.
-    """
+def _flat(query: Any, key: Any, value: Mapped, add: Any) -> tuple[int, list[Tensor | None]]:
+    """How many numbers the maps make, and their tensors, from x on in the order of _NAMES."""
     of_query = add if type(add) is Mapped else query
-    others = of_query is None or of_query is key or of_query.x is value.x
-    numbers, tensors = 0, [value.x, None if others else of_query.x]
+    others = of_query is not None and of_query is not key and of_query.x is not value.x
+    numbers, tensors = 0, [value.x, of_query.x if others else None]
     for one in (None if query is key else query, key, None if value is key else value):
         if one is None:
-            tensors += None, None
+            tensors += _NOTHING
         else:
-            numbers += one.x.shape[0] * one.weight.shape[0]
-            tensors += one.weight, one.bias
-    tensors += (add.weight, add.bias) if type(add) is Mapped else (None, None)
-    return numbers, tuple(tensors)
+            x, weight, bias, _ = one
+            numbers += x.shape[0] * weight.shape[0]
+            tensors += weight, bias
+    if type(add) is Mapped:
+        tensors += add.weight, add.bias
+    return numbers, tensors
 
 
 def _serves(listing: Listing, query: Any, key: Any, value: Any) -> bool:
@@ -184,34 +201,34 @@ def _serves(listing: Listing, query: Any, key: Any, value: Any) -> bool:
     )
 
 
-def _capsules(tensors: _Tensors | list[Tensor | None]) -> tuple[Any, ...]:
-    return tuple([None if x is None else to_dlpack(x) for x in tensors])
-
-
 def _forward(
-    setting: _Setting, seed: Tensor | None, given: _Tensors, grad: bool
+    setting: _Setting, seed: Tensor | None, given: Sequence[Tensor], grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The result; what the maps made, the output of each head and further numbers, for backward."""
-    heads, width = setting.heads, setting.width
+    heads, width, like = setting.heads, setting.width, given[0]
     listing: Any = setting.edges.listing
     num_keys, num_queries = listing.sizes
-    like: Any = given[_VALUE] if setting.hidden == 0 else given[_X]
-    output = like.new_empty(num_queries, heads * width)
-    ends = num_queries + num_keys if given[_OF_QUERY] is not None else 0
-    numbers = like.new_empty(3 * num_queries * heads + ends * heads)
-    hidden = like.new_empty(setting.hidden) if setting.hidden or given[_X] is not None else None
+    output = like.new_empty((num_queries, heads * width))
+    ends = num_queries + num_keys if setting.has("of_query") else 0
+    numbers = like.new_empty((3 * num_queries + ends) * heads)
+    hidden = like.new_empty(setting.hidden) if setting.has("x") else None
     merged = None
-    adds = given[_ADD] is not None or given[-2] is not None
-    if not setting.concat or (grad and adds):
-        merged = like.new_empty(num_queries, heads * width if setting.concat else width)
+    if not setting.concat:
+        merged = like.new_empty((num_queries, width))
+    elif grad and (setting.has("add") or setting.has("weight_add")):
+        merged = like.new_empty((num_queries, heads * width))
     compiled.module.layer_forward(
-        listing.handle, _capsules(given), *setting.arguments(seed),
-        *_capsules((hidden, output, numbers, merged)),
+        listing.handle, setting.capsules(given), *setting.arguments(seed),
+        *_capsules(hidden, output, numbers, merged),
     )  # fmt: skip
     if merged is None:
         # What is saved must not be what the caller may edit
         merged = output._lazy_clone() if grad else output
     return merged, hidden, output, numbers
+
+
+def _capsules(*tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else to_dlpack(x) for x in tensors]
 
 
 class _Layer(torch.autograd.Function):
@@ -221,7 +238,7 @@ class _Layer(torch.autograd.Function):
         setting: _Setting,
         seed: Tensor | None,
         edge_index: Tensor | None,
-        *given: Tensor | None,
+        *given: Tensor,
     ) -> Tensor:
         merged, *made = _forward(setting, seed, given, True)
         # The caller's edge_index, for torch to say so if it is edited
@@ -234,40 +251,45 @@ class _Layer(torch.autograd.Function):
         seed, _, *given, hidden, output, numbers = ctx.saved_tensors
         grad, setting, needs = grads[0], ctx.setting, ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or not nobody_watches(grad):
-            return None, None, None, *_again(setting, seed, tuple(given), needs, grad)
-        listing = setting.edges.listing
-        found: list[Any] = [
-            x.new_empty(x.shape) if need and x is not None else None
-            for x, need in zip(given, needs, strict=True)
-        ]
-        if listing.num_pairs < listing.num_places:  # these have rows that nobody reads
-            for i in (_PAIR_KEY, _PAIR_VALUE):
-                if found[i] is not None:
-                    found[i].zero_()
-        is_grad = found[_ADD] is not None and given[_ADD].dim() == 2
-        if is_grad:
-            found[_ADD] = None
+            return None, None, None, *_again(setting, seed, given, needs, grad)
+        listing, added = setting.edges.listing, None
+        found: list[Tensor | None] = []
+        for place, x, need in zip(setting.places, given, needs, strict=True):
+            if not need:
+                found.append(None)
+            elif place == _ADD and x.dim() == 2:
+                added = len(found)
+                found.append(None)
+            elif place in _PER_PAIR and listing.num_pairs < listing.num_places:
+                found.append(torch.zeros_like(x))  # with rows that nobody reads
+            else:
+                found.append(torch.empty_like(x))  # sooner than x.new_empty
         compiled.module.layer_backward(
-            listing.turned(), _capsules(given), *setting.arguments(seed),
-            *_capsules((hidden, output, numbers, grad.contiguous())), _capsules(found),
+            listing.turned(), setting.capsules(given), *setting.arguments(seed),
+            *_capsules(hidden, output, numbers, grad.contiguous()), setting.capsules(found),
         )  # fmt: skip
-        if is_grad:
-            found[_ADD] = grad
+        if added is not None:
+            found[added] = grad
         return None, None, None, *found
 
 
 def _by_formula(setting: _Setting, seed: Tensor | None, *given: Any) -> Tensor:
     """The same in plain torch, which can be differentiated any number of times."""
-    query, key, value, vector, of_query, of_key, pair_key, pair_value, add, x, *maps = given
+    known: list[Any] = [None] * len(_NAMES)
+    for place, x in zip(setting.places, given, strict=True):
+        known[place] = x
+    query, key, value, vector, of_query, of_key, pair_key, pair_value, add, x, *maps = known
     if x is not None:
         query, key, value, add = _mapped(setting, of_query is not None, add, x, *maps)
     edges: Any = setting.edges
     no_pairs: Any = None  # which the Edges have
     if of_query is not None:
         query, key = ((value * of).sum(-1, keepdim=True) for of in (of_query, of_key))
+    if vector is not None:
+        vector = vector.flatten(0, -2)
     p = Problem(
         query, key, value, vector, None, pair_key, pair_value, no_pairs,
-        edges.num_keys, edges.num_queries, *setting[1:5], seed, None,
+        edges.num_keys, edges.num_queries, *setting[2:6], seed, None,
     )  # fmt: skip
     p.edges = edges
     output = plainly(p)[0]
@@ -292,13 +314,12 @@ def _mapped(setting: _Setting, by_ends: bool, add: Any, x: Any, x_query: Any, *m
 
 
 def _again(
-    setting: _Setting, seed: Tensor | None, given: _Tensors, needs: Any, grad: Tensor
+    setting: _Setting, seed: Tensor | None, given: Sequence[Tensor], needs: Any, grad: Tensor
 ) -> list[Tensor | None]:
     """Gradients by the formula: of a gradient of a gradient, or for what torch batches."""
 
     def formula(*again: Any) -> Tensor:
         return _by_formula(setting, seed, *again)
 
-    needed = [bool(need) and x is not None for need, x in zip(needs, given, strict=True)]
     with torch.enable_grad():
-        return differentiated(formula, given, (grad,), needed)
+        return differentiated(formula, given, (grad,), needs)
