@@ -8,7 +8,7 @@ one by one, to the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,9 @@ _PLACES = {name: place for place, name in enumerate(_NAMES)}
 _PER_PAIR = _PLACES["pair_key"], _PLACES["pair_value"]
 _ADD = _PLACES["add"]
 _NOTHING = (None, None)
+
+# Whether torch.func has left its wrapper around a tensor
+is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class Mapped(NamedTuple):
@@ -140,7 +143,7 @@ def attend(
     places, given, grad = [], [], False
     for place, x in enumerate(known):
         if x is not None:
-            if x.dtype is not dtype or not x.is_contiguous() or not x.is_cpu:
+            if x.dtype is not dtype or not x.is_cpu or not x.is_contiguous() or is_wrapped(x):
                 return None
             grad = grad or x.requires_grad
             places.append(place)
@@ -162,7 +165,8 @@ def attend(
         edges, tuple(places), self_loops, *formula[:2], dropout, concat, heads, width, hidden
     )
     if grad and torch.is_grad_enabled():
-        found: Tensor = _Layer.apply(setting, seed, edge_index, *given)
+        # Without what Function.apply does for torch.func, which is not at work, as was asked above
+        found: Tensor = _apply(setting, seed, edge_index, *given)
         return found
     return _forward(setting, seed, given, False)[0]
 
@@ -271,6 +275,9 @@ class _Layer(torch.autograd.Function):
         if added is not None:
             found[added] = grad
         return None, None, None, *found
+
+
+_apply: Any = super(torch.autograd.Function, _Layer).apply
 
 
 def _by_formula(setting: _Setting, seed: Tensor | None, *given: Any) -> Tensor:

@@ -248,7 +248,8 @@ def check_features(
                 f"dense: give it {name}.to_dense(), or what a gat.sparse.Linear makes of it"
             )
         return
-    channels, dtype = linear.in_channels, linear.weight.dtype
+    weight = linear._parameters.get("weight")  # found sooner than linear.weight
+    channels, dtype = linear.in_channels, (linear.weight if weight is None else weight).dtype
     if channels > 0 and x.shape[-1] != channels:
         raise ValueError(
             f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "

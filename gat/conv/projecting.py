@@ -24,9 +24,8 @@ from gat.conv.base import AttentionConv, check_features, is_autocast, is_ours, w
 from gat.dropout import drop
 from gat.sparse import Linear
 
-_MOST_MAPPED = (
-    256  # features of which a matrix fits a core's cache; above, torch's product is faster
-)
+# Maps beyond are not left to the one step that attends, as torch's products take less time:
+_WIDEST_MAPPED, _MOST_MAPPED = 256, 2**18  # features of a node, and of all
 
 
 class ProjectingConv(AttentionConv):
@@ -117,7 +116,10 @@ class ProjectingConv(AttentionConv):
             and not _has_any_global_hook()
             and all(is_plain(linear) and _is_made(linear) for linear in linears)
             and all(
-                one.layout is torch.strided and one.dim() == 2 and one.shape[1] <= _MOST_MAPPED
+                one.layout is torch.strided
+                and one.dim() == 2
+                and one.shape[1] <= _WIDEST_MAPPED
+                and one.numel() <= _MOST_MAPPED
                 for one in x
             )
         )
