@@ -183,8 +183,9 @@ class GATConv(ProjectingConv):
                 pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
             )  # fmt: skip
             if out is not None:
-                added = residual is None or isinstance(residual, Mapped) or self.bias is None
-                return out if added else out + self.bias
+                if residual is None or isinstance(residual, Mapped) or self.bias is None:
+                    return out
+                return out + self.bias
             if isinstance(h_src, Mapped):
                 h_src, h_dst, residual = self._project(x, first)
                 of_scores = h_src, h_dst

@@ -155,8 +155,9 @@ class GATv2Conv(ProjectingConv):
                 pair_key=None if edge_attr is None else self._project_edges(edge_attr),
             )  # fmt: skip
             if out is not None:
-                added = residual is None or isinstance(residual, Mapped) or self.bias is None
-                return out if added else out + self.bias
+                if residual is None or isinstance(residual, Mapped) or self.bias is None:
+                    return out
+                return out + self.bias
             if isinstance(h_l, Mapped):
                 h_l, h_r, residual = self._project(x, first)
         if fused:

@@ -146,8 +146,8 @@ class TransformerConv(ProjectingConv):
         linears = self.lin_query, self.lin_key, self.lin_value
         waits = in_one and self._may_wait((*linears, self.lin_skip), x_src, x_dst)
         project: Any = self._mapped if waits else self._by_head
-        query, key, value = map(project, linears, (x_dst, x_src, x_src))
-        value = self._drop_values(value, edge_index)
+        query, key, values = map(project, linears, (x_dst, x_src, x_src))
+        value: Any = self._drop_values(values, edge_index)
         support = self._support(edge_index, key, query.shape[-3], self_loops=False, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         if edge_attr is not None and isinstance(support, Edges) and support.adds_loops:
