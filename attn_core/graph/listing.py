@@ -106,13 +106,14 @@ class Listing:
         ):
             return None
         pairs = bare(pairs)
-        loops = min(sizes) if self_loops else None
+        given, loops = pairs.shape[1], min(sizes) if self_loops else None
         handle = compiled.module.sort_ends(
-            to_dlpack(pairs), *sizes, loops or 0, torch.get_num_threads(), torch.is_grad_enabled()
-        )
+            to_dlpack(pairs), *sizes, loops or 0, given + (loops or 0) <= _MOST,
+            torch.get_num_threads(), torch.is_grad_enabled(),
+        )  # fmt: skip
         if handle is None:
             return None
-        return cls(sizes, pairs.shape[1], loops, None, handle.count, handle=handle)
+        return cls(sizes, given, loops, None, handle.count, handle=handle)
 
     @cached_property
     def _room(self) -> Sorted:

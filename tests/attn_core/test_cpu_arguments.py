@@ -299,28 +299,28 @@ def test_what_is_sorted_must_be_pairs_of_the_nodes_there_are() -> None:
     pairs = torch.tensor([[0, 2, 1, 2], [1, 0, 1, 2]])
     sort = compiled.module.sort_ends
     for given in (pairs, pairs.t().contiguous().t(), pairs.int(), pairs[:, ::2]):
-        made = sort(given, NODES, NODES, 0, 2, True)
+        made = sort(given, NODES, NODES, 0, True, 2, True)
         assert made.count == given.shape[1] and made.has_key
         for of_keys, order in ((False, given[1]), (True, given[0])):
             _, _, places = map(torch.from_dlpack, made.order(of_keys))
             assert torch.equal(places, order.argsort(stable=True).int())
-    assert sort(pairs, NODES, NODES, 0, 2, False).order(True) is None
+    assert sort(pairs, NODES, NODES, 0, True, 2, False).order(True) is None
     for sizes in ((2, NODES), (NODES, 2)):
-        assert sort(pairs, *sizes, 0, 2, True) is None
-    assert sort(pairs - 1, NODES, NODES, 0, 2, True) is None
+        assert sort(pairs, *sizes, 0, True, 2, True) is None
+    assert sort(pairs - 1, NODES, NODES, 0, True, 2, True) is None
     for given in (pairs[:1], torch.cat([pairs, pairs])):
         with pytest.raises(ValueError, match="is not"):
-            sort(given, NODES, NODES, 0, 2, True)
+            sort(given, NODES, NODES, 0, True, 2, True)
     for sizes in ((-1, 3, 0), (3, -1, 0), (2**62, 3, 0), (3, 3, -1), (3, 3, 4)):
         with pytest.raises(ValueError):
-            sort(pairs, *sizes, 2, True)
+            sort(pairs, *sizes, True, 2, True)
     for other in (pairs.float(), pairs.short(), pairs[0], None):
         with pytest.raises((TypeError, ValueError)):
-            sort(other, NODES, NODES, 0, 2, True)
+            sort(other, NODES, NODES, 0, True, 2, True)
 
 
 def test_an_order_outlives_its_pairs() -> None:
-    made = compiled.module.sort_ends(torch.tensor([[0, 2, 1], [1, 0, 1]]), 3, 3, 0, 1, True)
+    made = compiled.module.sort_ends(torch.tensor([[0, 2, 1], [1, 0, 1]]), 3, 3, 0, True, 1, True)
     pointer, others, _ = map(torch.from_dlpack, made.order(False))
     del made
     junk = [torch.full((16,), -1) for _ in range(100)]

@@ -102,22 +102,22 @@ struct Room {
 };
 
 // Rooms of the orders by query and by key.
-std::pair<Room, Room> rooms(const attn::SortedPairs& pairs) {
-  const bool narrow = pairs.places < (int64_t(1) << 31);
+std::pair<Room, Room> rooms(const attn::SortedPairs& pairs, bool narrow) {
   return {{pairs.num_queries, pairs.places, narrow}, {pairs.num_keys, pairs.places, narrow}};
 }
 
 // The pairs [2, E] of (key, query) by query and, if it is asked for, by key; behind them, in the
-// order by query, those that were left out. None: a number is out of range.
+// order by query, those that were left out. Places are `narrow`, of 32 bits, or of 64. None: a number
+// is out of range.
 template <class I>
 std::optional<attn::SortedPairs> sort_ends(
     const nb::ndarray<const I, nb::ndim<2>, nb::device::cpu>& pairs, int64_t num_keys,
-    int64_t num_queries, int64_t loops, int threads, bool wants_key) {
+    int64_t num_queries, int64_t loops, bool narrow, int threads, bool wants_key) {
   if (pairs.shape(0) != 2) refuse("pairs", "is not [2, E]");
   const auto count = int64_t(pairs.shape(1)), room = count + loops;
-  check_sizes(count, num_keys, num_queries, loops, false);
+  check_sizes(count, num_keys, num_queries, loops, narrow);
   attn::SortedPairs made{num_keys, num_queries, 0, room, {}, std::nullopt, {}};
-  const auto [by_query, by_key] = rooms(made);
+  const auto [by_query, by_key] = rooms(made, narrow);
   const int64_t bytes = by_query.bytes();
   char* at = new char[size_t(bytes + (wants_key ? by_key.bytes() : 0))];
   made.memory = nb::capsule(at, [](void* memory) noexcept { delete[] static_cast<char*>(memory); });
@@ -149,7 +149,7 @@ std::optional<attn::SortedPairs> sort_ends(
   };
   {
     nb::gil_scoped_release released;
-    made.count = by_query.narrow ? sort_both(int32_t()) : sort_both(int64_t());
+    made.count = narrow ? sort_both(int32_t()) : sort_both(int64_t());
   }
   if (made.count < 0) return std::nullopt;
   return made;
@@ -158,7 +158,7 @@ std::optional<attn::SortedPairs> sort_ends(
 // What sort_ends has made, as arrays (pointer, other, place); None where it made no such order.
 std::optional<nb::tuple> order(const attn::SortedPairs& pairs, bool of_keys) {
   if (!pairs.memory.is_valid() || (of_keys && !pairs.made_key)) return std::nullopt;
-  const auto [by_query, by_key] = rooms(pairs);
+  const auto [by_query, by_key] = rooms(pairs, pairs.by_query.place.itemsize() == 4);
   auto* at = static_cast<char*>(nb::cast<nb::capsule>(pairs.memory).data());
   return of_keys ? by_key.arrays(at + by_query.bytes(), pairs.memory)
                  : by_query.arrays(at, pairs.memory);
@@ -214,7 +214,7 @@ uint64_t checksum(const Array<const I>& x, int threads) {
 template <class I>
 void define(nb::module_& m) {
   m.def("sort_ends", &sort_ends<I>, "pairs"_a.noconvert(), "num_keys"_a, "num_queries"_a, "loops"_a,
-        "threads"_a, "wants_key"_a);
+        "narrow"_a, "threads"_a, "wants_key"_a);
   m.def("checksum", &checksum<I>, "x"_a.noconvert(), "threads"_a);
 }
 
