@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from attn_core import compiled
@@ -71,10 +72,10 @@ def keep(tensor: Tensor, what: tuple[Any, ...], made: Any) -> None:
 def _state(tensor: Tensor) -> tuple[int, ...]:
     """What changes when the tensor is edited: its version, and a checksum where that is cheap."""
     numbers = _numbers(tensor)
-    if compiled.module is None or tensor.device.type != "cpu" or not nobody_watches(*numbers):
+    if compiled.module is None or not tensor.is_cpu or not nobody_watches(*numbers):
         return (tensor._version,)
-    threads = torch.get_num_threads()
-    sums = [compiled.call("checksum", x, threads) for x in numbers if x.dtype in _INTEGERS]
+    checksum, threads = compiled.module.checksum, torch.get_num_threads()
+    sums = [checksum(to_dlpack(x), threads) for x in numbers if x.dtype in _INTEGERS]
     return tensor._version, *sums
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from attn_core import compiled
 from attn_core.gpu import is_gpu
@@ -24,6 +24,12 @@ class Sorted(NamedTuple):
     pointer: Tensor  # int64 [num + 1], where the pairs of each node begin
     columns: Tensor  # int32 [E'], the other ends
     places: Tensor  # int32 (int64 above 2³¹) [E'], the number of the caller's edge, or E + node
+
+    @classmethod
+    def made(cls, handle: Any, *, by_key: bool) -> Sorted | None:
+        """What the compiled module has sorted, in its own memory; None if it did not."""
+        arrays = handle.order(by_key)
+        return None if arrays is None else cls(*map(from_dlpack, arrays))
 
     @classmethod
     def empty(cls, num: int, room: int) -> Sorted:
@@ -65,19 +71,21 @@ class Listing:
         sizes: tuple[int, int],
         num_given: int,
         loops: int | None,
-        room: Sorted,
+        room: Sorted | None,
         num_pairs: int,
         key_room: Sorted | None = None,
         handle: Any = None,
     ) -> None:
-        self.sizes, self.num_given, self.loops = sizes, num_given, loops
-        self._room, self.num_pairs, self._key_room = room, num_pairs, key_room
-        if handle is None and compiled.module is not None:
-            order = map(to_dlpack, map(bare, self.by_query))
-            handle = compiled.module.SortedPairs(*sizes, self.num_places, *order)
-            if key_room is not None:
-                handle.set_by_key(*map(to_dlpack, map(bare, self.by_key)))
+        self.sizes, self.num_given, self.loops, self.num_pairs = sizes, num_given, loops, num_pairs
         self.handle = handle
+        if room is not None:  # else it lies in the module's memory, for who asks
+            self._room = room
+            self._key_room = key_room
+            if compiled.module is not None:
+                order = map(to_dlpack, map(bare, self.by_query))
+                self.handle = compiled.module.SortedPairs(*sizes, self.num_places, *order)
+                if key_room is not None:
+                    self.handle.set_by_key(*map(to_dlpack, map(bare, self.by_key)))
 
     @classmethod
     def of(cls, pairs: Tensor, sizes: tuple[int, int], self_loops: bool) -> Listing | None:
@@ -87,7 +95,7 @@ class Listing:
         """
         if not (
             compiled.is_on()
-            and pairs.device.type == "cpu"
+            and pairs.is_cpu
             and pairs.layout is torch.strided
             and pairs.dtype in _INTEGERS
             and pairs.dim() == 2
@@ -97,19 +105,27 @@ class Listing:
             and not is_transformed()
         ):
             return None
-        pairs, given = bare(pairs), pairs.shape[1]
-        loops = min(sizes) if self_loops else None
-        size = given + (loops or 0)
-        room, key_room = Sorted.empty(sizes[1], size), None
-        if torch.is_grad_enabled():
-            key_room = Sorted.empty(sizes[0], size)
-        handle = compiled.call(
-            "sort_ends", pairs, *sizes, loops or 0, torch.get_num_threads(), *room,
-            *(key_room or (None, None, None)),
+        pairs = bare(pairs)
+        given, loops = pairs.shape[1], min(sizes) if self_loops else None
+        handle = compiled.module.sort_ends(
+            to_dlpack(pairs), *sizes, loops or 0, given + (loops or 0) <= _MOST,
+            torch.get_num_threads(), torch.is_grad_enabled(),
         )  # fmt: skip
         if handle is None:
             return None
-        return cls(sizes, given, loops, room, handle.count, key_room, handle)
+        return cls(sizes, given, loops, None, handle.count, handle=handle)
+
+    @cached_property
+    def _room(self) -> Sorted:
+        with outside_inference():
+            made = Sorted.made(self.handle, by_key=False)
+        assert made is not None
+        return made
+
+    @cached_property
+    def _key_room(self) -> Sorted | None:
+        with outside_inference():
+            return Sorted.made(self.handle, by_key=True)
 
     @cached_property
     def by_query(self) -> Sorted:
@@ -151,7 +167,7 @@ class Listing:
 
     def turned(self) -> Any:
         """The handle, with the order by key."""
-        if self._key_room is None:
+        if not self.handle.has_key:
             _ = self.by_key
         return self.handle
 

@@ -116,6 +116,8 @@ def as_sizes(size: Any) -> tuple[int | None, int | None]:
 
 def _is_edge_index(edge_index: Any) -> bool:
     # torch_geometric's class is known by what it does: this package imports torch alone
+    if type(edge_index) is Tensor:  # before it is asked for what it lacks, which takes longer
+        return False
     return isinstance(edge_index, Tensor) and hasattr(edge_index, "get_csc")
 
 

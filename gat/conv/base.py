@@ -15,6 +15,7 @@ from torch_geometric.utils import is_torch_sparse_tensor
 
 from attn_core import Edges, PendingEdges
 from attn_core.graph.read import is_sparse
+from attn_core.ops.edge_layer import Mapped
 from attn_core.supports.edges import edges_of
 from attn_core.supports.pairs import TracedPairs
 from attn_core.transforms import is_autocast as of_device
@@ -111,7 +112,12 @@ class AttentionConv(MessagePassing):
             )
 
     def _support(
-        self, edge_index: Any, x: Tensor, num_targets: int, self_loops: bool, dim: int = 0
+        self,
+        edge_index: Any,
+        x: Tensor | Mapped,
+        num_targets: int,
+        self_loops: bool,
+        dim: int = 0,
     ) -> Edges | PendingEdges:
         """The pairs of any edge_index, from the nodes along `dim` of x to the targets."""
         if isinstance(edge_index, (Tensor, Edges)) and edge_index.device != x.device:
@@ -242,7 +248,8 @@ def check_features(
                 f"dense: give it {name}.to_dense(), or what a gat.sparse.Linear makes of it"
             )
         return
-    channels, dtype = linear.in_channels, linear.weight.dtype
+    weight = linear._parameters.get("weight")  # found sooner than linear.weight
+    channels, dtype = linear.in_channels, (linear.weight if weight is None else weight).dtype
     if channels > 0 and x.shape[-1] != channels:
         raise ValueError(
             f"{name} has shape {list(x.shape)}, but {layer} was built with in_channels={channels}: "
@@ -264,7 +271,7 @@ def targets_of(edge_index: Any) -> int | None:
     return int(edge_index.size(0)) if is_sparse(edge_index) else None  # rows are the targets
 
 
-def is_autocast(x: Tensor) -> bool:
+def is_autocast(x: Tensor | Mapped) -> bool:
     """Whether autocast chooses the dtypes of what is computed from x; it leaves float64 alone."""
     return x.dtype != torch.float64 and of_device(x.device.type)
 

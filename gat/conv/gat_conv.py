@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Separable, attend, scatter_softmax
+from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
 from gat.conv.base import (
     check_features,
@@ -161,7 +162,10 @@ class GATConv(ProjectingConv):
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
         x, first = self._sources(x, edge_index)
-        h_src, h_dst, residual = self._project(x, first)
+        need_weights = self.weights_for(return_attention_weights)
+        fused = self._is_fused()
+        in_one = fused and need_weights is False and self._hands_all_on()
+        h_src, h_dst, residual = self._project(x, first, in_one)
         of_scores = h_src, h_dst
         if first is not None and h_dst is not None:
             h_dst = h_dst.narrow(-3, 0, first)
@@ -172,16 +176,19 @@ class GATConv(ProjectingConv):
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        need_weights = self.weights_for(return_attention_weights)
-        fused = self._is_fused()
-        if fused and need_weights is False and h_dst is h_src and self._hands_all_on():
+        if in_one and h_dst is h_src:
             out = self._in_one_step(
                 None, None, h_src, Formula("leaky_relu", self.negative_slope, None), support,
                 self.bias if residual is None else residual, ends=(self.att_dst, self.att_src),
                 pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
             )  # fmt: skip
             if out is not None:
-                return out if residual is None or self.bias is None else out + self.bias
+                if residual is None or isinstance(residual, Mapped) or self.bias is None:
+                    return out
+                return out + self.bias
+            if isinstance(h_src, Mapped):
+                h_src, h_dst, residual = self._project(x, first)
+                of_scores = h_src, h_dst
         alpha_src, alpha_dst = self._node_scores(x, *of_scores)
         if first is not None and alpha_dst is not None:
             alpha_dst = alpha_dst.narrow(-2, 0, first)
@@ -214,9 +221,12 @@ class GATConv(ProjectingConv):
         return out, weights_like_input(edge_index, support, pairs, weights.to(h_src.dtype))
 
     def _project(
-        self, x: Tensor | tuple[Tensor, Tensor | None], first: int | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Sources and targets as `[..., N, H, C]`, and the residual of the (first) targets."""
+        self, x: Tensor | tuple[Tensor, Tensor | None], first: int | None, may_wait: bool = False
+    ) -> tuple[Any, Any, Any]:
+        """Sources and targets as `[..., N, H, C]`, and the residual of the (first) targets.
+
+        They may wait for the one step that attends; the residual then has the bias in it.
+        """
         if not isinstance(x, Tensor) and not (isinstance(x, (tuple, list)) and len(x) == 2):
             raise TypeError(
                 f"x is a {type(x).__name__}; expected a tensor of features [nodes, channels], or a "
@@ -230,7 +240,14 @@ class GATConv(ProjectingConv):
         check_features(layer, name, x_src, lin_src, batched=True)
         if x_dst is not None and not (x_dst is x_src and lin_dst is lin_src):
             check_features(layer, "x[1]", x_dst, lin_dst, batched=True)
-        residual = None
+        residual: Any = None
+        if may_wait and first is None and x_dst is x_src and lin_dst is lin_src:
+            linears = [one for one in (lin_src, self.res) if one is not None]
+            if self._may_wait(linears, x_src):
+                h = self._mapped(lin_src, x_src)
+                if self.res is not None:
+                    residual = self._mapped(self.res, x_src)._replace(bias=self.bias)
+                return h, h, residual
         if self.res is not None and x_dst is not None:
             residual = self.res(x_dst if first is None else x_dst.narrow(-2, 0, first))
         h_src = self._by_head(lin_src, x_src)

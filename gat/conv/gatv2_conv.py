@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch_geometric.nn.inits import glorot, zeros
 
 from attn_core import Additive, attend, scatter_softmax
+from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
 from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
 from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
@@ -137,23 +138,28 @@ class GATv2Conv(ProjectingConv):
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
         x, first = self._sources(x, edge_index)
-        h_l, h_r, residual = self._project(x, first)
+        need_weights = self.weights_for(return_attention_weights)
+        fused = self._is_fused()
+        in_one = fused and need_weights is False
+        h_l, h_r, residual = self._project(x, first, in_one)
         support = self._support(edge_index, h_l, h_r.shape[-3], self.add_self_loops, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, h_l)
         if edge_attr is not None:
             edge_attr = self._with_loop_features(edge_attr, support, self.fill_value)
 
-        need_weights = self.weights_for(return_attention_weights)
-        fused = self._is_fused()
-        if fused and need_weights is False:
-            score = Formula("leaky_relu", self.negative_slope, self.att.squeeze(0))
+        if in_one:
+            score = Formula("leaky_relu", self.negative_slope, self.att)
             out = self._in_one_step(
                 h_r, h_l, self._drop_values(h_l, edge_index), score, support,
                 self.bias if residual is None else residual,
                 pair_key=None if edge_attr is None else self._project_edges(edge_attr),
             )  # fmt: skip
             if out is not None:
-                return out if residual is None or self.bias is None else out + self.bias
+                if residual is None or isinstance(residual, Mapped) or self.bias is None:
+                    return out
+                return out + self.bias
+            if isinstance(h_l, Mapped):
+                h_l, h_r, residual = self._project(x, first)
         if fused:
             out, weights, _ = attend(
                 h_r,
@@ -179,16 +185,27 @@ class GATv2Conv(ProjectingConv):
         return out, weights_like_input(edge_index, support, pairs, weights.to(h_l.dtype))
 
     def _project(
-        self, x: Tensor | tuple[Tensor, Tensor], first: int | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Sources and targets as `[..., N, H, C]`, and the residual of the targets."""
+        self, x: Tensor | tuple[Tensor, Tensor], first: int | None, may_wait: bool = False
+    ) -> tuple[Any, Any, Any]:
+        """Sources and targets as `[..., N, H, C]`, and the residual of the targets.
+
+        They may wait for the one step that attends; the residual then has the bias in it.
+        """
         # As in torch_geometric, a pair of features does not share its results, only the weights
         shared = self.share_weights and isinstance(x, Tensor)
         x_l, x_r = both_sides(type(self).__name__, x, (self.lin_l, self.lin_r), first)
-        residual = None if self.res is None else self.res(x_r)
-        h_l = self._by_head(self.lin_l, x_l)
+        linears = [one for one in (self.lin_l, self.lin_r, self.res) if one is not None]
+        by_head: Any = self._by_head
+        residual: Any = None
+        if may_wait and not (shared and first) and self._may_wait(linears, x_l, x_r):
+            by_head = self._mapped
+            if self.res is not None:
+                residual = self._mapped(self.res, x_r)._replace(bias=self.bias)
+        elif self.res is not None:
+            residual = self.res(x_r)
+        h_l = by_head(self.lin_l, x_l)
         if not shared:
-            return h_l, self._by_head(self.lin_r, x_r), residual
+            return h_l, by_head(self.lin_r, x_r), residual
         return h_l, h_l if first is None else h_l.narrow(-3, 0, first), residual
 
     def _pass_messages(

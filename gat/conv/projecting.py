@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.modules.module import _has_any_global_hook
 from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
-from attn_core import Edges, PendingEdges
+from attn_core import Edges, PendingEdges, compiled
 from attn_core.ops import edge_layer
+from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
 from attn_core.supports.base import broadcasts_to
 from attn_core.transforms import is_transformed
@@ -20,6 +23,9 @@ from gat.checks import check_probability
 from gat.conv.base import AttentionConv, check_features, is_autocast, is_ours, width_of
 from gat.dropout import drop
 from gat.sparse import Linear
+
+# Maps beyond are not left to the one step that attends, as torch's products take less time:
+_WIDEST_MAPPED, _MOST_MAPPED = 256, 2**18  # features of a node, and of all
 
 
 class ProjectingConv(AttentionConv):
@@ -67,16 +73,16 @@ class ProjectingConv(AttentionConv):
 
     def _in_one_step(
         self,
-        query: Tensor | None,
-        key: Tensor | None,
-        value: Tensor,
+        query: Tensor | Mapped | None,
+        key: Tensor | Mapped | None,
+        value: Tensor | Mapped,
         formula: Formula,
         support: Edges | PendingEdges,
-        add: Tensor | None,
+        add: Tensor | Mapped | None,
         **given: Any,
     ) -> Tensor | None:
         """The attention with its heads merged, plus `add`; None where it must be step by step."""
-        if value.dim() > 3:  # a batch
+        if len(value.shape) > 3:  # a batch
             return None
         dropout = self.dropout if self.training else 0.0
         return edge_layer.attend(
@@ -100,6 +106,29 @@ class ProjectingConv(AttentionConv):
         mapped: Tensor = linear(x)
         return mapped.view(*rows, self.heads, self.out_channels)
 
+    def _may_wait(self, linears: Sequence[Any], *x: Any) -> bool:
+        """Whether these maps of x are better left to the one step that attends."""
+        return (
+            not torch.compiler.is_compiling()  # first: no guard on what follows
+            and compiled.is_on()
+            and self.out_channels % 4 == 0
+            and self._hands_all_on()
+            and not _has_any_global_hook()
+            and all(is_plain(linear) and _is_made(linear) for linear in linears)
+            and all(
+                one.layout is torch.strided
+                and one.dim() == 2
+                and one.shape[1] <= _WIDEST_MAPPED
+                and one.numel() <= _MOST_MAPPED
+                for one in x
+            )
+        )
+
+    def _mapped(self, linear: Any, x: Tensor) -> Mapped:
+        """What `_by_head` makes, yet to be computed."""
+        own = linear._parameters  # which is found sooner than linear.weight
+        return Mapped(x, own["weight"], own["bias"], self.heads)
+
     def _finish(
         self, out: Tensor, residual: Tensor | None, dtype: torch.dtype, own: bool = False
     ) -> Tensor:
@@ -118,7 +147,9 @@ class ProjectingConv(AttentionConv):
             edge_attr = edge_attr.unsqueeze(1)
         return self._by_head(self.lin_edge, edge_attr)
 
-    def _edge_features(self, edge_attr: Tensor | None, edge_index: Any, x: Tensor) -> Tensor | None:
+    def _edge_features(
+        self, edge_attr: Tensor | None, edge_index: Any, x: Tensor | Mapped
+    ) -> Tensor | None:
         """The features of the caller's edges, `[E, edge_dim]`, or None if there are none to use.
 
         Those of the states of a batch may differ, `[..., E, edge_dim]`. x are projected nodes,
@@ -217,7 +248,19 @@ def add_to(out: Tensor, more: Tensor) -> Tensor:
 
 def is_plain(linear: Any) -> bool:
     """Whether a linear map is no more than its weight and bias: nobody watches or replaced it."""
-    return type(linear) is Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
+    return type(linear) is Linear and not (
+        linear._forward_hooks
+        or linear._forward_pre_hooks
+        or linear._backward_hooks
+        or linear._backward_pre_hooks
+        or "forward" in linear.__dict__
+    )
+
+
+def _is_made(linear: Any) -> bool:
+    """Whether a map's parameters are in their place: those of a lazy one are not there yet."""
+    own = linear._parameters
+    return type(own.get("weight")) is Parameter and "bias" in own
 
 
 def widths_of(in_channels: int | tuple[int, int]) -> tuple[int, int]:

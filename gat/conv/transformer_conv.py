@@ -140,8 +140,14 @@ class TransformerConv(ProjectingConv):
         """
         x, first = self._sources(x, edge_index)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
-        query, key = self._by_head(self.lin_query, x_dst), self._by_head(self.lin_key, x_src)
-        value = self._drop_values(self._by_head(self.lin_value, x_src), edge_index)
+        need_weights = self.weights_for(return_attention_weights)
+        fused = self._is_fused()
+        in_one = fused and need_weights is False and self.lin_beta is None
+        linears = self.lin_query, self.lin_key, self.lin_value
+        waits = in_one and self._may_wait((*linears, self.lin_skip), x_src, x_dst)
+        project: Any = self._mapped if waits else self._by_head
+        query, key, values = map(project, linears, (x_dst, x_src, x_src))
+        value: Any = self._drop_values(values, edge_index)
         support = self._support(edge_index, key, query.shape[-3], self_loops=False, dim=-3)
         edge_attr = self._edge_features(edge_attr, edge_index, key)
         if edge_attr is not None and isinstance(support, Edges) and support.adds_loops:
@@ -150,19 +156,21 @@ class TransformerConv(ProjectingConv):
                 "for these: build the Edges with self_loops=False"
             )
 
-        need_weights = self.weights_for(return_attention_weights)
-        fused = self._is_fused()
         of_edges = None
         if fused and edge_attr is not None:
             of_edges = self._project_edges(edge_attr)
-        if fused and need_weights is False and self.lin_beta is None:
+        if in_one:
+            skip: Any = None
+            if self.root_weight:
+                skip = self._mapped(self.lin_skip, x_dst) if waits else self.lin_skip(x_dst)
             out = self._in_one_step(
-                query, key, value, Formula("dot", self.out_channels**-0.5, None), support,
-                self.lin_skip(x_dst) if self.root_weight else None,
+                query, key, value, Formula("dot", self.out_channels**-0.5, None), support, skip,
                 pair_key=of_edges, pair_value=of_edges,
             )  # fmt: skip
             if out is not None:
                 return out
+            if waits:
+                query, key, value = (one.made() for one in (query, key, value))
         if fused:
             out, weights, _ = attend(
                 query,

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from attn_core import Dot, Edges, Separable, attend, backend, compiled
 from attn_core.backends import cpu
+from attn_core.ops import edge_layer
 
 pytestmark = pytest.mark.skipif(compiled.module is None, reason="no compiled kernels")
 
-HEADS, WIDTH, NODES = 2, 4, 3
+HEADS, WIDTH, NODES, FEATURES = 2, 4, 3, 5
 POINTER, PLACE = torch.tensor([0, 2, 3, 4]), torch.tensor([0, 2, 1, 3])
 OTHER = torch.tensor([0, 1, 2, 0], dtype=torch.int32)
+OF_LAYERS = edge_layer._NAMES
 WRITTEN = {
     "forward": ("output", "log_sum_exp", "maximum", "total"),
     "backward": (
@@ -42,7 +44,6 @@ WRITTEN = {
     "multiply": ("out",),
     "drop": ("to",),
     "sort": ("pointer", "place", "other"),
-    "sort_ends": ("pointer", "place", "other", "key_pointer", "key_place", "key_other"),
     "turn": ("to_pointer", "to_place", "to_other"),
     "count_drawn": ("begins",),
     "draw_pairs": ("sources", "places"),
@@ -55,7 +56,15 @@ WRITTEN = {
         "grad_add",
     ),
     "layer_forward of ends": ("output", "numbers", "merged"),
-    "layer_backward of ends": ("grad_value", "grad_ends", "grad_vector", "grad_add"),
+    "layer_backward of ends": (
+        "grad_value", "grad_of_query", "grad_of_key", "grad_vector", "grad_add",
+    ),
+    "layer_forward of maps": ("hidden", "output", "numbers", "merged"),
+    "layer_backward of maps": (
+        "grad_x", "grad_x_query", "grad_weight_query", "grad_bias_query", "grad_weight_key",
+        "grad_bias_key", "grad_weight_value", "grad_bias_value", "grad_weight_add",
+        "grad_bias_add", "grad_vector",
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +79,8 @@ def sorted_pairs() -> Any:
 def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     """Good arguments of a function of the module; `numbers`: of scores of single numbers.
 
-    "of ends": GAT's, whose scores of nodes a layer's functions make of the values.
+    "of ends": GAT's, whose scores of nodes a layer's functions make of the values. "of maps": those
+    of a layer that makes query, key, value and what is added of its input.
     """
     width, pairs = 1 if numbers else WIDTH, len(PLACE)
 
@@ -114,7 +124,8 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "pairs": sorted_pairs(), "query": nodes(), "key": nodes(), "value": nodes(WIDTH),
         "vector": vector, "of_query": None, "of_key": None, "pair_key": of_pairs(width),
         "pair_value": of_pairs(WIDTH), **score, "dropout": 0.5, "seed": 7, "concat": not numbers,
-        "output": nodes(WIDTH), "numbers": torch.randn(3 * NODES * HEADS),
+        "heads": HEADS, "hidden": None, "output": nodes(WIDTH),
+        "numbers": torch.randn(3 * NODES * HEADS),
     }  # fmt: skip
     merged = torch.randn(NODES, WIDTH if numbers else HEADS * WIDTH)
     numbered = torch.full((NODES,), -1, dtype=torch.int32)
@@ -157,11 +168,6 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
             "nodes": torch.tensor([0, 2, 1, 2]), "others": torch.arange(pairs), "num_others": 4,
             "threads": 2, **graph, "other": OTHER.clone(),
         },
-        "sort_ends": {
-            "pairs": torch.tensor([[0, 2, 1, 2], [1, 0, 1, 2]]), "num_keys": NODES,
-            "num_queries": NODES, "loops": 0, "threads": 2, **graph, "other": OTHER.clone(),
-            "key_pointer": POINTER.clone(), "key_place": PLACE.clone(), "key_other": OTHER.clone(),
-        },
         "turn": {
             **graph, "other": OTHER.clone(), "places": pairs, "threads": 2,
             "to_pointer": POINTER.clone(), "to_place": PLACE.clone(), "to_other": OTHER.clone(),
@@ -184,28 +190,52 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "layer_forward": {**layer, "add": torch.randn(merged.shape), "merged": merged},
         "layer_backward": {
             **layer, "grad": torch.randn(merged.shape), "grad_query": nodes(), "grad_key": nodes(),
-            "grad_value": nodes(WIDTH), "grad_vector": vector.clone(), "grad_ends": None,
+            "grad_value": nodes(WIDTH), "grad_vector": vector.clone(),
             "grad_pair_key": of_pairs(width), "grad_pair_value": of_pairs(WIDTH),
             "grad_add": torch.randn(merged.shape[1]),
         },
     }  # fmt: skip
-    name, *of_ends = name.split(" of ends")
-    if of_ends:
+    name, _, kind = name.partition(" of ")
+    if kind == "ends":
         given[name].update(
             query=None, key=None, vector=torch.randn(HEADS, 1), pair_key=torch.randn(pairs, HEADS),
             of_query=torch.randn(HEADS, WIDTH), of_key=torch.randn(HEADS, WIDTH),
             numbers=torch.randn(5 * NODES * HEADS),
         )  # fmt: skip
-    if of_ends and name == "layer_backward":
+    if kind == "ends" and name == "layer_backward":
         given[name].update(
             grad_query=None, grad_key=None, grad_vector=torch.randn(HEADS),
-            grad_ends=torch.randn(2, HEADS, WIDTH), grad_pair_key=torch.randn(pairs, HEADS),
+            grad_of_query=torch.randn(HEADS, WIDTH), grad_of_key=torch.randn(HEADS, WIDTH),
+            grad_pair_key=torch.randn(pairs, HEADS),
         )  # fmt: skip
+    if kind == "maps":
+        added = merged.shape[1]
+        maps = {"query": HEADS * WIDTH, "key": HEADS * WIDTH, "value": HEADS * WIDTH, "add": added}
+        parts = {"x": torch.randn(NODES, FEATURES), "x_query": torch.randn(NODES, FEATURES)}
+        for of, size in maps.items():
+            parts[f"weight_{of}"] = torch.randn(size, FEATURES)
+            parts[f"bias_{of}"] = torch.randn(size)
+        given[name].update(
+            {"query": None, "key": None, "value": None, "add": None, **parts},
+            vector=torch.randn(HEADS, WIDTH), pair_key=of_pairs(WIDTH),
+            hidden=torch.randn(3 * NODES * HEADS * WIDTH),
+        )  # fmt: skip
+        if name == "layer_backward":
+            gone = {f"grad_{of}": None for of in maps}
+            given[name].update(gone, **{f"grad_{of}": x.clone() for of, x in parts.items()})
+            given[name].update(grad_vector=torch.randn(HEADS, WIDTH), grad_pair_key=of_pairs(WIDTH))
     return given[name]
 
 
 def call(name: str, given: dict[str, Any]) -> Any:
-    return getattr(compiled.module, name.removesuffix(" of ends"))(**given)
+    name = name.partition(" of ")[0]
+    if name.startswith("layer"):  # whose tensors come in two lists
+        rest = dict(given)
+        given = {"given": [rest.pop(of, None) for of in OF_LAYERS]}
+        if name == "layer_backward":
+            given["grads"] = [rest.pop(f"grad_{of}", None) for of in OF_LAYERS]
+        given.update(rest)
+    return getattr(compiled.module, name)(**given)
 
 
 def expanded(x: Tensor) -> Tensor:
@@ -276,6 +306,38 @@ def test_sizes_of_no_graph(sizes: tuple[int, int, int]) -> None:
     pointer = POINTER if sizes[1] == NODES else POINTER[:0]
     with pytest.raises(ValueError, match="is no number"):
         compiled.module.SortedPairs(*sizes, pointer, OTHER, PLACE)
+
+
+def test_what_is_sorted_must_be_pairs_of_the_nodes_there_are() -> None:
+    pairs = torch.tensor([[0, 2, 1, 2], [1, 0, 1, 2]])
+    sort = compiled.module.sort_ends
+    for given in (pairs, pairs.t().contiguous().t(), pairs.int(), pairs[:, ::2]):
+        made = sort(given, NODES, NODES, 0, True, 2, True)
+        assert made.count == given.shape[1] and made.has_key
+        for of_keys, order in ((False, given[1]), (True, given[0])):
+            _, _, places = map(torch.from_dlpack, made.order(of_keys))
+            assert torch.equal(places, order.argsort(stable=True).int())
+    assert sort(pairs, NODES, NODES, 0, True, 2, False).order(True) is None
+    for sizes in ((2, NODES), (NODES, 2)):
+        assert sort(pairs, *sizes, 0, True, 2, True) is None
+    assert sort(pairs - 1, NODES, NODES, 0, True, 2, True) is None
+    for given in (pairs[:1], torch.cat([pairs, pairs])):
+        with pytest.raises(ValueError, match="is not"):
+            sort(given, NODES, NODES, 0, True, 2, True)
+    for sizes in ((-1, 3, 0), (3, -1, 0), (2**62, 3, 0), (3, 3, -1), (3, 3, 4)):
+        with pytest.raises(ValueError):
+            sort(pairs, *sizes, True, 2, True)
+    for other in (pairs.float(), pairs.short(), pairs[0], None):
+        with pytest.raises((TypeError, ValueError)):
+            sort(other, NODES, NODES, 0, True, 2, True)
+
+
+def test_an_order_outlives_its_pairs() -> None:
+    made = compiled.module.sort_ends(torch.tensor([[0, 2, 1], [1, 0, 1]]), 3, 3, 0, True, 1, True)
+    pointer, others, _ = map(torch.from_dlpack, made.order(False))
+    del made
+    junk = [torch.full((16,), -1) for _ in range(100)]
+    assert pointer.tolist() == [0, 1, 3, 3] and others.tolist() == [2, 0, 1] and junk
 
 
 def test_more_numbers_than_64_bits_count() -> None:

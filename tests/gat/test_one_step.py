@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,7 @@ def run(layer: Any, given: dict[str, Any]) -> list[Tensor]:
     out = layer(**{**given, **leaves})
     everything = [*leaves.values(), *layer.parameters()]
     generator = torch.Generator().manual_seed(2)
-    weights = torch.randn(out.shape, generator=generator, dtype=out.dtype)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
     found = torch.autograd.grad((out * weights).sum(), everything, materialize_grads=True)
     return [out, *found]
 
@@ -87,18 +88,106 @@ def test_is_the_single_steps(
     torch.testing.assert_close(found, run(layer, given), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("features", "channels", "heads", "nodes"),
+    [(1, 4, 1, 7), (3, 8, 4, 97), (7, 12, 3, 130), (13, 4, 9, 1), (32, 8, 4, 50), (33, 20, 1, 1029),
+     (256, 4, 2, 40), (257, 4, 2, 40)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", LAYERS)
+def test_maps_of_any_size(
+    name: str,
+    features: int,
+    channels: int,
+    heads: int,
+    nodes: int,
+    steps: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = getattr(gat, name)(features, channels, heads=heads).double()
+    x = torch.randn(nodes, features, dtype=torch.float64)
+    given = {"x": x, "edge_index": torch.randint(nodes, (2, 3 * nodes))}
+    found = run(layer, given)
+    single = run(copy.deepcopy(layer).float(), {**given, "x": x.float()})
+    assert steps == [True, True]
+    monkeypatch.setattr(edge_layer, "attend", lambda *_, **__: None)
+    expected = run(layer, given)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    for one, true in zip(single, expected, strict=True):
+        assert (one - true).abs().max() <= 1e-5 * max(1, true.abs().max())
+
+
+@pytest.mark.parametrize("options", ["plain", "residual, averaged"])
+@pytest.mark.parametrize("name", ["GATv2Conv", "TransformerConv"])
+def test_maps_of_two_sides(
+    name: str, options: str, steps: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = dict(OPTIONS[options])
+    if name == "TransformerConv":
+        given.pop("residual", None)
+    layer = getattr(gat, name)((6, 5), 4, heads=3, **given).double()
+    sides = [
+        torch.randn(n, f, dtype=torch.float64, requires_grad=True) for n, f in ((9, 6), (4, 5))
+    ]
+    edge_index = torch.stack([torch.randint(9, (20,)), torch.randint(4, (20,))])
+
+    def everything() -> list[Tensor]:
+        torch.manual_seed(1)
+        out = layer(tuple(sides), edge_index)
+        grads = torch.autograd.grad(out.square().sum(), [*sides, *layer.parameters()])
+        return [out, *grads]
+
+    found = everything()
+    assert steps == [True]
+    monkeypatch.setattr(edge_layer, "attend", lambda *_, **__: None)
+    torch.testing.assert_close(found, everything(), rtol=1e-10, atol=1e-12)
+
+
+def test_a_map_that_serves_both_sides(steps: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = gat.GATv2Conv(6, 4, heads=3, share_weights=True).double()
+    given = inputs("plain")
+    found = run(layer, given)
+    assert steps == [True]
+    monkeypatch.setattr(edge_layer, "attend", lambda *_, **__: None)
+    torch.testing.assert_close(found, run(layer, given), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["forward", "forward pre", "full backward", "global", "method"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_who_watches_a_map_sees_it(name: str, where: str) -> None:
+    layer, given, seen = layer_of(name, "plain"), inputs("plain"), []
+    linear = {"GATConv": "lin", "GATv2Conv": "lin_l", "TransformerConv": "lin_value"}[name]
+    linear = getattr(layer, linear)
+
+    def hook(module: Any, *_: Any) -> None:
+        if module is linear:
+            seen.append(where)
+
+    if where == "method":
+        original = linear.forward
+        linear.forward = lambda x: seen.append(where) or original(x)
+    elif where == "global":
+        handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    else:
+        getattr(linear, f"register_{where.replace(' ', '_')}_hook")(hook)
+    try:
+        run(layer, given)
+    finally:
+        if where == "global":
+            handle.remove()
+    assert seen == [where]
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_same_bits_again_and_for_any_number_of_threads(name: str) -> None:
     layer = getattr(gat, name)(8, 8, heads=4, dropout=0.3)
-    x, edge_index = torch.randn(3000, 8), torch.randint(3000, (2, 40_000))
-    threads, found = torch.get_num_threads(), []
+    x, edge_index = torch.randn(3000, 8, requires_grad=True), torch.randint(3000, (2, 40_000))
+    weights, threads, found = torch.randn(3000, 32), torch.get_num_threads(), []
     try:
         for number in (1, 2, 2):
             torch.set_num_threads(number)
             torch.manual_seed(1)
             out = layer(x, edge_index)
-            found.append([out, *torch.autograd.grad(out.square().sum(), layer.att_src)]
-                         if name == "GATConv" else [out])  # fmt: skip
+            found.append([out, *torch.autograd.grad(out, [x, *layer.parameters()], weights)])
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -234,6 +323,7 @@ def test_an_edit_of_the_graph_before_the_backward_pass(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_is_saved_passes_through_hooks(name: str, steps: list[bool]) -> None:
     layer, given = layer_of(name, "dropout"), inputs("dropout")
+    given["edge_index"] = torch.randint(25, (2, 20 * NODES))
     expected, saved = run(layer, given), []
 
     def pack(x: Tensor) -> Tensor:
@@ -244,8 +334,8 @@ def test_what_is_saved_passes_through_hooks(name: str, steps: list[bool]) -> Non
         found = run(layer, given)
     torch.testing.assert_close(found, expected)
     assert steps == [True, True]
-    # The nodes' numbers, nothing of the size of pairs × channels
-    assert max(saved) <= max(NODES * 3 * 5, 2 * EDGES)
+    # What the maps make of the nodes, nothing of the size of pairs × channels
+    assert max(saved) <= max(2 * 20 * NODES, 3 * NODES * 12) < 20 * NODES * 12
 
 
 def test_an_empty_graph_and_isolated_nodes(steps: list[bool]) -> None:

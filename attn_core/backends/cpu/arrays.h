@@ -53,8 +53,9 @@ struct Span {
 };
 
 // What is written must not be read, nor be written twice.
-inline void apart(std::initializer_list<Span> written, std::initializer_list<Span> read) {
-  for (const Span* one = written.begin(); one != written.end(); one++) {
+template <class Spans, class Others>
+void apart(const Spans& written, const Others& read) {
+  for (auto one = written.begin(); one != written.end(); one++) {
     const auto check = [one](const Span& other) {
       if (one->begin < other.end && other.begin < one->end) {
         refuse(one->name, (std::string("shares memory with ") + other.name).c_str());
@@ -63,6 +64,13 @@ inline void apart(std::initializer_list<Span> written, std::initializer_list<Spa
     std::for_each(one + 1, written.end(), check);
     std::for_each(read.begin(), read.end(), check);
   }
+}
+template <class Spans>
+void apart(const Spans& written, std::initializer_list<Span> read) {
+  apart<Spans, std::initializer_list<Span>>(written, read);
+}
+inline void apart(std::initializer_list<Span> written, std::initializer_list<Span> read) {
+  apart<std::initializer_list<Span>, std::initializer_list<Span>>(written, read);
 }
 
 // [num, heads, width] (without `width`: [num, heads]), each row packed.

@@ -1,6 +1,7 @@
 #include "graph_bindings.h"
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
@@ -69,55 +70,98 @@ int64_t sort(const nb::ndarray<const int64_t, nb::ndim<1>, nb::device::cpu>& nod
   });
 }
 
+// Room for an order, in memory of our own: one block, which Python frees.
+struct Room {
+  int64_t num, room;
+  bool narrow;
+
+  int64_t bytes() const {  // `pointer` first: the rest needs no more to be aligned
+    const int64_t used = (num + 1) * 8 + room * (4 + (narrow ? 4 : 8));
+    return (used + 7) / 8 * 8;
+  }
+  int64_t* pointer(char* at) const { return reinterpret_cast<int64_t*>(at); }
+  char* place(char* at) const { return at + (num + 1) * 8; }
+  int32_t* other(char* at) const {
+    return reinterpret_cast<int32_t*>(place(at) + room * (narrow ? 4 : 8));
+  }
+  nb::dlpack::dtype dtype() const { return narrow ? nb::dtype<int32_t>() : nb::dtype<int64_t>(); }
+
+  attn::SortedEnd end(char* at, nb::handle owner) const {
+    const auto nodes = size_t(num + 1), pairs = size_t(room);
+    return {Index(pointer(at), 1, &nodes, owner), Column(other(at), 1, &pairs, owner),
+            Places(place(at), 1, &pairs, owner, nullptr, dtype())};
+  }
+  // The same as arrays that Python may read.
+  nb::tuple arrays(char* at, nb::handle owner) const {
+    const auto nodes = size_t(num + 1), pairs = size_t(room);
+    return nb::make_tuple(
+        nb::ndarray<int64_t, nb::ndim<1>, nb::device::cpu>(pointer(at), 1, &nodes, owner),
+        nb::ndarray<int32_t, nb::ndim<1>, nb::device::cpu>(other(at), 1, &pairs, owner),
+        nb::ndarray<nb::ndim<1>, nb::device::cpu>(place(at), 1, &pairs, owner, nullptr, dtype()));
+  }
+};
+
+// Rooms of the orders by query and by key.
+std::pair<Room, Room> rooms(const attn::SortedPairs& pairs, bool narrow) {
+  return {{pairs.num_queries, pairs.places, narrow}, {pairs.num_keys, pairs.places, narrow}};
+}
+
 // The pairs [2, E] of (key, query) by query and, if it is asked for, by key; behind them, in the
-// order by query, those that were left out. None: a number is out of range.
+// order by query, those that were left out. Places are `narrow`, of 32 bits, or of 64. None: a number
+// is out of range.
 template <class I>
 std::optional<attn::SortedPairs> sort_ends(
     const nb::ndarray<const I, nb::ndim<2>, nb::device::cpu>& pairs, int64_t num_keys,
-    int64_t num_queries, int64_t loops, int threads, const Out<int64_t>& pointer,
-    const Out<int32_t>& other, const OutPlaces& place,
-    const std::optional<Out<int64_t>>& key_pointer, const std::optional<Out<int32_t>>& key_other,
-    const std::optional<OutPlaces>& key_place) {
+    int64_t num_queries, int64_t loops, bool narrow, int threads, bool wants_key) {
   if (pairs.shape(0) != 2) refuse("pairs", "is not [2, E]");
   const auto count = int64_t(pairs.shape(1)), room = count + loops;
-  check_sizes(count, num_keys, num_queries, loops, is_narrow(place));
-  check_room(pointer, other, place, num_queries, room);
-  apart({{"pointer", pointer}, {"other", other}, {"place", place}, {"key_pointer", key_pointer},
-         {"key_other", key_other}, {"key_place", key_place}}, {{"pairs", pairs}});
-  attn::SortedPairs made{num_keys, num_queries, 0, room,
-                         {Index(pointer), Column(other), Places(place)}, std::nullopt};
-  if (key_pointer) {
-    if (!key_other || !key_place) refuse("key_other", "or key_place is missing");
-    check_room(*key_pointer, *key_other, *key_place, num_keys, room);
-    if (is_narrow(*key_place) != is_narrow(place)) refuse("key_place", "has not the width of place");
-    made.by_key = {Index(*key_pointer), Column(*key_other), Places(*key_place)};
-  }
+  check_sizes(count, num_keys, num_queries, loops, narrow);
+  attn::SortedPairs made{num_keys, num_queries, 0, room, {}, std::nullopt, {}};
+  const auto [by_query, by_key] = rooms(made, narrow);
+  const int64_t bytes = by_query.bytes();
+  char* at = new char[size_t(bytes + (wants_key ? by_key.bytes() : 0))];
+  made.memory = nb::capsule(at, [](void* memory) noexcept { delete[] static_cast<char*>(memory); });
+  made.by_query = by_query.end(at, made.memory);
+  if (wants_key) made.by_key = by_key.end(at + bytes, made.memory);
+  made.made_key = wants_key;
   const I *keys = pairs.data(), *queries = keys + pairs.stride(0);
   const int64_t step = pairs.stride(1);
+  const auto sort_both = [&](auto place) {  // of the type of places
+    using P = decltype(place);
+    P* to = reinterpret_cast<P*>(by_query.place(at));
+    const int64_t found = attn::sort_pairs(
+        attn::Listed<I>{queries, keys, step, count, num_queries, num_keys, loops},
+        attn::order_of(by_query.pointer(at), by_query.other(at), to), threads);
+    int64_t next = found;
+    for (int64_t e = 0; next >= 0 && next < room; e++) {
+      if (keys[e * step] != queries[e * step]) continue;
+      by_query.other(at)[next] = int32_t(keys[e * step]);
+      to[next++] = P(e);
+    }
+    if (found >= 0 && wants_key) {
+      char* behind = at + bytes;
+      attn::sort_pairs(attn::Listed<I>{keys, queries, step, count, num_keys, num_queries, loops},
+                       attn::order_of(by_key.pointer(behind), by_key.other(behind),
+                                      reinterpret_cast<P*>(by_key.place(behind))),
+                       threads);
+    }
+    return found;
+  };
   {
     nb::gil_scoped_release released;
-    made.count = by_width(place, [&](auto* to) {
-      const int64_t found = attn::sort_pairs(
-          attn::Listed<I>{queries, keys, step, count, num_queries, num_keys, loops},
-          attn::order_of(pointer.data(), other.data(), to), threads);
-      int64_t at = found;
-      for (int64_t e = 0; at >= 0 && at < room; e++) {
-        if (keys[e * step] != queries[e * step]) continue;
-        other.data()[at] = int32_t(keys[e * step]);
-        to[at++] = std::decay_t<decltype(*to)>(e);
-      }
-      return found;
-    });
-    if (made.count >= 0 && key_pointer) {
-      by_width(*key_place, [&](auto* to) {
-        return attn::sort_pairs(
-            attn::Listed<I>{keys, queries, step, count, num_keys, num_queries, loops},
-            attn::order_of(key_pointer->data(), key_other->data(), to), threads);
-      });
-    }
+    made.count = narrow ? sort_both(int32_t()) : sort_both(int64_t());
   }
   if (made.count < 0) return std::nullopt;
   return made;
+}
+
+// What sort_ends has made, as arrays (pointer, other, place); None where it made no such order.
+std::optional<nb::tuple> order(const attn::SortedPairs& pairs, bool of_keys) {
+  if (!pairs.memory.is_valid() || (of_keys && !pairs.made_key)) return std::nullopt;
+  const auto [by_query, by_key] = rooms(pairs, pairs.by_query.place.itemsize() == 4);
+  auto* at = static_cast<char*>(nb::cast<nb::capsule>(pairs.memory).data());
+  return of_keys ? by_key.arrays(at + by_query.bytes(), pairs.memory)
+                 : by_query.arrays(at, pairs.memory);
 }
 
 // From an order by one end that by the other, each node's pairs in the order of their places.
@@ -170,9 +214,7 @@ uint64_t checksum(const Array<const I>& x, int threads) {
 template <class I>
 void define(nb::module_& m) {
   m.def("sort_ends", &sort_ends<I>, "pairs"_a.noconvert(), "num_keys"_a, "num_queries"_a, "loops"_a,
-        "threads"_a, "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
-        "key_pointer"_a.noconvert().none(), "key_other"_a.noconvert().none(),
-        "key_place"_a.noconvert().none());
+        "narrow"_a, "threads"_a, "wants_key"_a);
   m.def("checksum", &checksum<I>, "x"_a.noconvert(), "threads"_a);
 }
 
@@ -185,10 +227,12 @@ void attn::define_graphs(nb::module_& m) {
         check_sizes(int64_t(other.size()), num_keys, num_queries, 0, false);
         if (places < 0) refuse("places", "is no number of places");
         new (made) SortedPairs{num_keys, num_queries, int64_t(other.size()), places,
-                               {pointer, other, place}, std::nullopt};
+                               {pointer, other, place}, std::nullopt, {}};
       })
       .def("set_by_key", [](SortedPairs& pairs, const Index& pointer, const Column& other,
                             const arrays::Places& place) { pairs.by_key = SortedEnd{pointer, other, place}; })
+      .def("order", &::order, "of_keys"_a)
+      .def_prop_ro("has_key", [](const SortedPairs& pairs) { return pairs.by_key.has_value(); })
       .def_ro("count", &SortedPairs::count);
   ::define<int32_t>(m);
   ::define<int64_t>(m);

@@ -205,6 +205,20 @@ struct Ends {
   int64_t heads = 0, width = 0;  // a multiple of 4
 };
 
+// Linear maps of rows [N, from] to rows [N, width].
+template <class T>
+struct Map {
+  const T *rows = nullptr, *matrix = nullptr;  // matrix [from + 1, padded], its last row the bias
+  int64_t from = 0, width = 0, padded = 0;     // width, up to an even number of whole vectors
+  T* to = nullptr;
+  bool adds = false;  // to what is there
+};
+template <class T>
+struct MapGradient {
+  const T *rows = nullptr, *grad = nullptr;  // [N, from], [N, width]
+  int64_t from = 0, width = 0;               // width: a multiple of 4
+};
+
 // What each instruction set provides.
 template <class T>
 struct Kernels {
@@ -229,6 +243,9 @@ struct Kernels {
   // The nodes [begin, end); the backward pass adds to the gradients of both vectors, [2, H, D].
   void (*ends)(const Ends<T>&, int64_t begin, int64_t end);
   void (*ends_backward)(const Ends<T>&, int64_t begin, int64_t end, T* of_vectors);
+  // The rows [begin, end); the gradient, [from + 1, width] with the bias last, is added to.
+  void (*map)(const Map<T>&, int64_t begin, int64_t end);
+  void (*map_gradient)(const MapGradient<T>&, int64_t begin, int64_t end, T* gradient);
 };
 template <class T>
 int64_t additive_memory(const Additive<T>& a) {

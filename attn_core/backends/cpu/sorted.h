@@ -29,6 +29,8 @@ struct SortedPairs {
   int64_t num_keys, num_queries, count, places;
   SortedEnd by_query;
   std::optional<SortedEnd> by_key;
+  nb::object memory;  // in which the module has sorted them, if it did
+  bool made_key = false;  // by key too
 
   Graph query_graph(bool reads_place) const {
     return by_query.checked("by_query", count, num_queries, num_keys, places, reads_place);

@@ -1,5 +1,6 @@
 // The kernels for one instruction set; CMakeLists.txt compiles this file for several.
 #include "additive.h"
+#include "dense.h"
 #include "ends.h"
 #include "entmax_backward.h"
 #include "features.h"
@@ -109,7 +110,7 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
 template <class T>
 constexpr Kernels<T> KERNELS = {
     rows<T>, part<T>, merge<T>, multiply<T>, drop<T>, WIDEST<T>, additive_prepare<T>,
-    additive_forward<T>, additive_backward<T>, ends<T>, ends_backward<T>,
+    additive_forward<T>, additive_backward<T>, ends<T>, ends_backward<T>, map<T>, map_gradient<T>,
 };
 extern const Kernels<float> float_kernels = KERNELS<float>;
 extern const Kernels<double> double_kernels = KERNELS<double>;

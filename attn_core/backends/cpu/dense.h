@@ -1,0 +1,128 @@
+// Linear maps of rows, and their gradients. The matrices are those of a layer: all of one stays in a
+// core's cache, so that tiles of the result are all the order there is.
+#pragma once
+#include "problem.h"
+#include "simd.h"
+
+namespace attn::VARIANT {
+
+// Σ of `count` outer products: R numbers, `far` apart, with V vectors. All sums stay in registers.
+template <class T, int W, int V, int R>
+INLINE void outer(const T* left, int64_t far, int64_t left_step, const T* right, int64_t right_step,
+                  int64_t count, Vec<T, W> (&sums)[R][V]) {
+  for (int64_t i = 0; i < count; i++, left += left_step, right += right_step) {
+    Vec<T, W> x[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) x[v] = load<T, W>(right + v * W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const Vec<T, W> y = all<T, W>(left[r * far]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[r][v] += y * x[v];
+    }
+  }
+}
+
+// R rows of a map, V vectors of columns from `at` on.
+template <class T, int V, int R>
+INLINE void map_tile(const Map<T>& p, int64_t row, int64_t at) {
+  constexpr int W = WIDEST<T>;
+  Vec<T, W> sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] = load<T, W>(p.matrix + p.from * p.padded + at + v * W);
+  }
+  outer<T, W, V, R>(p.rows + row * p.from, p.from, 1, p.matrix + at, p.padded, p.from, sums);
+  T* to = p.to + row * p.width + at;
+  if (at + V * W <= p.width) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++, to += p.width) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        store<T, W>(to + v * W, p.adds ? load<T, W>(to + v * W) + sums[r][v] : sums[r][v]);
+      }
+    }
+    return;
+  }
+  T numbers[R * V * W];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store<T, W>(numbers + (r * V + v) * W, sums[r][v]);
+  }
+  for (int r = 0; r < R; r++, to += p.width) {
+    for (int64_t c = 0; c < p.width - at; c++) {
+      to[c] = p.adds ? to[c] + numbers[r * V * W + c] : numbers[r * V * W + c];
+    }
+  }
+}
+
+template <class T, int V>
+INLINE void map_columns(const Map<T>& p, int64_t begin, int64_t end, int64_t at) {
+  int64_t row = begin;
+  for (; row + 6 <= end; row += 6) map_tile<T, V, 6>(p, row, at);
+  for (; row + 2 <= end; row += 2) map_tile<T, V, 2>(p, row, at);
+  for (; row < end; row++) map_tile<T, V, 1>(p, row, at);
+}
+
+template <class T>
+void map(const Map<T>& p, int64_t begin, int64_t end) {
+  constexpr int W = WIDEST<T>;
+  constexpr int64_t TOGETHER = 96;  // rows that all columns meet while they are at hand
+  for (int64_t row = begin; row < end; row += TOGETHER) {
+    const int64_t stop = end - row < TOGETHER ? end : row + TOGETHER;
+    int64_t at = 0;
+    for (; at + W < p.width; at += 2 * W) map_columns<T, 2>(p, row, stop, at);
+    if (at < p.width) map_columns<T, 1>(p, row, stop, at);
+  }
+}
+
+// Of the gradient of a matrix, R rows and V vectors of columns.
+template <class T, int W, int V, int R>
+INLINE void gradient_tile(const MapGradient<T>& p, int64_t begin, int64_t end, int64_t k, int64_t at,
+                          T* to) {
+  Vec<T, W> sums[R][V];
+  to += k * p.width + at;
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sums[r][v] = load<T, W>(to + r * p.width + v * W);
+  }
+  outer<T, W, V, R>(p.rows + begin * p.from + k, 1, p.from, p.grad + begin * p.width + at, p.width,
+                    end - begin, sums);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store<T, W>(to + r * p.width + v * W, sums[r][v]);
+  }
+}
+
+template <class T, int W, int V>
+INLINE void gradient_columns(const MapGradient<T>& p, int64_t begin, int64_t end, int64_t at, T* to) {
+  int64_t k = 0;
+  for (; k + 6 <= p.from; k += 6) gradient_tile<T, W, V, 6>(p, begin, end, k, at, to);
+  for (; k + 2 <= p.from; k += 2) gradient_tile<T, W, V, 2>(p, begin, end, k, at, to);
+  for (; k < p.from; k++) gradient_tile<T, W, V, 1>(p, begin, end, k, at, to);
+  Vec<T, W> sums[V] = {};
+  for (int64_t row = begin; row < end; row++) {
+    for (int v = 0; v < V; v++) sums[v] += load<T, W>(p.grad + row * p.width + at + v * W);
+  }
+  to += p.from * p.width + at;
+  for (int v = 0; v < V; v++) store<T, W>(to + v * W, load<T, W>(to + v * W) + sums[v]);
+}
+
+template <class T>
+void map_gradient(const MapGradient<T>& p, int64_t begin, int64_t end, T* to) {
+  constexpr int W = WIDEST<T>;
+  constexpr int64_t TOGETHER = 128;  // rows of both that the first-level cache holds
+  for (int64_t row = begin; row < end; row += TOGETHER) {
+    const int64_t stop = end - row < TOGETHER ? end : row + TOGETHER;
+    int64_t at = 0;
+    for (; at + 2 * W <= p.width; at += 2 * W) gradient_columns<T, W, 2>(p, row, stop, at, to);
+    for (; at + W <= p.width; at += W) gradient_columns<T, W, 1>(p, row, stop, at, to);
+    for (; at < p.width; at += 4) gradient_columns<T, 4, 1>(p, row, stop, at, to);
+  }
+}
+
+}  // namespace attn::VARIANT
