@@ -52,9 +52,10 @@ def replaced(instance: _T, changes: dict[str, Any]) -> _T:
 def renewed(instance: _T, **changes: Any) -> _T:
     """A NamedTuple with some other fields."""
     if TORCH < (2, 8) and torch.compiler.is_compiling():
-        kind = type(instance)
+        kind: Any = type(instance)
         return kind(*[changes.get(name, getattr(instance, name)) for name in kind._fields])
-    return instance._replace(**changes)
+    replace: Callable[..., _T] = instance._replace  # type: ignore[attr-defined]
+    return replace(**changes)
 
 
 # torch 2.7: torch.compiler.is_exporting. Before, all that is compiled is taken for an export.

@@ -57,7 +57,7 @@ class Normalizer(metaclass=ABCMeta):
         """Weights of the shape of `scores`, whose rows are `rows`; scores at least float32."""
 
     def entmax_alpha(self) -> float | None:
-        """The α of which this is α-entmax, where that is a known number; None where it is not.
+        """The α of which this is α-entmax, where that is a known number from 1 to 2; else None.
 
         Such weights w have one derivative: with `u = w^(2 - α)`, that of the scores is
         `u (g - Σ u g / Σ u)`.
@@ -228,7 +228,9 @@ class Entmax(Normalizer, name="entmax"):
             raise ValueError(f"alpha is {self.alpha}; it must be above 0 (1 is Softmax)")
 
     def entmax_alpha(self) -> float | None:
-        return None if isinstance(self.alpha, Tensor) else float(self.alpha)
+        # Above 2, a weight w near 0 changes by w^(2 - α) times its score: no threshold is so exact
+        known = not isinstance(self.alpha, Tensor) and 1 <= self.alpha <= 2
+        return float(self.alpha) if known else None
 
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
         if isinstance(self.alpha, Tensor):

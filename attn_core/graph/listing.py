@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from attn_core.transforms import bare, is_transformed, outside_inference
 
 _MOST = 2**31 - 1  # nodes are 32-bit numbers in the kernels, and so are places up to so many
 _INTEGERS = torch.int32, torch.int64
+_TURNING = threading.Lock()
 
 
 class Sorted(NamedTuple):
@@ -136,8 +138,10 @@ class Listing:
     def by_key(self) -> Sorted:
         """The order by key."""
         if self._key_room is None:
-            with outside_inference():
-                self._key_room = self._turn()
+            # Kernels of other threads read what was made first
+            with _TURNING, outside_inference():
+                if self._key_room is None:
+                    self._key_room = self._turn()
         return self._key_room.cut(self.num_pairs)
 
     def _turn(self) -> Sorted:

@@ -243,7 +243,7 @@ class GATConv(ProjectingConv):
         residual: Any = None
         if may_wait and first is None and x_dst is x_src and lin_dst is lin_src:
             linears = [one for one in (lin_src, self.res) if one is not None]
-            if self._may_wait(linears, x_src):
+            if self._may_wait(linears, x_src) and self._residual_may_wait():
                 h = self._mapped(lin_src, x_src)
                 if self.res is not None:
                     residual = self._mapped(self.res, x_src)._replace(bias=self.bias)

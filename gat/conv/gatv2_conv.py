@@ -197,7 +197,8 @@ class GATv2Conv(ProjectingConv):
         linears = [one for one in (self.lin_l, self.lin_r, self.res) if one is not None]
         by_head: Any = self._by_head
         residual: Any = None
-        if may_wait and not (shared and first) and self._may_wait(linears, x_l, x_r):
+        may_wait = may_wait and not (shared and first is not None)
+        if may_wait and self._may_wait(linears, x_l, x_r) and self._residual_may_wait():
             by_head = self._mapped
             if self.res is not None:
                 residual = self._mapped(self.res, x_r)._replace(bias=self.bias)

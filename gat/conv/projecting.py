@@ -118,11 +118,16 @@ class ProjectingConv(AttentionConv):
             and all(
                 one.layout is torch.strided
                 and one.dim() == 2
-                and one.shape[1] <= _WIDEST_MAPPED
+                and 0 < one.shape[1] <= _WIDEST_MAPPED
                 and one.numel() <= _MOST_MAPPED
                 for one in x
             )
         )
+
+    def _residual_may_wait(self) -> bool:
+        """Whether the residual's map may be given the layer's bias: whether it has none."""
+        res = getattr(self, "res", None)
+        return res is None or res._parameters["bias"] is None
 
     def _mapped(self, linear: Any, x: Tensor) -> Mapped:
         """What `_by_head` makes, yet to be computed."""

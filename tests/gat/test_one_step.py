@@ -348,3 +348,32 @@ def test_an_empty_graph_and_isolated_nodes(steps: list[bool]) -> None:
             out.sum().backward()
             assert out.shape == (nodes, 12) and bool(x.grad.isfinite().all())  # type: ignore[union-attr]
     assert all(steps)
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+def test_a_bias_of_the_residuals_own_is_added(name: str) -> None:
+    """A user may give the residual's map a bias: it counts beside the layer's."""
+    layer, given = layer_of(name, "residual"), inputs("residual")
+    plain = layer(**given)
+    layer.res.bias = torch.nn.Parameter(torch.arange(12.0, dtype=torch.float64))
+    out = layer(**given)
+    torch.testing.assert_close(out, plain + layer.res.bias)
+    out.sum().backward()
+    torch.testing.assert_close(layer.res.bias.grad, torch.full_like(layer.res.bias, NODES))
+
+
+def test_no_targets_share_the_sources_map() -> None:
+    """One x of both sides, shared weights, and edges to nobody."""
+    layer = gat.GATv2Conv(6, 4, heads=3, share_weights=True)
+    edges = Edges(torch.empty(2, 0, dtype=torch.int64), NODES, 0)
+    assert layer(torch.randn(NODES, 6), edges).shape == (0, 12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_nodes_without_features(name: str) -> None:
+    """Every call of a layer over features of width 0 is the bias, the second too."""
+    layer = getattr(gat, name)(0, 4)
+    for _ in range(2):
+        out = layer(torch.zeros(NODES, 0), torch.randint(NODES, (2, EDGES)))
+        out.sum().backward()
+        assert out.shape == (NODES, 4) and out.isfinite().all()
