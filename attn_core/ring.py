@@ -27,6 +27,7 @@ from attn_core.ops import additive
 from attn_core.scores import Score
 from attn_core.supports.dense import Dense
 
+_PIECES = 8  # in which a block is sent
 Run = tuple[int, int]  # the position of the first step of a run of neighbours, and its length
 
 
@@ -229,8 +230,11 @@ class _Ring(torch.autograd.Function):
                     _of(output, rows), log_sum_exp[..., rows], found.to(wide), of_block.to(wide)
                 )
                 output[..., rows, :, :], log_sum_exp[..., rows] = merged
+                del own, other, call, scores, of_block, weights, found, merged
+            del keys, values
             if step < processes - 1:
-                del keys, values  # so that each is gone as soon as it is sent
+                if step == 0:
+                    blocks = [_copy(x) for x in blocks]
                 _pass_on(blocks, ring.group)
         output = output.to(value.dtype)
         ctx.ring, ctx.parameters = ring, parameters
@@ -246,7 +250,7 @@ class _Ring(torch.autograd.Function):
         mean = torch.einsum("...thd,...thd->...ht", grad, output.to(wide))
         of_query = torch.zeros_like(query, dtype=wide)
         of_parameters = [torch.zeros_like(p) for p in parameters]
-        blocks = [key, value, *(torch.zeros_like(x, dtype=wide) for x in (key, value))]
+        blocks = [key, value, *(x.new_zeros(x.shape, dtype=wide) for x in (key, value))]
         here, processes = rank(ring.group), world_size(ring.group)
         for step in range(processes):
             keys, values, of_keys, of_values = blocks
@@ -273,9 +277,11 @@ class _Ring(torch.autograd.Function):
                 for total, more in zip(of_parameters, given[3:], strict=True):
                     if more is not None:
                         total += more
-                del given, more
+                del given, total, more
             del keys, values, of_keys, of_values
             if step < processes - 1:
+                if step == 0:
+                    blocks[:2] = [_copy(x) for x in blocks[:2]]
                 _pass_on(blocks, ring.group)
         del blocks[:2]
         if processes > 1:  # home again
@@ -300,13 +306,21 @@ def _finite(log_sum_exp: Tensor) -> Tensor:
     return torch.where(log_sum_exp == -torch.inf, 0, log_sum_exp).unsqueeze(-1)
 
 
-def _pass_on(blocks: list[Tensor], group: Group) -> None:
-    """Each process's blocks go to the next one, and those of the one before take their places."""
+def _copy(x: Tensor) -> Tensor:
+    """One that may be written over."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _pass_on(blocks: Sequence[Tensor], group: Group) -> None:
+    """Each process's blocks go to the next one, and those of the one before take their places.
+
+    Piece by piece, so that what is on its way takes little memory.
+    """
     here, processes = rank(group), world_size(group)
-    for i, block in enumerate(blocks):
-        send = block.contiguous().view(-1)
-        receive = torch.empty_like(send)
-        counts = [[0] * processes for _ in range(2)]
-        counts[0][(here + 1) % processes] = counts[1][(here - 1) % processes] = send.numel()
-        exchange(send, receive, counts[0], counts[1], group)
-        blocks[i] = receive.view(block.shape)
+    for block in blocks:
+        for piece in block.view(-1).chunk(_PIECES):
+            receive = torch.empty_like(piece)
+            counts = [[0] * processes for _ in range(2)]
+            counts[0][(here + 1) % processes] = counts[1][(here - 1) % processes] = len(piece)
+            exchange(piece, receive, counts[0], counts[1], group)
+            piece.copy_(receive)
