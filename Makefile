@@ -22,9 +22,9 @@ SANITIZED := build/sanitize/venv
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 KERNEL_TESTS := $(addprefix tests/,$(addsuffix .py,attn_core/test_additive \
-  attn_core/test_cpu_arguments attn_core/test_cpu_kernels attn_core/test_entmax \
-  attn_core/test_edge_sums attn_core/test_known attn_core/test_lean_edges gat/test_dropout \
-  gat/test_one_step gat/test_sparse))
+  attn_core/test_cpu_arguments attn_core/test_cpu_kernels attn_core/test_edge_entmax \
+  attn_core/test_edge_sums attn_core/test_entmax attn_core/test_known attn_core/test_lean_edges \
+  gat/test_dropout gat/test_one_step gat/test_sparse))
 OTHER_SETS := from attn_core import compiled; print(*compiled.module.instruction_sets()[1:] if compiled.module else [])
 SOURCES := pyproject.toml constraints.txt $(wildcard CMakeLists.txt attn_core/backends/cpu/*)
 
