@@ -64,6 +64,18 @@ is_exporting: Callable[[], bool] = getattr(
 )
 
 
+# After torch 2.6: torch.nn.modules.module._has_any_global_hook.
+def any_global_hook() -> bool:
+    """Whether there are hooks that act on all modules."""
+    module = torch.nn.modules.module
+    return bool(
+        module._global_forward_hooks
+        or module._global_forward_pre_hooks
+        or module._global_backward_hooks
+        or module._global_backward_pre_hooks
+    )
+
+
 # torch 2.8: Dynamo traces get_dynamic_layer_stack_depth.
 @torch.compiler.assume_constant_result
 def transform_depth() -> int:

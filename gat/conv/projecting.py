@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.modules.module import _has_any_global_hook
 from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges, compiled
+from attn_core.compat import any_global_hook
 from attn_core.ops import edge_layer
 from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
@@ -113,7 +113,7 @@ class ProjectingConv(AttentionConv):
             and compiled.is_on()
             and self.out_channels % 4 == 0
             and self._hands_all_on()
-            and not _has_any_global_hook()
+            and not any_global_hook()
             and all(is_plain(linear) and _is_made(linear) for linear in linears)
             and all(
                 one.layout is torch.strided
