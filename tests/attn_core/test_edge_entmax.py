@@ -390,7 +390,7 @@ def test_compiles_without_a_graph_break() -> None:
 
     @torch.compile(backend="aot_eager", fullgraph=True)
     def run(query: Tensor) -> Tensor:
-        return attend(**dict(arguments, query=query)).output
+        return attend(**{**arguments, "query": query}).output
 
     ours = torch.autograd.grad(run(arguments["query"]).square().sum(), leaves(arguments))
     expected = torch.autograd.grad(attend(**arguments).output.square().sum(), leaves(arguments))
