@@ -108,6 +108,12 @@ def _drop_stored(x: Tensor, p: float) -> Tensor:
 class Linear(torch_geometric.nn.dense.linear.Linear):
     """torch_geometric's linear map, whose input may be sparse."""
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew; without features the bias is 0, not what was in memory."""
+        super().reset_parameters()
+        if self.in_channels == 0 and self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """`x Wᵀ + b`, see `linear`."""
         return linear(x, self.weight, self.bias)

@@ -371,9 +371,9 @@ def test_no_targets_share_the_sources_map() -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_nodes_without_features(name: str) -> None:
-    """Every call of a layer over features of width 0 is the bias, the second too."""
+    """Every call over features of width 0 gives the bias, the second too: zeros at first."""
     layer = getattr(gat, name)(0, 4)
     for _ in range(2):
         out = layer(torch.zeros(NODES, 0), torch.randint(NODES, (2, EDGES)))
         out.sum().backward()
-        assert out.shape == (NODES, 4) and out.isfinite().all()
+        assert torch.equal(out, torch.zeros(NODES, 4))
