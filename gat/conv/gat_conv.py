@@ -22,7 +22,7 @@ from gat.conv.base import (
     trusted,
     weights_like_input,
 )
-from gat.conv.projecting import ProjectingConv, check_fill_value, is_plain, widths_of
+from gat.conv.projecting import ProjectingConv, check_fill_value, has_no_bias, is_plain, widths_of
 from gat.sparse import Linear
 
 _FEW = 16  # heads: so much more than need be may a product compute that does them all at once
@@ -243,7 +243,7 @@ class GATConv(ProjectingConv):
         residual: Any = None
         if may_wait and first is None and x_dst is x_src and lin_dst is lin_src:
             linears = [one for one in (lin_src, self.res) if one is not None]
-            if self._may_wait(linears, x_src) and self._residual_may_wait():
+            if self._may_wait(linears, x_src) and has_no_bias(self.res):
                 h = self._mapped(lin_src, x_src)
                 if self.res is not None:
                     residual = self._mapped(self.res, x_src)._replace(bias=self.bias)

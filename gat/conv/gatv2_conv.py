@@ -14,7 +14,7 @@ from attn_core import Additive, attend, scatter_softmax
 from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
 from gat.conv.base import pairs_of_chosen, pairs_with, trusted, weights_like_input
-from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, widths_of
+from gat.conv.projecting import ProjectingConv, both_sides, check_fill_value, has_no_bias, widths_of
 from gat.sparse import Linear
 
 
@@ -198,7 +198,7 @@ class GATv2Conv(ProjectingConv):
         by_head: Any = self._by_head
         residual: Any = None
         may_wait = may_wait and not (shared and first is not None)
-        if may_wait and self._may_wait(linears, x_l, x_r) and self._residual_may_wait():
+        if may_wait and self._may_wait(linears, x_l, x_r) and has_no_bias(self.res):
             by_head = self._mapped
             if self.res is not None:
                 residual = self._mapped(self.res, x_r)._replace(bias=self.bias)

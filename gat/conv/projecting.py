@@ -124,11 +124,6 @@ class ProjectingConv(AttentionConv):
             )
         )
 
-    def _residual_may_wait(self) -> bool:
-        """Whether the residual's map may be given the layer's bias: whether it has none."""
-        res = getattr(self, "res", None)
-        return res is None or res._parameters["bias"] is None
-
     def _mapped(self, linear: Any, x: Tensor) -> Mapped:
         """What `_by_head` makes, yet to be computed."""
         own = linear._parameters  # which is found sooner than linear.weight
@@ -260,6 +255,11 @@ def is_plain(linear: Any) -> bool:
         or linear._backward_pre_hooks
         or "forward" in linear.__dict__
     )
+
+
+def has_no_bias(linear: Any) -> bool:
+    """Whether a plain map, if there is one, may be given another's bias: whether it has none."""
+    return linear is None or linear._parameters["bias"] is None
 
 
 def _is_made(linear: Any) -> bool:

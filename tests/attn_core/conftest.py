@@ -1,4 +1,5 @@
-"""Where Triton kernels are tested: interpreted on the CPU, and on a GPU where there is one."""
+"""Where kernels are tested: those in C++ with each instruction set; those in Triton interpreted on
+the CPU, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from attn_core import gpu
+from attn_core import compiled, gpu
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -25,6 +26,16 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     else:
         with gpu.on_cpu():
             yield "cpu"
+
+
+@pytest.fixture
+def variant(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernels of the instruction set that the test is parametrised with."""
+    before = compiled.module.instruction_set()
+    if not compiled.module.choose_instruction_set(request.param):
+        pytest.skip(f"this machine has no {request.param}")
+    yield
+    compiled.module.choose_instruction_set(before)
 
 
 _NOT_LAUNCHED = {"empty", "empty_like", "new_empty", "detach", "promote_types"}

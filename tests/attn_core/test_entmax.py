@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,15 +31,6 @@ NORMALIZERS: dict[float, Normalizer] = {
 }  # fmt: skip
 SETS = ["avx512", "avx2", "baseline"]
 DOUBLE = torch.float64
-
-
-@pytest.fixture
-def variant(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = compiled.module.instruction_set()
-    if not compiled.module.choose_instruction_set(request.param):
-        pytest.skip(f"this machine has no {request.param}")
-    yield
-    compiled.module.choose_instruction_set(before)
 
 
 def outcome(scores: Tensor, index: Tensor, num: int, alpha: float) -> list[Tensor]:

@@ -10,7 +10,6 @@ namespace attn {
 // at a time; which worker takes which task is left open.
 void share(int64_t tasks, int threads, const std::function<void(int64_t, int)>& work);
 
-// Where tasks of whole rows begin, each of about `most` pairs and rows, and where the last one ends.
 constexpr int64_t TASK = 1024;  // rows that are summed one by one: the longer a sum, the more it rounds
 
 inline int64_t tasks_of(int64_t rows) { return (rows + TASK - 1) / TASK; }
@@ -24,6 +23,7 @@ void each_task(int64_t rows, int threads, Work work) {
   });
 }
 
+// Where tasks of whole rows begin, each of about `most` pairs and rows, and where the last one ends.
 std::vector<int64_t> cut_rows(const int64_t* pointer, int64_t num, int64_t most);
 
 // Which threads `share` uses: "openmp" or "std::thread".
