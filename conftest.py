@@ -22,6 +22,24 @@ EXTRAS = {
 collect_ignore = [module for module, needed in EXTRAS.items() if find_spec(needed) is None]
 
 
+class Failures:
+    """Prints what fails when it fails: a run that is stopped has said what it found."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.terminal.write_line(f"\n{report.nodeid}\n{report.longreprtext}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal:  # which a worker lacks
+        config.pluginmanager.register(Failures(terminal))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Give every test the same random numbers, alone or among others, on any worker."""
