@@ -393,7 +393,7 @@ SCALARS = 0, -1, 2, 3, 2**31 - 1, -(2**31), 2**62, 0.5, -0.5, float("nan"), floa
 
 
 def fuzz() -> None:
-    """Every argument of every function changed in every way, alone and with a second one."""
+    """Every argument of every function changed in every way, alone or with a second one."""
     torch.manual_seed(0)
     cases = raised = 0
     for name in WRITTEN:
@@ -403,27 +403,28 @@ def fuzz() -> None:
                 if isinstance(x, Tensor):
                     changes = list(CHANGES.values())
                 for change in changes:
-                    for seconds in range(2):
-                        given = arguments(name, numbers)
-                        named = list(given)
-                        for which in [argument, *(
-                            named[int(torch.randint(len(named), ()))] for _ in range(seconds)
-                        )]:  # fmt: skip
-                            old = given[which]
-                            try:
-                                if isinstance(old, Tensor):
-                                    other = changes[int(torch.randint(len(changes), ()))]
-                                    by = change if which == argument else other
-                                    given[which] = by(old) if callable(by) else old
-                                else:
-                                    given[which] = change if not callable(change) else 0
-                            except (RuntimeError, IndexError, TypeError):
-                                continue
-                        cases += 1
+                    given = arguments(name, numbers)
+                    named, second = list(given), torch.rand(()) < 0.5
+                    for which in [argument, *(
+                        named[int(torch.randint(len(named), ()))] for _ in range(int(second))
+                    )]:  # fmt: skip
+                        old = given[which]
                         try:
-                            call(name, given)
-                        except Exception:
-                            raised += 1
+                            if isinstance(old, Tensor):
+                                other = changes[int(torch.randint(len(changes), ()))]
+                                by = change if which == argument else other
+                                given[which] = by(old) if callable(by) else old
+                            else:
+                                given[which] = change if not callable(change) else 0
+                        except (RuntimeError, IndexError, TypeError):
+                            continue
+                    if name == "turn" and given["places"] == 2**31 - 1:
+                        continue  # memory for so many is what was asked for
+                    cases += 1
+                    try:
+                        call(name, given)
+                    except Exception:
+                        raised += 1
     print(cases, raised)
 
 
