@@ -82,19 +82,17 @@ void map(const Map<T>& p, int64_t begin, int64_t end) {
 template <class T, int W, int V, int R>
 INLINE void gradient_tile(const MapGradient<T>& p, int64_t begin, int64_t end, int64_t k, int64_t at,
                           T* to) {
-  Vec<T, W> sums[R][V];
+  Vec<T, W> sums[R][V] = {};
   to += k * p.width + at;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++) {
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[r][v] = load<T, W>(to + r * p.width + v * W);
-  }
   outer<T, W, V, R>(p.rows + begin * p.from + k, 1, p.from, p.grad + begin * p.width + at, p.width,
                     end - begin, sums);
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store<T, W>(to + r * p.width + v * W, sums[r][v]);
+    for (int v = 0; v < V; v++) {
+      T* sum = to + r * p.width + v * W;
+      store<T, W>(sum, load<T, W>(sum) + sums[r][v]);
+    }
   }
 }
 
@@ -115,7 +113,9 @@ INLINE void gradient_columns(const MapGradient<T>& p, int64_t begin, int64_t end
 template <class T>
 void map_gradient(const MapGradient<T>& p, int64_t begin, int64_t end, T* to) {
   constexpr int W = WIDEST<T>;
-  constexpr int64_t TOGETHER = 128;  // rows of both that the first-level cache holds
+  // Rows of both that the first-level cache holds. Each such block has a sum of its own, so that no
+  // sum of many rows loses digits one by one.
+  constexpr int64_t TOGETHER = 128;
   for (int64_t row = begin; row < end; row += TOGETHER) {
     const int64_t stop = end - row < TOGETHER ? end : row + TOGETHER;
     int64_t at = 0;
