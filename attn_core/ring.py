@@ -9,6 +9,8 @@ Liu, Zaharia, Abbeel, "Ring Attention with Blockwise Transformers", ICLR 2024.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from attn_core.ops import additive
 from attn_core.scores import Score
 from attn_core.supports.dense import Dense
 
-_PIECES = 8  # in which a block is sent
+_PARTS = 8  # in which keys and values go round: so little is there twice
 Run = tuple[int, int]  # the position of the first step of a run of neighbours, and its length
 
 
@@ -91,33 +93,55 @@ class Ring:
         steps = world_size(self.group)
         return size * (2 * steps - 1 if backward else steps - 1) if steps > 1 else 0
 
-    def blocks(self, query: Tensor, source: int) -> Iterator[tuple[slice, slice, Block]]:
-        """Where queries and keys meet that come from a process, a few queries at a time.
+    @property
+    def parts(self) -> int:
+        """How many parts of every process's keys go round, one after the other."""
+        return min(_PARTS, *(length for runs in self.keys for _, length in runs))
 
-        An eighth of the keys, and as many queries as leave half as many scores as these keys have
-        numbers (at least 4 of either): some ten tensors of these sizes are there at one time.
+    def pieces(self, source: int, part: int) -> Iterator[tuple[int, Run]]:
+        """A part of a process's keys is a piece of each of its runs, lest causal order leave some
+        processes idle: where pieces begin among the process's steps, and their runs."""
+        begin = 0
+        for first, length in self.keys[source]:
+            low, high = (length * at // self.parts for at in (part, part + 1))
+            yield begin + low, (first + low, high - low)
+            begin += length
+
+    def part(self, x: Tensor, part: int) -> Tensor:
+        """A part of this process's keys or values, contiguous."""
+        pieces = self.pieces(rank(self.group), part)
+        return torch.cat([x.narrow(-3, at, size) for at, (_, size) in pieces], -3).contiguous()
+
+    def put(self, whole: Tensor, given: Tensor, part: int) -> None:
+        """Writes a part where `part` reads it."""
+        begin = 0
+        for at, (_, size) in self.pieces(rank(self.group), part):
+            whole.narrow(-3, at, size).copy_(given.narrow(-3, begin, size))
+            begin += size
+
+    def blocks(self, query: Tensor, source: int, part: int) -> Iterator[tuple[slice, slice, Block]]:
+        """Where queries and a part of the keys of a process meet, a few of either at a time.
+
+        At most an eighth of the steps, and so few that there are a sixteenth as many scores as
+        queries have numbers: some ten tensors of these sizes are there at one time.
         """
+        steps, _, size = query.shape[-3:]
+        most = max(4, min(-(-steps // 8), math.isqrt(steps * size // 16)))
         begin = 0
         for first, length in self.queries[rank(self.group)]:
             start = 0
-            for key_first, key_length in self.keys[source]:
-                if not self.causal or key_first <= first:
-                    most = max(4, -(-key_length // 8))
-                    scores = max(1, query[..., 0, :, 0].numel() * most)
-                    step = max(4, query.numel() // (16 * scores))
-                    for at in range(0, length, step):
-                        size = min(step, length - at)
-                        rows = slice(begin + at, begin + at + size)
-                        diagonal = self.causal and key_first == first
-                        seen = min(at + size, key_length) if diagonal else key_length
-                        # All of these queries see what comes before the first of them
-                        begins = range(0, max(at, 1) if diagonal else seen, most)
-                        for cut in begins:
-                            last = cut == begins[-1]
-                            columns = slice(start + cut, start + (seen if last else cut + most))
-                            block = Block(self, first + at, key_first + cut, diagonal and last)
-                            yield rows, columns, block
-                start += key_length
+            for _, (key_first, keys) in self.pieces(source, part):
+                for cut in range(0, keys, most):
+                    end, shift = min(cut + most, keys), key_first - first
+                    columns, meet, after = slice(start + cut, start + end), 0, 0
+                    if self.causal:  # queries at the places of these keys, and later ones
+                        meet, after = (min(max(at + shift, 0), length) for at in (cut, end))
+                    found = [(meet, after)] if meet < after else []
+                    found += [(at, min(at + most, length)) for at in range(after, length, most)]
+                    for at, to in found:
+                        block = Block(self, first + at, key_first + cut, at < after)
+                        yield slice(begin + at, begin + to), columns, block
+                start += keys
             begin += length
 
 
@@ -216,11 +240,14 @@ class _Ring(torch.autograd.Function):
         shape = *query.shape[:-1], value.shape[-1]
         output = query.new_zeros(shape, dtype=wide)
         log_sum_exp = output.new_full(shape[:-1], -torch.inf).movedim(-1, -2).contiguous()
-        blocks = [key, value]
         here, processes = rank(ring.group), world_size(ring.group)
-        for step in range(processes):
+        for part, step in itertools.product(range(ring.parts), range(processes)):
+            if step == 0:
+                blocks = [ring.part(x, part) for x in (key, value)]
+            else:
+                _pass_on(blocks, ring.group)
             keys, values = blocks
-            for rows, columns, block in ring.blocks(query, (here - step) % processes):
+            for rows, columns, block in ring.blocks(query, (here - step) % processes, part):
                 own, other = _of(query, rows), (_of(keys, columns), _of(values, columns))
                 call, scores = block.scored(own, *other)
                 of_block = scores.logsumexp(-1)
@@ -232,10 +259,6 @@ class _Ring(torch.autograd.Function):
                 output[..., rows, :, :], log_sum_exp[..., rows] = merged
                 del own, other, call, scores, of_block, weights, found, merged
             del keys, values
-            if step < processes - 1:
-                if step == 0:
-                    blocks = [_copy(x) for x in blocks]
-                _pass_on(blocks, ring.group)
         output = output.to(value.dtype)
         ctx.ring, ctx.parameters = ring, parameters
         ctx.save_for_backward(query, key, value, output, log_sum_exp)
@@ -250,11 +273,16 @@ class _Ring(torch.autograd.Function):
         mean = torch.einsum("...thd,...thd->...ht", grad, output.to(wide))
         of_query = torch.zeros_like(query, dtype=wide)
         of_parameters = [torch.zeros_like(p) for p in parameters]
-        blocks = [key, value, *(x.new_zeros(x.shape, dtype=wide) for x in (key, value))]
+        whole = [torch.empty_like(x) for x in (key, value)]
         here, processes = rank(ring.group), world_size(ring.group)
-        for step in range(processes):
+        for part, step in itertools.product(range(ring.parts), range(processes)):
+            if step == 0:
+                blocks = [ring.part(x, part) for x in (key, value)]
+                blocks += [torch.zeros_like(x, dtype=wide) for x in blocks]
+            else:
+                _pass_on(blocks, ring.group)
             keys, values, of_keys, of_values = blocks
-            for rows, columns, block in ring.blocks(query, (here - step) % processes):
+            for rows, columns, block in ring.blocks(query, (here - step) % processes, part):
                 parts = [
                     x.detach().requires_grad_()
                     for x in (_of(query, rows), _of(keys, columns), _of(values, columns))
@@ -279,21 +307,13 @@ class _Ring(torch.autograd.Function):
                         total += more
                 del given, total, more
             del keys, values, of_keys, of_values
-            if step < processes - 1:
-                if step == 0:
-                    blocks[:2] = [_copy(x) for x in blocks[:2]]
-                _pass_on(blocks, ring.group)
-        del blocks[:2]
-        if processes > 1:  # home again
-            _pass_on(blocks, ring.group)
-        of_keys, of_values = blocks
-        return (
-            None,
-            of_query.to(query.dtype),
-            of_keys.to(key.dtype),
-            of_values.to(value.dtype),
-            *of_parameters,
-        )
+            if step == processes - 1:
+                del blocks[:2]
+                if processes > 1:  # home again
+                    _pass_on(blocks, ring.group)
+                for gradient, given in zip(whole, blocks, strict=True):
+                    ring.put(gradient, given, part)
+        return None, of_query.to(query.dtype), *whole, *of_parameters
 
 
 def _of(x: Tensor, steps: slice) -> Tensor:
@@ -306,21 +326,12 @@ def _finite(log_sum_exp: Tensor) -> Tensor:
     return torch.where(log_sum_exp == -torch.inf, 0, log_sum_exp).unsqueeze(-1)
 
 
-def _copy(x: Tensor) -> Tensor:
-    """One that may be written over."""
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def _pass_on(blocks: Sequence[Tensor], group: Group) -> None:
-    """Each process's blocks go to the next one, and those of the one before take their places.
-
-    Piece by piece, so that what is on its way takes little memory.
-    """
+def _pass_on(blocks: list[Tensor], group: Group) -> None:
+    """Each process's blocks go to the next one, and those of the one before take their places."""
     here, processes = rank(group), world_size(group)
-    for block in blocks:
-        for piece in block.view(-1).chunk(_PIECES):
-            receive = torch.empty_like(piece)
-            counts = [[0] * processes for _ in range(2)]
-            counts[0][(here + 1) % processes] = counts[1][(here - 1) % processes] = len(piece)
-            exchange(piece, receive, counts[0], counts[1], group)
-            piece.copy_(receive)
+    for i, block in enumerate(blocks):
+        sent, received = [0] * processes, [0] * processes
+        sent[(here + 1) % processes] = received[(here - 1) % processes] = block.numel()
+        blocks[i] = torch.empty_like(block)
+        exchange(block.view(-1), blocks[i].view(-1), sent, received, group)
+        del block

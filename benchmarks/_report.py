@@ -22,6 +22,8 @@ from attn_core.backends import cpu
 from examples.shared.files import write_atomically, write_json
 
 Cell = str | int | float | None
+# How many tasks wanted a core in the minute before: what a measurement had beside it
+_LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 @dataclass
@@ -141,6 +143,7 @@ def header(command: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "CPU kernels": cpu.description(),
         **(_gpu() if torch.cuda.is_available() else {}),
+        **({"load before": f"{_LOAD:.1f}"} if _LOAD is not None else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

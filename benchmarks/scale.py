@@ -190,7 +190,7 @@ def of_ring(rank: int, world: int, steps: int) -> Made:
     ring.attend(*small).sum().backward()  # what is made once
     runs = [[(i * steps, steps)] for i in range(world)]
     ring = Ring(ScaledDot(), Softmax(), runs, runs)
-    q, k, v = (torch.randn(1, steps, 128, 256, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, steps, 512, 256, requires_grad=True) for _ in range(3))
     before = rss()
     with traffic() as sent:
         out = ring.attend(q, k, v)
@@ -306,7 +306,7 @@ def run(arguments: argparse.Namespace) -> Report:
     """All tables."""
     threads, tiny = arguments.threads or 1, arguments.tiny
     sizes = [2_000, 20_000] if tiny else [200_000, 2_000_000]
-    report = Report("Several processes against one")
+    report = Report("Several processes against one", keep=arguments.keep)
     tables: dict[str, Callable[[], Table]] = {
         "times": lambda: _times(sizes, threads, turns=1 if tiny else 3),
         "errors": lambda: _errors(sizes, threads),
@@ -316,6 +316,7 @@ def run(arguments: argparse.Namespace) -> Report:
     }
     for name in arguments.only:
         report.add(tables[name]())
+        report.keep(report)
     return report
 
 
@@ -406,7 +407,7 @@ def _memory(sizes: list[int], threads: int) -> Table:
 
 def _sequences(threads: int, tiny: bool) -> Table:
     rows: list[list[Cell]] = []
-    steps = 64 if tiny else 512
+    steps = 32 if tiny else 128
     each = together(4, "of_ring", threads, steps=steps)
     assert all(e["sent"] == e["formula"] for e in each)
     peak = [max(e[what] for e in each) for what in ("forward", "peak")]
@@ -422,7 +423,7 @@ def _sequences(threads: int, tiny: bool) -> Table:
         rows.append([f"causal window of 32, {length:,} steps", 2, sent, bits])
     note = (
         "KiB that the process that sends most sends: of the ring forward and backward, of the "
-        "window forward; equal to the formula. 128 heads × 256 (ring), 2 × 8 (window), float32."
+        "window forward; equal to the formula. 512 heads × 256 (ring), 2 × 8 (window), float32."
     )
     return Table("Sequences split along time", ["", "processes", "KiB sent", ""], rows, note)
 

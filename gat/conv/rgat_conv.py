@@ -16,6 +16,7 @@ from gat.checks import check_probability
 from gat.conv.base import AttentionConv, check_features, trusted
 from gat.conv.drop_in import attend_by, check_choice, listed, plain_index
 from gat.edge_attention import EdgeAttention
+from gat.sparse import linear
 
 _MECHANISMS = "across-relation", "within-relation"
 _MODES = "additive-self-attention", "multiplicative-self-attention"
@@ -262,7 +263,7 @@ class RGATConv(AttentionConv, torch_geometric.nn.RGATConv):
         of_edge = None
         if edge_attr is not None:
             edge_attr = edge_attr.unsqueeze(1) if edge_attr.dim() == 1 else edge_attr
-            of_edge = edge_attr @ (self.lin_edge.weight.t() @ self.e)
+            of_edge = linear(edge_attr, self.e.t() @ self.lin_edge.weight)
         if self.attention_mode == "additive-self-attention":
             scores = query + key if of_edge is None else query + key + of_edge
             return F.leaky_relu(scores, self.negative_slope)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attn_core import Additive, Entmax, Softmax
+from attn_core import Additive, Entmax, ScaledDot, Softmax
 from attn_core.distributed import traffic
+from attn_core.ring import Ring, Run
 from sequence_attn import (
     ALiBi,
     LearnedPositions,
@@ -180,6 +181,34 @@ def test_attention_dropout_does_not_depend_on_the_number_of_processes(
     for each in everywhere:
         torch.testing.assert_close(each["dropout"], expected, rtol=1e-10, atol=1e-12)
     assert not torch.allclose(expected[0], whole()["causal"]["out"])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "runs",
+    [[[(0, 100)], [(100, 100)]], [[(0, 30), (90, 30)], [(30, 30), (60, 30)]], [[(0, 3)], [(3, 3)]]],
+)
+def test_blocks_of_a_ring_are_all_pairs_once(runs: list[list[Run]], causal: bool) -> None:
+    ring = Ring(ScaledDot(), Softmax(), runs, runs, causal)  # as the first process sees it
+    places = [torch.cat([torch.arange(at, at + n) for at, n in of_process]) for of_process in runs]
+    query = torch.empty(1, len(places[0]), 2, 8)
+    for source, keys in enumerate(places):
+        seen = torch.zeros(len(places[0]), len(keys), dtype=torch.int64)
+        for part in range(ring.parts):
+            here = torch.cat([torch.arange(at, at + n) for at, (_, n) in ring.pieces(source, part)])
+            assert len(here) <= -(-len(keys) // ring.parts) + 1
+            for rows, columns, block in ring.blocks(query, source, part):
+                assert max(rows.stop - rows.start, columns.stop - columns.start) <= 13
+                pairs = torch.ones(rows.stop - rows.start, columns.stop - columns.start)
+                assert (places[0][rows][0], keys[here[columns]][0]) == (
+                    block.first_query,
+                    block.first_key,
+                )
+                if block.diagonal:
+                    pairs = pairs.tril(pairs.shape[1] - pairs.shape[0])
+                seen[rows, here[columns]] += pairs.long()
+        expected = places[0][:, None] >= keys if causal else torch.ones_like(seen)
+        assert torch.equal(seen, expected.long())
 
 
 def test_bytes_sent_are_what_the_formula_says(everywhere: list[Any]) -> None:
