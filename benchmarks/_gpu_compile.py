@@ -30,7 +30,7 @@ TYPES = {
     torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 BITS_OF_INT = 32
-OF_GRAPHS, NEW_GRAPH = ("count_chunks", "cut_rows", "put_in_order"), "a new graph"
+OF_GRAPHS, NEW_GRAPH = ("cut_rows", "put_in_order"), "a new graph"
 
 
 class Compiled(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -161,3 +164,36 @@ def started(tasks: Mapping[str, Task], needed: Iterable[str] = ()) -> Iterator[G
     finally:
         for process in processes.values():
             process.close()
+
+
+def python_with(module: str, name: str, option: str, given: str | None) -> str | None:
+    """The python of an environment that has another library; None if it was to be this one's.
+
+    Args:
+        module: what it must be able to import.
+        name: of the library, for errors.
+        option: by which its python is named, for errors.
+        given: what was named. Default: this python, if it has the library.
+
+    Raises:
+        UserError: the python that was named cannot be run, or has no such library.
+    """
+    if given is None:
+        root = module.partition(".")[0]
+        return None if importlib.util.find_spec(root) is None else sys.executable
+    asked, found = f"{option} {given}", shutil.which(given)
+    if found is None:
+        raise UserError(
+            f"{asked} is no program that can be run: give the python of a virtual environment that "
+            f"has {name}, such as path/to/venv/bin/python"
+        )
+    # Absolute, but links are kept: by its own path a python knows its virtual environment
+    found = str(Path(found).absolute())
+    done = subprocess.run([found, "-c", f"import {module}"], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise UserError(
+            f"{asked} cannot import {name} ({said[-1]}): install it in that environment, or name "
+            "another"
+        )
+    return found

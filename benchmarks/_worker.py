@@ -137,6 +137,48 @@ def of_layers(
     return Contender(runs, forget_all, results)
 
 
+def of_attention(
+    call: Callable[..., Tensor],
+    inputs: str,
+    laid: Callable[[Tensor], Tensor] = lambda x: x,
+    back: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Contender:
+    """Attention alone: the forward pass, and both passes with gradients of query, key and value.
+
+    Args:
+        call: computes the output of query, key and value, given by name.
+        inputs: a file with these and the gradient of the output (`grad`), each `[T, H, D]`.
+        laid: lays each of them out as `call` wants it, before anything is timed.
+        back: lays the results out as the inputs were.
+    """
+    given = {name: laid(x).contiguous() for name, x in torch.load(inputs).items()}
+    grad = given.pop("grad")
+    leaves = {name: x.requires_grad_() for name, x in given.items()}
+
+    def forward() -> None:
+        with torch.no_grad():
+            call(**leaves)
+
+    def both() -> Tensor:
+        forget()
+        output = call(**leaves)
+        output.backward(grad)
+        return output
+
+    def forget() -> None:
+        for x in leaves.values():
+            x.grad = None
+
+    def results() -> dict[str, Tensor]:
+        found = {"output": back(both())}
+        for name, x in leaves.items():
+            assert x.grad is not None
+            found[f"gradient of the {name}"] = back(x.grad)
+        return found
+
+    return Contender({"forward": forward, "forward and backward": both}, forget, results)
+
+
 def digest(x: Tensor) -> list[float]:
     """The norm of a tensor, and a sum of its entries with signs of all sizes.
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -25,7 +22,7 @@ from benchmarks._contenders import (
 )  # fmt: skip
 from benchmarks._measure import Timings
 from benchmarks._normalizers import measure_normalizers
-from benchmarks._processes import Group, Task, started
+from benchmarks._processes import Group, Task, python_with, started
 from benchmarks._report import Cell, Report, Table
 from benchmarks._small import measure_small
 from benchmarks._sweeps import HUGE, sweep_edges, sweep_shapes, sweep_skew
@@ -75,31 +72,11 @@ def run(arguments: argparse.Namespace) -> Report:
 
 def _find_dgl(arguments: argparse.Namespace) -> str | None:
     """The python that has DGL."""
-    python = arguments.dgl_python
-    if python is None and importlib.util.find_spec("dgl") is not None:
-        python = sys.executable
-    if python is None:
-        if DGL in (arguments.contenders or ()):
-            raise UserError(
-                "DGL is not installed here: name the python of a virtual environment that has it, "
-                "--dgl-python PATH"
-            )
-        return None
-    asked = f"--dgl-python {python}"
-    found = shutil.which(python)
-    if found is None:
+    found = python_with("dgl.nn", "DGL", "--dgl-python", arguments.dgl_python)
+    if found is None and DGL in (arguments.contenders or ()):
         raise UserError(
-            f"{asked} is no program that can be run: give the python of a virtual environment that "
-            "has DGL, such as path/to/venv/bin/python"
-        )
-    # Absolute, but links are kept: by its own path a python knows its virtual environment
-    found = str(Path(found).absolute())
-    done = subprocess.run([found, "-c", "import dgl.nn"], capture_output=True, text=True)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise UserError(
-            f"{asked} cannot import DGL ({said[-1]}): install it in that environment, or name "
-            "another"
+            "DGL is not installed here: name the python of a virtual environment that has it, "
+            "--dgl-python PATH"
         )
     return found
 

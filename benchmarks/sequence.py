@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from attn_core import Additive, Dense, ScaledDot, Window, attend, weights
+from attn_core import Additive, Dense, ScaledDot, Window, attend, patterns, weights
 from benchmarks._measure import Timings, assert_agree, peak_memory, take_turns, with_backward
+from benchmarks._processes import Task, python_with, started
 from benchmarks._report import Cell, Report, Table
+from benchmarks._worker import Contender, of_attention
 from benchmarks.baselines import (
     LoopedHeads,
     additive_attention,
@@ -29,6 +32,8 @@ from benchmarks.baselines import (
 from sequence_attn import MultiHead, MultiHeadAttention
 
 MIB = 2**20
+PASSES = "forward", "forward and backward"
+LARGEST_DENSE = 64  # pixels along an image of which torch is handed a mask of all pairs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
         help=f"which tables to make, of {', '.join(PARTS)} (default: all)",
     )  # fmt: skip
+    parser.add_argument(
+        "--natten-python", metavar="PATH", default=None,
+        help="the python of a virtual environment that has NATTEN; it need not have this library "
+        "(default: this one, if it has NATTEN)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -44,16 +54,16 @@ def run(arguments: argparse.Namespace) -> Report:
     torch.manual_seed(0)
     report = Report("Sequence attention, measured")
     for part in arguments.only:
-        PARTS[part](report, arguments.tiny)
+        PARTS[part](report, arguments)
     return report
 
 
 # --- Windows ---
 
 
-def measure_window(report: Report, tiny: bool) -> None:
+def measure_window(report: Report, arguments: argparse.Namespace) -> None:
     """Windowed self-attention against torch's dense kernel with a band mask."""
-    length, radius, rounds = (256, 4, 2) if tiny else (8192, 16, 15)
+    length, radius, rounds = (256, 4, 2) if arguments.tiny else (8192, 16, 15)
     query, key, value = _tokens(1, length, 4, 32)
     heads = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     position = torch.arange(length)
@@ -121,10 +131,10 @@ def dense_once(length: int, radius: int) -> Callable[[], Any]:
     return attention
 
 
-def measure_memory(report: Report, tiny: bool) -> None:
+def measure_memory(report: Report, arguments: argparse.Namespace) -> None:
     """Memory of windowed attention from a thousand to a million positions."""
     radius, lengths = 16, [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
-    if tiny:
+    if arguments.tiny:
         lengths = lengths[:1]
     longest_dense, longest_backward = 10_000, 300_000  # beyond, they may not fit
     peaks: dict[str, list[tuple[int, int, float]]] = {
@@ -175,12 +185,80 @@ def _draw_memory(path: Path, peaks: dict[str, list[tuple[int, int, float]]]) -> 
     figure.savefig(path, dpi=110)
 
 
+# --- Neighbourhoods ---
+
+
+def measure_neighborhood(report: Report, arguments: argparse.Namespace) -> None:
+    """Neighbourhood attention on images, the window moved inwards at borders, beside NATTEN's."""
+    python = python_with("natten.functional", "NATTEN", "--natten-python", arguments.natten_python)
+    sizes = ((8, 3),) if arguments.tiny else ((32, 7), (64, 7), (64, 13), (128, 7))
+    rows: list[list[Cell]] = []
+    left_out = " NATTEN is not among them: --natten-python names an environment that has it."
+    facts: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = str(Path(folder) / "inputs.pt")
+        for size, kernel in sizes:
+            tensors = torch.randn(4, size * size, 4, 32).unbind()
+            torch.save(dict(zip(("query", "key", "value", "grad"), tensors, strict=True)), inputs)
+            given = {"inputs": inputs, "size": size, "kernel": kernel}
+            tasks = {"ours": Task(f"{__name__}:in_neighborhood", given)}
+            if size <= LARGEST_DENSE:
+                tasks["torch, dense, float mask"] = Task(f"{__name__}:in_masked_image", given)
+            if python is not None:
+                tasks["NATTEN"] = Task("benchmarks._natten:attention", given, python)
+                left_out = ""
+            with started(tasks, needed=tasks) as group:
+                group.assert_agree(1e-5)
+                timings = group.time(PASSES, rounds=2 if arguments.tiny else 7)
+                for name, memory in group.ask("memory", PASSES[-1]).items():
+                    row: list[Cell] = [f"{size} × {size}, {kernel} × {kernel}", name]
+                    for timing in timings.values():
+                        row += [timing.milliseconds(name), timing.ratio(name, "ours")]
+                    rows.append([*row, memory[0] / MIB if memory else None])
+                facts |= group.ask("about").get("NATTEN", {})
+    units = [f"{what}, {unit}" for what in PASSES for unit in ("ms", "times ours")]
+    versions = "".join(f" {name} {number}." for name, number in facts.items())
+    report.add(
+        Table(
+            "Neighbourhood attention on an image, 4 heads × 32, batch 1",
+            ["size, kernel", "", *units, "memory of both, MiB"],
+            rows,
+            "Ours: the graph of `patterns.neighborhood`, made beforehand, as are torch's mask and "
+            f"the layouts that each wants.{versions}{left_out}",
+        )
+    )
+
+
+def in_neighborhood(inputs: str, size: int, kernel: int) -> Contender:
+    """Ours."""
+    support = patterns.neighborhood((size, size), kernel)
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query, key, value, score=ScaledDot(), support=support).output
+
+    return of_attention(call, inputs)
+
+
+def in_masked_image(inputs: str, size: int, kernel: int) -> Contender:
+    """torch's dense kernel, which is handed a mask of all pairs."""
+    key, query = patterns.neighborhood((size, size), kernel).edge_index
+    mask = torch.full((size * size, size * size), -math.inf)
+    mask[query, key] = 0
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, mask)
+
+    return of_attention(
+        call, inputs, lambda x: x.transpose(0, 1)[None], lambda x: x[0].transpose(0, 1)
+    )
+
+
 # --- Additive scores ---
 
 
-def measure_additive(report: Report, tiny: bool) -> None:
+def measure_additive(report: Report, arguments: argparse.Namespace) -> None:
     """Additive attention against the evaluations of tanh that its formula has, and its memory."""
-    batch, steps, width, rounds = (2, 16, 32, 2) if tiny else (32, 512, 512, 3)
+    batch, steps, width, rounds = (2, 16, 32, 2) if arguments.tiny else (32, 512, 512, 3)
     block = torch.randn(min(2**20, steps * steps * width))
     made = torch.empty_like(block)
 
@@ -211,7 +289,7 @@ def measure_additive(report: Report, tiny: bool) -> None:
         )
     )  # fmt: skip
 
-    batch, steps = (2, 16) if tiny else (2, 256)
+    batch, steps = (2, 16) if arguments.tiny else (2, 256)
     query, key, value = _tokens(batch, steps, 1, width, grad=True)
     vector = torch.randn(width, requires_grad=True)
     contenders = {
@@ -223,7 +301,7 @@ def measure_additive(report: Report, tiny: bool) -> None:
         ).output[:, :, 0],
     }
     assert_agree(contenders, tolerance=1e-3)
-    timings = take_turns(with_backward(contenders), rounds=2 if tiny else 7)
+    timings = take_turns(with_backward(contenders), rounds=2 if arguments.tiny else 7)
     report.add(
         Table(
             f"Additive attention that fits at once, B = {batch}, T = {steps}, D = {width}",
@@ -250,9 +328,11 @@ def additive_once(batch: int, steps: int, width: int, warm: bool = False) -> Cal
 # --- Heads ---
 
 
-def measure_multihead(report: Report, tiny: bool) -> None:
+def measure_multihead(report: Report, arguments: argparse.Namespace) -> None:
     """MultiHeadAttention against torch's, and against nothing but the work it must do."""
-    batch, steps, width, heads, rounds = (2, 8, 16, 2, 2) if tiny else (8, 256, 512, 8, 31)
+    batch, steps, width, heads, rounds = (
+        (2, 8, 16, 2, 2) if arguments.tiny else (8, 256, 512, 8, 31)
+    )
     theirs = nn.MultiheadAttention(width, heads, batch_first=True)
     ours = MultiHeadAttention(width, heads, batch_first=True)
     ours.load_state_dict(theirs.state_dict())
@@ -304,9 +384,11 @@ def measure_multihead(report: Report, tiny: bool) -> None:
     )
 
 
-def measure_looped(report: Report, tiny: bool) -> None:
+def measure_looped(report: Report, arguments: argparse.Namespace) -> None:
     """What is fused against loops in Python: over heads, and over pairs."""
-    batch, steps, width, heads, rounds = (2, 8, 16, 2, 2) if tiny else (8, 256, 512, 8, 11)
+    batch, steps, width, heads, rounds = (
+        (2, 8, 16, 2, 2) if arguments.tiny else (8, 256, 512, 8, 11)
+    )
     fused = MultiHead(heads, width // heads, input_size=width, output_size=width)
     looped = LoopedHeads(heads, width)
     with torch.no_grad():
@@ -334,7 +416,7 @@ def measure_looped(report: Report, tiny: bool) -> None:
             )
         )
 
-    steps, width = (4, 8) if tiny else (64, 64)
+    steps, width = (4, 8) if arguments.tiny else (64, 64)
     query, key, _ = _tokens(1, steps, 1, width)
     query, key = query[0], key[0]
     vector = torch.randn(width)
@@ -361,10 +443,10 @@ def measure_looped(report: Report, tiny: bool) -> None:
 # --- The cost table ---
 
 
-def measure_costs(report: Report, tiny: bool) -> None:
+def measure_costs(report: Report, arguments: argparse.Namespace) -> None:
     """Recurrent, convolutional, full and restricted layers: formulas and milliseconds."""
-    width, heads, taps, radius = (16, 2, 3, 2) if tiny else (128, 4, 3, 16)
-    lengths, rounds = ((16, 32), 2) if tiny else ((256, 1024, 4096), 7)
+    width, heads, taps, radius = (16, 2, 3, 2) if arguments.tiny else (128, 4, 3, 16)
+    lengths, rounds = ((16, 32), 2) if arguments.tiny else ((256, 1024, 4096), 7)
     recurrent = nn.LSTM(width, width, batch_first=True)
     convolution = nn.Conv1d(width, width, taps, padding=taps // 2)
     full, restricted = (
@@ -414,9 +496,10 @@ def _rows(timings: Timings, to: str) -> list[list[Cell]]:
     ]
 
 
-PARTS: dict[str, Callable[[Report, bool], None]] = {
+PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "window": measure_window,
     "memory": measure_memory,
+    "neighborhood": measure_neighborhood,
     "additive": measure_additive,
     "multihead": measure_multihead,
     "looped": measure_looped,

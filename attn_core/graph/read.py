@@ -37,14 +37,13 @@ def sort_nodes(nodes: Tensor, num: int) -> Order:
     return Order(pointer, permutation.int() if len(nodes) < 2**31 else permutation)
 
 
-def places_of(mask: Tensor, number: int) -> Tensor:
+def places_of(mask: Tensor, count: Tensor) -> Tensor:
     """The places of the True entries of a mask, in order; its length, behind the last of them.
 
-    >>> places_of(torch.tensor([False, True, True, False]), 3)
+    >>> places_of(torch.tensor([False, True, True, False]), torch.arange(3))
     tensor([1, 2, 4])
     """
-    wanted = torch.arange(1, number + 1, device=mask.device)
-    return torch.searchsorted(mask.cumsum(0), wanted)
+    return torch.searchsorted(mask.cumsum(0), count, right=True)
 
 
 class Listed(NamedTuple):
@@ -206,13 +205,14 @@ def _check_range(
     """
     lowest, largest, loops = (0, 0), (-1, -1), None
     if pairs.shape[1]:
-        limits = torch.aminmax(pairs, dim=1)
         if is_gpu(pairs.device):
-            seen = torch.stack([*limits, (pairs[0] == pairs[1]).sum().expand(2)]).tolist()
-            lowest, largest, loops = tuple(seen[0]), tuple(seen[1]), seen[2][0]
+            seen = pairs.new_empty(5)
+            torch.aminmax(pairs, dim=1, out=(seen[:2], seen[2:4]))
+            torch.sum(pairs[0] == pairs[1], 0, out=seen[4])
+            s, t, u, v, loops = seen.tolist()
         else:
-            (s, t), (u, v) = map(listed, limits)
-            lowest, largest = (s, t), (u, v)
+            (s, t), (u, v) = map(listed, torch.aminmax(pairs, dim=1))
+        lowest, largest = (s, t), (u, v)
     if square and None in (num_keys, num_queries):
         num_keys = num_keys if num_keys is not None else num_queries
         num_keys = num_queries = num_keys if num_keys is not None else max(largest) + 1

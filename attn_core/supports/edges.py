@@ -396,18 +396,18 @@ class Edges(Pairs):
                     found._hold(listing)
                     return found
             pairs, loops = self.pairs, min(self.num_keys, self.num_queries)
-            loop = torch.arange(loops, device=self.device)
-            others, num_others = pairs[0] != pairs[1], None
+            number = torch.arange(self.num_edges + loops, device=self.device)  # pairs, then loops
+            others, count, loop = pairs[0] != pairs[1], None, number[:loops]
             if self._num_loops is not None:
-                num_others = self.num_edges - self._num_loops
-            kept = _places(others, num_others)
+                count = number[: self.num_edges - self._num_loops]
+            kept = _places(others, count)
             known: dict[str, Any] = {
-                name: _insert_loops(order, pairs, others, loops, end, num_others)
+                name: _insert_loops(order, pairs, others, loops, end, count)
                 for end, name in enumerate(("by_key", "by_query"))
                 if (order := self.__dict__[name].__dict__.get("order")) is not None
             }
             merged = torch.cat([pairs[:, kept], loop.expand(2, -1)], dim=1)
-            source_id = torch.cat([kept, loop + self.num_edges])
+            source_id = torch.cat([kept, number[self.num_edges :]])
             sizes = self.num_keys, self.num_queries
             return Edges._of(merged, *sizes, given=self, source_id=source_id, **known)
 
@@ -680,13 +680,13 @@ def _are_sizes(*given: Any) -> bool:
     return len(given) == 2 and all(type(num) is int and num >= 0 for num in given)
 
 
-def _places(mask: Tensor, number: int | None) -> Tensor:
-    """Where a mask is True; a GPU needs not be waited for if it is known how often."""
-    return torch.nonzero(mask).squeeze(1) if number is None else places_of(mask, number)
+def _places(mask: Tensor, count: Tensor | None) -> Tensor:
+    """Where a mask is True; a GPU needs not be waited for if it can count them: 0, 1, …"""
+    return torch.nonzero(mask).squeeze(1) if count is None else places_of(mask, count)
 
 
 def _insert_loops(
-    order: Order, pairs: Tensor, kept: Tensor, loops: int, to: int, num_kept: int | None
+    order: Order, pairs: Tensor, kept: Tensor, loops: int, to: int, count: Tensor | None
 ) -> Order:
     """The order after self-loops are removed and added again, without sorting anew.
 
@@ -694,7 +694,7 @@ def _insert_loops(
     before its own that has a loop.
     """
     position = torch.cumsum(kept, 0) - 1  # in the list without self-loops
-    permutation = order.permutation[_places(kept[order.permutation], num_kept)]
+    permutation = order.permutation[_places(kept[order.permutation], count)]
     nodes = pairs[to][permutation]
     num = len(order.pointer) - 1
     node = torch.arange(num + 1, device=nodes.device)

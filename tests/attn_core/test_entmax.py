@@ -227,6 +227,6 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
         call(pointer=torch.tensor([0, 1, 3]))
     with pytest.raises(ValueError, match="given has a shape"):
         call(given=torch.zeros(3, 1))
-    for alpha in (0.0, -1.0, 1.0, math.nan):
+    for alpha in (1.0, 0.9, 0.0, -1.0, 2.1, math.nan):
         with pytest.raises(ValueError, match="alpha is"):
             compiled.module.segment_entmax(torch.zeros(2, 1), pointer, place, alpha, 1, out)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import __main__ as program
-from benchmarks import sequence
+from benchmarks import _processes, sequence
 from benchmarks._measure import Timings, assert_agree, peak_memory, stopwatch, take_turns
 from benchmarks.baselines import blocked_window
 
@@ -21,6 +24,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sequence, "peak_memory", run_here)
+        conftest = importlib.import_module("tests.benchmarks.conftest")
+        patch.setattr(_processes, "Process", conftest.InThisProcess)
         assert program.main(["sequence", "--tiny", "--out", str(folder)]) == 0
     return folder
 
@@ -58,6 +63,51 @@ def test_one_part_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert program.main(arguments) == 0
     assert capsys.readouterr().out.count("## ") == 1
     assert not (tmp_path / "window_memory.png").exists()
+
+
+def of_natten(scale: float = 1.0) -> SimpleNamespace:
+    """What the benchmark asks of NATTEN, in plain torch: images are `[1, H, height, width, D]`."""
+
+    def near(image: Tensor, kernel: int) -> Tensor:  # [1, H, height, width, kernel², D]
+        size = image.shape[2]
+        first = (torch.arange(size) - kernel // 2).clamp(0, size - kernel)
+        seen = first[:, None] + torch.arange(kernel)
+        found = image[:, :, seen][..., seen, :]  # [1, H, height, kernel, width, kernel, D]
+        return found.transpose(3, 4).flatten(4, 5)
+
+    def na2d_qk(query: Tensor, key: Tensor, kernel: int) -> Tensor:
+        return scale * (near(key, kernel) @ query[..., None])[..., 0]
+
+    def na2d_av(weights: Tensor, value: Tensor, kernel: int) -> Tensor:
+        return (weights[..., None, :] @ near(value, kernel))[..., 0, :]
+
+    functional = SimpleNamespace(na2d_qk=na2d_qk, na2d_av=na2d_av)
+    return SimpleNamespace(__version__="0.stand-in", functional=functional)
+
+
+def neighborhoods(folder: Path, natten: SimpleNamespace | None) -> Any:
+    """The table of neighbourhoods, where NATTEN is this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequence, "python_with", lambda *_: natten and sys.executable)
+        for name in ("natten", "natten.functional"):
+            patch.setitem(sys.modules, name, natten)
+        arguments = ["sequence", "--tiny", "--only", "neighborhood", "--out", str(folder)]
+        assert program.main(arguments) == 0
+    (table,) = json.loads((folder / "sequence.json").read_text(encoding="utf-8"))["tables"]
+    return table
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_neighborhoods_beside_natten(tmp_path: Path) -> None:
+    table = neighborhoods(tmp_path, of_natten())
+    assert [row[1] for row in table["rows"]] == ["ours", "torch, dense, float mask", "NATTEN"]
+    assert table["rows"][0][3] == 1 and min(table["rows"][2][2:6]) > 0
+    assert "NATTEN 0.stand-in" in table["note"] and "not among them" not in table["note"]
+    table = neighborhoods(tmp_path, None)
+    assert [row[1] for row in table["rows"]] == ["ours", "torch, dense, float mask"]
+    assert "NATTEN is not among them: --natten-python" in table["note"]
+    with pytest.raises(AssertionError, match="NATTEN and ours do not compute the same output"):
+        neighborhoods(tmp_path, of_natten(scale=1.001))
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(

@@ -16,7 +16,7 @@ import triton.language as tl
 
 # What changes from call to call, and would have a kernel compiled for each of its values
 _CHANGING = {
-    "num_items", "num_parts", "num_entries", "rows", "steps", "turns", "pairs", "threshold",
+    "num_items", "num_entries", "rows", "steps", "turns", "pairs", "threshold",
     "keep_scale",
 }  # fmt: skip
 

@@ -6,7 +6,8 @@ lockstep, gets items that end together; the longest come first, so that none is 
 The chunks of a row leave partial results, which are merged in their order.
 
 How many items and parts there are depends on the numbers on the GPU, which the host does not wait
-for: there is room for as many as there can be, and the rest belongs to the row -1.
+for. So each row has room of its own, as much as it can need, where a division of its first pair
+says; room that is not needed belongs to the row -1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ CHUNK = 256  # pairs in an item, at most
 _LEAST = 32  # of a small graph, whose hubs would else keep a GPU waiting
 _PROGRAMS = 4096  # among which a small graph is divided
 _TILE = 256  # rows, items or pairs of a program
-_LOW = tl.constexpr(2**32 - 1)
 
 
 class Items(NamedTuple):
@@ -41,6 +41,7 @@ class Items(NamedTuple):
             first of a row how many it has, else 0.
         place: where each sorted pair stands in the list of pairs.
         other: what stands beside each sorted pair: the node at its other end; None of an index.
+        source: where each sorted pair comes from: the caller's edge, or E + node of a self-loop.
         pointer: where the sorted pairs of each row begin.
     """
 
@@ -48,46 +49,35 @@ class Items(NamedTuple):
     parts: Tensor
     place: Tensor
     other: Tensor | None
+    source: Tensor
     pointer: Tensor
 
 
-class Side(NamedTuple):
-    """The work by query, or for the transpose by key.
-
-    Attributes:
-        items: the rows are the queries, or the keys.
-        source: where each sorted pair comes from: the caller's edge, or E + node of a self-loop.
-    """
-
-    items: Items
-    source: Tensor
-
-
-def side_of(edges: Edges, by: str) -> Side:
-    """The work by "query" or by "key", made once per Edges."""
+def side_of(edges: Edges, by: str) -> Items:
+    """The work by "query", or for the transpose by "key", made once per Edges."""
     grouping = edges.by_query if by == "query" else edges.by_key
-    side: Side = grouping.once("triton side", lambda grouping: _side(edges, grouping))
-    return side
-
-
-def items_of(grouping: Grouping) -> Items:
-    """The work of all rows of a grouping, made once."""
-    items: Items = grouping.once(
-        "triton items",
-        lambda grouping: plan(grouping.order, getattr(grouping, "other", None)),
-    )
+    items: Items = grouping.once("triton side", lambda grouping: _side(edges, grouping))
     return items
 
 
-def _side(edges: Edges, grouping: Grouping) -> Side:
-    items = items_of(grouping)
+def _side(edges: Edges, grouping: Grouping) -> Items:
+    source = edges.source_id if edges.adds_loops else None
+    items = items_of(grouping, source, edges.num_places)
+    if source is not None and items.source is items.place:  # made for sums over groups, before
+        items = items._replace(source=source.index_select(0, grouping.permutation))
     if max(edges.num_keys, edges.num_queries) >= 2**31:
         items = items._replace(other=grouping.other.index_select(0, grouping.permutation))
-    source = items.place
-    if edges.given is not edges:
-        of_pair = edges.source_id.index_select(0, grouping.permutation)
-        source = of_pair.to(_index(edges.given.num_edges + edges.num_keys + edges.num_queries))
-    return Side(items, source)
+    return items
+
+
+def items_of(grouping: Grouping, source: Tensor | None = None, num_sources: int = 0) -> Items:
+    """The work of all rows of a grouping, made once; see `plan`."""
+
+    def make(grouping: Grouping) -> Items:
+        return plan(grouping.order, getattr(grouping, "other", None), source, num_sources)
+
+    items: Items = grouping.once("triton items", make)
+    return items
 
 
 def chunk_of(pairs: int) -> int:
@@ -96,62 +86,56 @@ def chunk_of(pairs: int) -> int:
 
 
 @kernel
-def count_chunks(pointer, counts, rows, CHUNK, TILE):
-    """Of each row the number of its items and, 2³² times, that of its partial results."""
-    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    ok = row < rows
-    length = tl.load(pointer + row + 1, mask=ok, other=0) - tl.load(pointer + row, mask=ok, other=0)
-    number = tl.maximum((length + CHUNK - 1) // CHUNK, 1)
-    tl.store(counts + row, number + (tl.where(number > 1, number, 0) << 32), mask=ok)
-
-
-@kernel
-def cut_rows(pointer, ends, table, lengths, parts, rows, num_items, num_parts, steps, CHUNK, TILE):
+def cut_rows(pointer, table, lengths, parts, rows, num_items, steps, CHUNK, TILE):
     """The items in the order of their rows, what they are to be sorted by, and the parts.
 
-    `ends` adds up the numbers of `count_chunks`; the row of an item is found in it by bisection.
+    The items of row r have room from `r + pointer[r] // CHUNK` on, which bisection finds, and its
+    parts from `2 (pointer[r] // CHUNK)` on: a row of more than CHUNK pairs reaches into the next
+    CHUNK at least once, and where it does n times, it is cut into n + 1 chunks at most.
     """
     item = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    ok = item < num_items
     low = tl.zeros([TILE], tl.int64)
     high = low + rows
     for _ in range(steps):
         middle = (low + high) // 2
         open_ = low < high
-        end = tl.load(ends + middle, mask=open_, other=0) & _LOW
+        end = middle + 1 + tl.load(pointer + middle + 1, mask=open_, other=0) // CHUNK
         high = tl.where(open_ & (end > item), middle, high)
         low = tl.where(open_ & (end <= item), middle + 1, low)
     row = low
-    ok = (item < num_items) & (row < rows)
-    before = tl.load(ends + row - 1, mask=ok & (row > 0), other=0)
-    number = (tl.load(ends + row, mask=ok, other=0) & _LOW) - (before & _LOW)
-    chunk = item - (before & _LOW)
-    start = tl.load(pointer + row, mask=ok, other=0) + chunk * CHUNK
-    length = tl.load(pointer + row + 1, mask=ok, other=0) - start
-    length = tl.where(ok, tl.minimum(tl.maximum(length, 0), CHUNK), 0)
-    is_part = ok & (number > 1)
-    part = (before >> 32) + chunk
+    begin = tl.load(pointer + row, mask=ok, other=0)
+    end = tl.load(pointer + row + 1, mask=ok, other=0)
+    before = begin // CHUNK
+    chunk = item - row - before
+    number = tl.maximum((end - begin + CHUNK - 1) // CHUNK, 1)
+    there = chunk < number
+    start = begin + chunk * CHUNK
+    length = tl.where(there, tl.minimum(end - start, CHUNK), 0)
+    part = tl.where(there & (number > 1), 2 * before + chunk, -1)
 
     at = table + 4 * item
-    there = item < num_items
     kind = table.dtype.element_ty
-    tl.store(at, tl.where(ok, row, -1).to(kind), mask=there)
-    tl.store(at + 1, start.to(kind), mask=there)
-    tl.store(at + 2, length.to(kind), mask=there)
-    tl.store(at + 3, tl.where(is_part, part, -1).to(kind), mask=there)
-    tl.store(lengths + item, length.to(tl.int16), mask=there)
+    tl.store(at, tl.where(there, row, -1).to(kind), mask=ok)
+    tl.store(at + 1, start.to(kind), mask=ok)
+    tl.store(at + 2, length.to(kind), mask=ok)
+    tl.store(at + 3, part.to(kind), mask=ok)
+    tl.store(lengths + item, tl.where(there, length, -1).to(tl.int16), mask=ok)  # room comes last
     if parts is not None:
-        at = parts + 2 * part
-        tl.store(at, row.to(kind), mask=is_part)
-        tl.store(at + 1, tl.where(chunk == 0, number, 0).to(kind), mask=is_part)
-        at = parts + 2 * item
-        unused = (item >= tl.load(ends + rows - 1) >> 32) & (item < num_parts)
-        tl.store(at, tl.full([TILE], -1, kind), mask=unused)
-        tl.store(at + 1, tl.zeros([TILE], kind), mask=unused)
+        for half in tl.static_range(2):
+            step = 2 * chunk + half
+            used = (number > 1) & (step < number)
+            at = parts + 2 * (2 * before + step)
+            in_room = ok & (chunk < end // CHUNK - before)
+            tl.store(at, tl.where(used, row, -1).to(kind), mask=in_room)
+            tl.store(at + 1, tl.where(used & (step == 0), number, 0).to(kind), mask=in_room)
 
 
 @kernel
-def put_in_order(order, cut, table, num_items, permutation, nodes, other, pairs, TILE):
-    """The items in an order of theirs, and of each sorted pair the node at the other end."""
+def put_in_order(
+    order, cut, table, num_items, permutation, nodes, other, ids, source, pairs, TILE
+):  # fmt: skip
+    """The items in their order; of each sorted pair the node at the other end, and its id."""
     i = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     ok = i < num_items
     item = tl.load(order + i, mask=ok, other=0)
@@ -160,36 +144,51 @@ def put_in_order(order, cut, table, num_items, permutation, nodes, other, pairs,
         tl.store(table + 4 * i + field, number, mask=ok)
     if other is not None:
         ok = i < pairs
-        node = tl.load(nodes + tl.load(permutation + i, mask=ok, other=0), mask=ok, other=0)
+        place = tl.load(permutation + i, mask=ok, other=0)
+        node = tl.load(nodes + place, mask=ok, other=0)
         tl.store(other + i, node.to(other.dtype.element_ty), mask=ok)
+        if source is not None:
+            number = tl.load(ids + place, mask=ok, other=0)
+            tl.store(source + i, number.to(source.dtype.element_ty), mask=ok)
 
 
-def plan(order: Order, nodes: Tensor | None = None) -> Items:
-    """Cut the rows of sorted pairs into items; nodes stand at the other ends of the pairs."""
+def plan(
+    order: Order,
+    nodes: Tensor | None = None,
+    ids: Tensor | None = None,
+    num_ids: int = 0,
+) -> Items:
+    """Cut the rows of sorted pairs into items.
+
+    Args:
+        order: the sorted pairs.
+        nodes: what stands at the other ends of the pairs, in the list of these.
+        ids: where they come from, below `num_ids`; None: from where they stand.
+    """
     pointer, permutation = order.pointer, order.permutation
     rows, pairs, device = len(pointer) - 1, len(permutation), pointer.device
     index, chunk = _index(pairs + rows), chunk_of(pairs)
-    # A row of more than `chunk` pairs leaves fewer than twice its share of them
     num_items, num_parts = rows + pairs // chunk, 2 * (pairs // chunk)
     cut = torch.empty(num_items, 4, dtype=index, device=device)
     table = torch.empty_like(cut)
     parts = torch.empty(num_parts, 2, dtype=index, device=device)
     other = None if nodes is None else torch.empty(pairs, dtype=torch.int32, device=device)
-    if not rows:
-        return Items(table, parts, permutation, other, pointer)
-    counts = torch.empty(rows, dtype=torch.int64, device=device)
-    lengths = torch.empty(num_items, dtype=torch.int16, device=device)
-    with torch.cuda.device_of(pointer):  # Triton launches on the current device
-        count_chunks[_grid(rows)](pointer, counts, rows, CHUNK=chunk, TILE=_TILE)
-        cut_rows[_grid(max(num_items, num_parts))](
-            pointer, counts.cumsum(0), cut, lengths, parts if num_parts else None, rows, num_items,
-            num_parts, rows.bit_length(), CHUNK=chunk, TILE=_TILE,
-        )  # fmt: skip
-        longest_first = torch.sort(lengths, descending=True, stable=True).indices
-        put_in_order[_grid(max(num_items, pairs if nodes is not None else 0))](
-            longest_first, cut, table, num_items, permutation, nodes, other, pairs, TILE=_TILE
-        )
-    return Items(table, parts, permutation, other, pointer)
+    source = None if ids is None else torch.empty(pairs, dtype=_index(num_ids), device=device)
+    if rows:
+        lengths = torch.empty(num_items, dtype=torch.int16, device=device)
+        with torch.cuda.device_of(pointer):  # Triton launches on the current device
+            cut_rows[_grid(num_items)](
+                pointer, cut, lengths, parts if num_parts else None, rows, num_items,
+                rows.bit_length(), CHUNK=chunk, TILE=_TILE,
+            )  # fmt: skip
+            longest_first = torch.sort(lengths, descending=True, stable=True).indices
+            put_in_order[_grid(max(num_items, 0 if nodes is None else pairs))](
+                longest_first, cut, table, num_items, permutation, nodes, other, ids, source, pairs,
+                TILE=_TILE,
+            )  # fmt: skip
+    return Items(
+        table, parts, permutation, other, permutation if source is None else source, pointer
+    )
 
 
 def _grid(number: int) -> tuple[int]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from attn_core.backends.problem import Problem
 from attn_core.backends.triton.backward import by_key, by_query, mean_rows
 from attn_core.backends.triton.forward import attend_rows, combine_rows, merge_windows
-from attn_core.backends.triton.plan import Items, Side, side_of
+from attn_core.backends.triton.plan import Items, side_of
 from attn_core.backends.triton.tiles import ACC, padded
 
 TILE = 1024  # numbers in a tile of rows × heads × channels: 8 for each of 128 threads
@@ -47,20 +47,20 @@ class Laid(Problem):
             and key.stride() == value.stride()
         )
 
-    def of_pairs(self, side: Side, by: str, scored: bool = False) -> dict[str, Any]:
+    def of_pairs(self, items: Items, by: str, scored: bool = False) -> dict[str, Any]:
         """What the kernels that walk through pairs have in common.
 
         Args:
-            side: whose items they are.
+            items: the work by query or by key.
             by: "query" or "key".
             scored: whether they know what is said of scores by pair, so that values are not read.
         """
-        items, place = side.items, None
+        place = None
         if scored or any(x is not None for x in (self.bias, self.pair_key, self.pair_value)):
-            place = items.place if self.pair_row is None else side.source
+            place = items.place if self.pair_row is None else items.source
         edge_id, threshold, keep_scale = None, 0, 1.0
         if self.seed is not None:
-            edge_id, (threshold, keep_scale) = side.source, _dropout(self.dropout)
+            edge_id, (threshold, keep_scale) = items.source, _dropout(self.dropout)
             if self.pair_id is not None and self.pair_id is not self.edges.source_id:
                 order = self.edges.by_query if by == "query" else self.edges.by_key
                 edge_id = self.pair_id.index_select(0, order.permutation)
@@ -95,16 +95,16 @@ class Laid(Problem):
             "num_warps": WARPS,
         }  # fmt: skip
 
-    def grid(self, side: Side) -> tuple[int, int]:
+    def grid(self, items: Items) -> tuple[int, int]:
         """The programs: items by heads."""
         rows, block = self.settings["ROWS"], self.settings["BLOCK"]
-        return triton.cdiv(len(side.items.table), rows), triton.cdiv(self.heads, block)
+        return triton.cdiv(len(items.table), rows), triton.cdiv(self.heads, block)
 
-    def parts(self, side: Side, *width: int) -> Tensor | None:
+    def parts(self, items: Items, *width: int) -> Tensor | None:
         """Room for partial results `[parts, H, *width]`; None if no row was cut."""
-        if not len(side.items.parts):
+        if not len(items.parts):
             return None
-        return self.value.new_empty(len(side.items.parts), self.heads, *width, dtype=self.dtype)
+        return self.value.new_empty(len(items.parts), self.heads, *width, dtype=self.dtype)
 
 
 def forward(problem: Problem) -> tuple[Tensor, ...]:
@@ -119,14 +119,14 @@ def _forward(p: Laid) -> tuple[Tensor, ...]:
     statistics = [p.value.new_empty(nodes, p.heads, dtype=p.dtype) for _ in range(3)]
     if not statistics[0].numel():
         return output, *statistics
-    side = side_of(p.edges, "query")
-    parts, of_parts = p.parts(side, width), (p.parts(side), p.parts(side))
-    attend_rows[p.grid(side)](
-        **p.of_pairs(side, "query"), output=output,
+    items = side_of(p.edges, "query")
+    parts, of_parts = p.parts(items, width), (p.parts(items), p.parts(items))
+    attend_rows[p.grid(items)](
+        **p.of_pairs(items, "query"), output=output,
         **dict(zip(("log_sum_exp", "maximum", "total_of"), statistics, strict=True)),
         part_output=parts, part_maximum=of_parts[0], part_total=of_parts[1],
     )  # fmt: skip
-    combine(side.items, parts, output, of_parts, statistics)
+    combine(items, parts, output, of_parts, statistics)
     return output, *statistics
 
 
@@ -174,15 +174,15 @@ def _missed(p: Laid, given: dict[str, Tensor | None]) -> Tensor:
     """What the gradients of the logits of each row sum to, where scores are large, `[Nq, H]`."""
     maximum, total = given["maximum"], given["total"]
     assert maximum is not None and total is not None
-    side = side_of(p.edges, "query")
-    missed, parts = _is_large(maximum, total).to(p.dtype), p.parts(side)
-    by_query[p.grid(side)](
-        **p.of_pairs(side, "query"), **given, rest=None, missed=missed, part_missed=parts,
+    items = side_of(p.edges, "query")
+    missed, parts = _is_large(maximum, total).to(p.dtype), p.parts(items)
+    by_query[p.grid(items)](
+        **p.of_pairs(items, "query"), **given, rest=None, missed=missed, part_missed=parts,
         turns=1, MANY=False, grad_query=None, part_query=None, part_vector=None,
         **dict.fromkeys(_OF_PAIRS),
     )  # fmt: skip
     if parts is not None:
-        combine(side.items, parts.unsqueeze(-1), missed.unsqueeze(-1))
+        combine(items, parts.unsqueeze(-1), missed.unsqueeze(-1))
     return missed
 
 
@@ -202,9 +202,9 @@ def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -
     grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
     scored = given["grad_score"] is not None
     if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
-        side = side_of(p.edges, "query")
-        programs, blocks = p.grid(side)
-        part_query = None if grad_query is None else p.parts(side, p.key.shape[2])
+        items = side_of(p.edges, "query")
+        programs, blocks = p.grid(items)
+        part_query = None if grad_query is None else p.parts(items, p.key.shape[2])
         part_vector, turns = None, 1
         if grad_vector is not None:
             size = grad_vector.numel() * p.dtype.itemsize
@@ -212,25 +212,25 @@ def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -
             programs = triton.cdiv(programs, turns)
             part_vector = p.value.new_empty(programs, *grad_vector.shape, dtype=p.dtype)
         by_query[programs, blocks](
-            **p.of_pairs(side, "query", scored), **given, turns=turns, MANY=turns > 1,
+            **p.of_pairs(items, "query", scored), **given, turns=turns, MANY=turns > 1,
             missed=None, part_missed=None, grad_query=grad_query, part_query=part_query,
             part_vector=part_vector,
             **dict(zip(_OF_PAIRS, grad_pairs, strict=True)),
         )  # fmt: skip
-        combine(side.items, part_query, grad_query)
+        combine(items, part_query, grad_query)
         if part_vector is not None:
             grads[3] = part_vector.sum(0)
     if grad_key is not None or grad_value is not None:
-        side = side_of(p.edges, "key")
-        part_key = None if grad_key is None else p.parts(side, p.key.shape[2])
-        part_value = None if grad_value is None else p.parts(side, p.value.shape[2])
-        if len(side.items.table):
-            by_key[p.grid(side)](
-                **p.of_pairs(side, "key", scored), **given, grad_key=grad_key, part_key=part_key,
+        items = side_of(p.edges, "key")
+        part_key = None if grad_key is None else p.parts(items, p.key.shape[2])
+        part_value = None if grad_value is None else p.parts(items, p.value.shape[2])
+        if len(items.table):
+            by_key[p.grid(items)](
+                **p.of_pairs(items, "key", scored), **given, grad_key=grad_key, part_key=part_key,
                 grad_value=grad_value, part_value=part_value,
             )  # fmt: skip
-        combine(side.items, part_key, grad_key)
-        combine(side.items, part_value, grad_value)
+        combine(items, part_key, grad_key)
+        combine(items, part_value, grad_value)
 
 
 _OF_PAIRS = "grad_bias", "grad_pair_key", "grad_pair_value"

@@ -57,11 +57,11 @@ def forward(problem: Problem) -> Tensor:
     if not found.numel():
         return found
     with torch.cuda.device_of(found):  # Triton launches on the current device
-        side = side_of(p.edges, "query")
-        given = p.of_pairs(side, "query", scored=True)
+        items = side_of(p.edges, "query")
+        given = p.of_pairs(items, "query", scored=True)
         names = set(score_rows.arg_names) | {"num_warps"}
         given = {name: x for name, x in given.items() if name in names}
-        score_rows[p.grid(side)](**given, found=found)
+        score_rows[p.grid(items)](**given, found=found)
     return found
 
 

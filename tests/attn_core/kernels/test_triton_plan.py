@@ -123,7 +123,7 @@ def test_the_parts_of_a_vector_are_bounded(
 
     found = gradient()
     ((room, turns),) = rooms
-    items = len(plan.side_of(edges, "query").items.table)
+    items = len(plan.side_of(edges, "query").table)
     assert room <= programs and room * turns >= items / 2  # ROWS is 2
     with backend("reference"):
         torch.testing.assert_close(found, gradient())
@@ -132,17 +132,28 @@ def test_the_parts_of_a_vector_are_bounded(
 # --- Launches ---
 
 
-def test_a_new_graph_is_few_launches(device: str, launches: Launches) -> None:
-    """Checked, sorted and planned both ways."""
+@pytest.mark.parametrize(("self_loops", "most"), [(False, 18), (True, 25)])
+def test_a_new_graph_is_few_launches(
+    self_loops: bool, most: int, device: str, launches: Launches
+) -> None:
+    """Checked, its self-loops replaced, sorted and planned both ways."""
     pairs = hubs(device)
     with launches() as found:
-        edges = Edges.from_edge_index(pairs, 6)
+        edges = Edges.from_edge_index(pairs, 6, self_loops=self_loops)
         sides = [plan.side_of(edges, by) for by in ("query", "key")]
-    assert sum(found.values()) <= 25, found
+    assert sum(found.values()) <= most, found
     assert found["cut_rows"] == found["put_in_order"] == 2
-    for side in sides:
-        assert side.items.place.dtype == side.source.dtype == torch.int32
+    for items in sides:
+        assert items.place.dtype == items.source.dtype == torch.int32
     assert edges.by_query.permutation.dtype == torch.int32  # nor is another order kept
+
+
+def test_a_plan_that_was_made_for_sums_serves_edges(device: str) -> None:
+    edges = Edges.from_edge_index(hubs(device), 6, self_loops=True)
+    items = plan.items_of(edges.by_key)
+    found = plan.side_of(edges, "key")
+    assert found.table is items.table
+    assert found.source.tolist() == edges.source_id[edges.by_key.permutation].tolist()
 
 
 def test_sums_and_products_over_edges_are_few_launches(device: str, launches: Launches) -> None:
