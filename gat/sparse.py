@@ -167,7 +167,10 @@ class _ManyRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # What no gradient needs may be edited before the backward pass
+        need = ctx.needs_input_grad
+        ctx.save_for_backward(x if need[1] else None, weight if need[0] else None)
+        ctx.numbers = weight.numel()
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -176,7 +179,7 @@ class _ManyRows(torch.autograd.Function):
         of_weight = None
         if need[1]:
             # A block's product has no more numbers than the block has rows
-            rows = max(_BLOCK, weight.numel())
+            rows = max(_BLOCK, ctx.numbers)
             end = len(x) // rows * rows
             of_block = torch.bmm(
                 grad[:end].unflatten(0, (-1, rows)).mT, x[:end].unflatten(0, (-1, rows))

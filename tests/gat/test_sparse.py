@@ -86,6 +86,15 @@ def test_the_gradient_of_a_weight_over_many_rows_is_exact() -> None:
     torch.testing.assert_close(module.bias.grad, c.double().sum(0).float(), atol=5e-3, rtol=0)
 
 
+def test_a_weight_over_many_rows_may_be_edited_where_x_needs_no_gradient() -> None:
+    module = Linear(2, 3)
+    total = module(torch.ones(2**15, 2)).sum()
+    with torch.no_grad():
+        module.weight.zero_()
+    total.backward()
+    assert (module.weight.grad == 2**15).all()
+
+
 @pytest.mark.parametrize("rows", [7, 25])  # shorter than a block, and not a multiple of one
 def test_gradients_of_gradients_over_many_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
