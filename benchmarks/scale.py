@@ -375,9 +375,8 @@ def _errors(sizes: list[int], threads: int) -> Table:
         f"The random graph. {_of_graph(sizes)} The last hundredth of the nodes is isolated, a "
         "thousand edges are self-loops. Error: the largest of output and gradients, as a share of "
         "the largest number of the output, the features' gradient and all parameters'; beside it "
-        "that of one process against float64, of which most is the gradient of the map of edges, "
-        "a sum over all edges in torch's own product; GATv2Conv's is that of pairs at the kink of "
-        "the leaky ReLU, which rounding puts on its other side. Repeated steps gave the same bits. "
+        "that of one process against float64; GATv2Conv's is that of pairs at the kink of the "
+        "leaky ReLU, which rounding puts on its other side. Repeated steps gave the same bits. "
         "MiB that the process with the longest halo sends in a step, "
         "which is what the formula says, in every process."
     )

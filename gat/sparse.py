@@ -180,9 +180,11 @@ class _ManyRows(torch.autograd.Function):
         if need[1]:
             # A block's product has no more numbers than the block has rows
             rows = max(_BLOCK, ctx.numbers)
-            end = len(x) // rows * rows
+            blocks = x.shape[0] // rows
+            end = blocks * rows
             of_block = torch.bmm(
-                grad[:end].unflatten(0, (-1, rows)).mT, x[:end].unflatten(0, (-1, rows))
+                grad[:end].reshape(blocks, rows, grad.shape[1]).transpose(1, 2),
+                x[:end].reshape(blocks, rows, x.shape[1]),
             )
             of_weight = of_block.sum(0) + grad[end:].t() @ x[end:]
         return grad @ weight if need[0] else None, of_weight, grad.sum(0) if need[2] else None

@@ -104,9 +104,14 @@ def test_gradients_of_gradients_over_many_rows(rows: int, monkeypatch: pytest.Mo
 
     def twice(map_: Callable[..., Tensor]) -> list[Tensor]:
         leaves = [y.clone().requires_grad_() for y in (x, weight, bias)]
-        grads = torch.autograd.grad(map_(*leaves).sin().sum(), leaves, create_graph=True)
+        out = map_(*leaves)
+        several = torch.stack([torch.ones_like(out), out.detach()])
+        batched = torch.autograd.grad(
+            out, leaves, several, retain_graph=True, is_grads_batched=True
+        )
+        grads = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
         total = sum(g.square().sum() for g in grads)
-        return [*grads, *torch.autograd.grad(total, leaves)]
+        return [*batched, *grads, *torch.autograd.grad(total, leaves)]
 
     torch.testing.assert_close(twice(sparse.linear), twice(F.linear), rtol=1e-5, atol=1e-4)
 
