@@ -108,16 +108,21 @@ def _within(contender: str) -> Callable[[], AbstractContextManager[None]]:
     return partial(backend, BACKENDS.get(contender, "auto"))
 
 
-def steps(graph: str, nodes: int, edges: int, heads: int, width: int) -> Contender:
+def steps(
+    graph: str, nodes: int, edges: int, heads: int, width: int, dtype: str = "float32"
+) -> Contender:
     """The neighbourhood step alone, without projections, for each score; and the bound."""
     _refuse_fallback(OURS)
     support = Edges.from_edge_index(make_graph(graph, edges, nodes=nodes)[0], nodes)
-    value = torch.randn(nodes, heads, width, requires_grad=True)
-    query = torch.randn(nodes, heads, width, requires_grad=True)
-    halves = [torch.randn(nodes, heads, 1, requires_grad=True) for _ in range(2)]
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape).to(getattr(torch, dtype)).requires_grad_()
+
+    value, query = leaf(nodes, heads, width), leaf(nodes, heads, width)
+    halves = [leaf(nodes, heads, 1) for _ in range(2)]
     cases: dict[str, tuple[Tensor, Tensor, Any]] = {
         "gat": (halves[0], halves[1], Separable()),
-        "gatv2": (query, value, Additive(torch.randn(heads, width), "leaky_relu")),
+        "gatv2": (query, value, Additive(leaf(heads, width).detach(), "leaky_relu")),
         "scaled dot": (query, value, ScaledDot()),
     }
     rows, keys = value.detach().view(nodes, -1), support.by_query.columns

@@ -20,6 +20,7 @@ from benchmarks._contenders import (
     PEER,
     save_inputs,
 )  # fmt: skip
+from benchmarks._halves import measure_halves
 from benchmarks._measure import Timings
 from benchmarks._normalizers import measure_normalizers
 from benchmarks._processes import Group, Task, python_with, started
@@ -281,4 +282,5 @@ PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "cora": measure_training,
     "sweep": measure_sweeps,
     "normalisers": measure_normalizers,
+    "halves": measure_halves,
 }

@@ -53,7 +53,7 @@ def attended(problem: Problem, support: Edges | PendingEdges) -> Attended:
     if nobody_watches(*tensors, problem.edge_index):
         edges = support.resolve() if isinstance(support, PendingEdges) else support
         problem.edges = edges  # which are checked with the call
-        output, log_sum_exp, *_ = _Straight.apply(problem, *tensors)
+        output, log_sum_exp, *_ = _Straight.apply(problem, torch.is_grad_enabled(), *tensors)
     else:
         if isinstance(support, PendingEdges) and not torch.compiler.is_compiling():
             support.look_at_order()
@@ -157,7 +157,10 @@ def _forward(p: Problem) -> tuple[Tensor, ...]:
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of the tensors; those that are not needed are empty."""
-    gradients = backend_of(p).backward(p, *results, needed)
+    backend = backend_of(p)
+    if backend is not cpu and results[0].dtype != p.dtype:
+        results = results[0].to(p.dtype), *results[1:]
+    gradients = backend.backward(p, *results, needed)
     return tuple(
         results[0].new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, p.tensors, strict=True)
@@ -228,7 +231,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _save(ctx, Problem(*inputs), output)
 
 
-def _save(ctx: Any, p: Problem, results: tuple[Tensor, ...]) -> None:
+def _save(ctx: Any, p: Problem, results: tuple[Any, ...]) -> None:
     output, _, maximum, total = results
     ctx.save_for_backward(*p.tensors, p.edge_index, p.seed, p.pair_id, output, maximum, total)
     ctx.settings = p.num_keys, p.num_queries, p.self_loops, p.kind, p.constant, p.dropout
@@ -260,7 +263,7 @@ def _differentiate(
     p: Problem, grads: tuple[Tensor, ...], results: tuple[Tensor, ...], needed: list[bool]
 ) -> list[Tensor | None]:
     if torch.is_grad_enabled():  # of a gradient of a gradient
-        return twice(plainly, p, grads, needed)
+        return twice(plainly, p, tuple(grad.to(p.dtype) for grad in grads), needed)
     if nobody_watches(*grads, *p.tensors, p.edge_index):
         found = _gradients(p, (*grads, *results), needed)
     else:
@@ -273,13 +276,20 @@ edge_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 class _Straight(torch.autograd.Function):
-    """The op without torch's way around ops, which takes longer than attention on a small graph."""
+    """The op without torch's way around ops, which takes longer than attention on a small graph.
+
+    Where values have 16 bits, kernels round the output to these, and take its gradient in them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, p: Problem, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, p: Problem, grad: bool, *tensors: Tensor | None) -> tuple[Any, ...]:
+        ctx.edges = p.edges
+        if backend_of(p) is cpu and cpu.rounds(p):
+            output, results = cpu.forward_rounded(p, grad and any(ctx.needs_input_grad))
+            _save(ctx, p, results)
+            return output, *results[1:]
         results = _forward(p)
         _save(ctx, p, results)
-        ctx.edges = p.edges
         return results
 
     @staticmethod
@@ -287,6 +297,6 @@ class _Straight(torch.autograd.Function):
         p, given, results = _restore(ctx, grads)
         p.edges = ctx.edges
         needed = [
-            x is not None and n for x, n in zip(p.tensors, ctx.needs_input_grad[1:], strict=True)
+            x is not None and n for x, n in zip(p.tensors, ctx.needs_input_grad[2:], strict=True)
         ]
-        return None, *_differentiate(p, given, results, needed)
+        return None, None, *_differentiate(p, given, results, needed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -222,6 +222,140 @@ def test_half_types_are_computed_in_float32(dtype: torch.dtype) -> None:
         assert error(ours, right) <= 2 * torch.finfo(dtype).eps
 
 
+HALVES = torch.bfloat16, torch.float16
+each_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+
+
+@contextmanager
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[torch.dtype]]]:
+    """The dtypes of what kernels are called with, in their order."""
+    found: dict[str, list[torch.dtype]] = {}
+    call = compiled.call
+
+    def noted(name: str, *arguments: Any) -> Any:
+        found[name] = [x.dtype for x in arguments if isinstance(x, Tensor)]
+        return call(name, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "call", noted)
+        yield found
+
+
+def in_halves_and_singles(
+    name: str, pairs: Tensor, nodes: int, dtype: torch.dtype, *shape: int, scale: float = 1.0,
+    options: str = "", lay: Callable[[Tensor], Tensor] = lambda x: x,
+) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """Output and gradients of rows in 16 bits, and of the same in float32, rounded."""
+    heads, width, value_width = shape
+    given = problem(name, pairs, nodes, heads, width, value_width, options, scale=scale)
+    narrow = "query", "key", "value"
+    if name == "gat":  # whose kernel takes single numbers, in float32
+        given |= {k: given[k].detach().sum(-1, keepdim=True) for k in ("query", "key")}
+        given["score"], narrow = Additive(torch.ones(heads, 1), "leaky_relu"), ("value",)
+    given |= {k: given[k].detach().to(dtype) for k in narrow}
+    grad = (scale * torch.randn(nodes, heads, value_width)).to(dtype)
+
+    def results(wide: bool) -> list[Tensor]:
+        tensors = {k: x for k, x in given.items() if isinstance(x, Tensor)}
+        if wide:
+            tensors = {k: x.float() for k, x in tensors.items()}
+        leaves = {k: lay(x.detach()).requires_grad_() for k, x in tensors.items()}
+        torch.manual_seed(1)
+        output = attend(**{**given, **leaves}).output
+        assert output.dtype == (torch.float32 if wide else dtype)
+        gradients = torch.autograd.grad(output, [*leaves.values()], lay(grad.to(output.dtype)))
+        return [output, *gradients]
+
+    halves, singles = results(False), results(True)
+    return halves, [x.to(y.dtype) for x, y in zip(singles, halves, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["gat", "gatv2", "tanh", "dot"])
+@pytest.mark.parametrize("variant", SETS)
+@each_half
+def test_rows_in_16_bits_have_the_bits_of_single_precision_rounded(
+    variant: str, name: str, dtype: torch.dtype
+) -> None:
+    """In every width; where gradients are too small or too large for 16 bits; in parts of a hub."""
+    hub = torch.stack([torch.randint(9, (5000,)), torch.full((5000,), 8)])
+    cases: list[tuple[Tensor, int, tuple[int, int, int], float, str]] = [
+        (graph(20, 90), 20, (heads, width, value_width), scale, options)
+        for heads, width, value_width in (
+            (8, 16, 16), (3, 1, 7), (1, 32, 13), (2, 40, 3), (5, 4, 1), (4, 8, 8), (2, 13, 20),
+        )
+        for scale, options in (
+            (0.7, "bias loops dropout"), (1e-3, ""), (0.5, "pair_key pair_value"),
+        )
+    ]  # fmt: skip
+    cases += [(torch.cat([hub, hub.flip(0)], 1), 9, (2, 8, 4), 1.0, "bias")]
+    cases += [(graph(20, 90), 20, (2, 16, 16), 300.0, "")]
+    with instruction_set(variant):
+        for pairs, nodes, shape, scale, options in cases:
+            halves, singles = in_halves_and_singles(
+                name, pairs, nodes, dtype, *shape, scale=scale, options=options
+            )
+            for ours, right in zip(halves, singles, strict=True):
+                torch.testing.assert_close(ours, right, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["gat", "gatv2", "dot"])
+@each_half
+def test_rows_in_16_bits_may_lie_anywhere(name: str, dtype: torch.dtype) -> None:
+    for lay in (
+        lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+        lambda x: torch.stack([x, -x], -1)[..., 0],
+        lambda x: torch.cat([x, x], 1)[:, x.shape[1] :],
+        lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),  # misaligned
+    ):
+        halves, singles = in_halves_and_singles(name, graph(20, 90), 20, dtype, 4, 8, 8, lay=lay)
+        for ours, right in zip(halves, singles, strict=True):
+            assert torch.equal(ours, right)
+
+
+@pytest.mark.parametrize("variant", SETS)
+@each_half
+def test_every_number_of_16_bits_passes_unchanged(variant: str, dtype: torch.dtype) -> None:
+    """One pair for each query, of weight 1; small ones, infinite ones and NaN among them."""
+    value = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).reshape(-1, 1, 4)
+    n = len(value)
+    alone, numbers = Edges.from_edge_index(torch.arange(n).expand(2, n), n), torch.zeros(n, 1, 1)
+    one = torch.ones(1, 1)
+    with instruction_set(variant):
+        leaf = value.clone().requires_grad_()
+        output = attend(numbers, numbers, leaf, score=Additive(one), support=alone).output
+        torch.testing.assert_close(output, value, rtol=0, atol=0, equal_nan=True)
+        finite = torch.where(value.isfinite(), value, 0)
+        (gradient,) = torch.autograd.grad(output, leaf, finite)
+        assert torch.equal(gradient, finite)
+
+
+@each_half
+def test_kernels_are_given_16_bits_where_they_read_them(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    single = torch.float32
+
+    def dtypes(name: str, options: str = "") -> dict[str, list[torch.dtype]]:
+        with seen(monkeypatch) as found:
+            arguments = problem(name, graph(10, 30), 10, dtype=dtype, options=options)
+            output = attend(**arguments).output
+            output.sum().backward()
+        floats = (single, *HALVES)
+        return {k: [x for x in found[k] if x in floats] for k in ("forward", "backward")}
+
+    # Statistics; query, key, value; the output for the backward pass, and that of the caller
+    assert dtypes("dot")["forward"] == [*[single] * 3, *[dtype] * 3, single, dtype]
+    # Output and statistics; the three; the gradients of output, log-sum-exp and the three
+    assert dtypes("dot")["backward"] == [*[single] * 3, *[dtype] * 4, single, *[dtype] * 3]
+    numbers = dtypes("gat")["forward"]
+    assert numbers == [*[single] * 5, dtype, single, single, dtype]
+    with torch.no_grad(), seen(monkeypatch) as found:
+        attend(**problem("dot", graph(10, 30), 10, dtype=dtype))
+    assert found["forward"].count(dtype) == 4 and found["forward"].count(single) == 3
+    # With vectors of pairs, all becomes single precision
+    assert dtypes("dot", "pair_key")["forward"] == [*[single] * 8, dtype]
+
+
 @pytest.mark.parametrize("name", ["gatv2", "dot", "gat"])
 def test_any_strides(name: str) -> None:
     pairs = graph(20, 90)
@@ -423,8 +557,19 @@ def test_the_module_refuses_what_it_cannot_serve() -> None:
         call(kind=1)
     with pytest.raises(ValueError, match="fewer rows"):
         call(bias=torch.zeros(1, 1), num_rows=1)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="key has a type"):
         call(key=x.double())
+    with pytest.raises(TypeError, match="value has a type"):
+        call(value=x.int())
+    with pytest.raises(ValueError, match="key or others are kept in 16 bits"):
+        call(key=x.half(), pair_key=x)
+    with pytest.raises(ValueError, match="output is missing"):
+        call(output=None)
+    with pytest.raises(ValueError, match="rounded is not of 16 bits"):
+        call(rounded=torch.zeros(2, 1, 4))
+    with pytest.raises(ValueError, match="rounded shares memory with value"):
+        half = x.half()
+        call(value=half, rounded=half)
     with pytest.raises(TypeError):
         call(other=ends.long())
 

@@ -76,8 +76,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_processes, "Process", InThisProcess)
         made_by(
-            folder, "--huge", "--only", "cora", "sweep", "normalisers", "--contenders", "ours",
-            "torch_geometric",
+            folder, "--huge", "--only", "cora", "sweep", "normalisers", "halves", "--contenders",
+            "ours", "torch_geometric",
         )  # fmt: skip
     return folder
 
@@ -160,12 +160,20 @@ def test_normalisers_beside_softmax(tables: dict[str, Any]) -> None:
 
 
 @needs_kernels
+def test_rows_in_16_bits_beside_float32(tables: dict[str, Any]) -> None:
+    table = tables["Rows in 16 bits"]
+    assert len(table["rows"]) == 6 and len(table["columns"]) == 2 + 3 + 2 + 3
+    assert all(number > 0 for row in table["rows"] for number in row[2:7])
+    assert list(table["findings"].values()) == [x for row in table["rows"] for x in row[5:7]]
+
+
+@needs_kernels
 def test_says_where_it_was_measured_without_paths_of_the_machine(results: Path) -> None:
     text = (results / "graph.md").read_text(encoding="utf-8")
     assert f"- CPU kernels: {cpu.description()}\n" in text
     assert f"- threads: {torch.get_num_threads()}\n" in text
     command = f"python -m benchmarks graph --tiny --out .../{results.name} --huge --only cora sweep"
-    command += " normalisers"
+    command += " normalisers halves"
     assert f"- command: {command}" in text
     assert str(results.parent) not in text
     assert "![Nanoseconds per edge, 4 × 8](graph_sweep.png)" in text

@@ -15,7 +15,8 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
 import gat
-from attn_core import Edges, backend
+from attn_core import Edges, backend, compiled
+from attn_core.backends import cpu
 from attn_core.graph import grouping
 from tests.gat.conftest import EDGES, KINDS, SIMPLE, assert_same
 
@@ -259,6 +260,27 @@ def test_autocast_gives_its_dtype_on_every_path(name: str, edge_dim: int | None,
     torch.testing.assert_close(out.float(), exact, rtol=0.05, atol=0.05)
     out.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@pytest.mark.skipif(not cpu.available(), reason="no compiled kernels")
+@pytest.mark.parametrize("name", WITH_EDGE_FEATURES)
+def test_under_autocast_kernels_read_rows_in_16_bits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    call = compiled.call
+
+    def noted(function: str, *arguments: Any) -> Any:
+        given = [x for x in arguments if isinstance(x, Tensor) and x.dtype == torch.bfloat16]
+        shapes[function] = [tuple(x.shape) for x in given]
+        return call(function, *arguments)
+
+    monkeypatch.setattr(compiled, "call", noted)
+    with torch.autocast("cpu", torch.bfloat16):
+        build(name)(X.clone().requires_grad_(), EDGES).sum().backward()
+    rows = 1 if name == "GATConv" else 3  # of a value, or of a query and a key as well
+    assert len(shapes["forward"]) == rows + 1  # and the output
+    assert len(shapes["backward"]) == 2 * rows + 1  # their gradients too, and that of the output
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,7 +1,9 @@
 """Softmax attention over edges in C++: what prepares its arguments, and whether it is there.
 
-The kernels take float32 or float64 on CPUs, channels in multiples of 4 (others are padded with
-zeros, which change nothing). Whatever else there is, `csr` computes.
+The kernels compute in float32 or float64, with channels in multiples of 4 (others are padded with
+zeros, which change nothing). Rows of queries, keys, values and gradients of the output may be kept
+in 16 bits, and become float32 in registers, unless pairs have vectors of their own. Whatever else
+there is, `csr` computes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from attn_core.transforms import bare
 KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
 _LARGEST = 2**31 - 1  # nodes are 32-bit numbers in the kernels
 _MOST_HEADS, _WIDEST = 2**16, 2**20
+_16_BITS = torch.bfloat16, torch.float16
 
 
 def available() -> bool:
@@ -50,13 +53,38 @@ def serves(problem: Problem) -> bool:
 
 def forward(problem: Problem) -> tuple[Tensor, ...]:
     """The output `[Nq, H, Dv]`; log-sum-exp, maximum and total `[Nq, H]`."""
-    arguments, dtype = _arguments(problem)
+    output, _, statistics = _forward(problem, problem.dtype)
+    assert output is not None
+    return output, *statistics
+
+
+def forward_rounded(problem: Problem, keep: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The output in the 16 bits of the values; what `forward` returns, its output if to `keep`."""
+    output, rounded, statistics = _forward(problem, problem.dtype if keep else None, True)
+    assert rounded is not None
+    return rounded, (output, *statistics)
+
+
+def rounds(problem: Problem) -> bool:
+    """Whether `forward_rounded` serves: the values have 16 bits."""
+    return problem.dtype == torch.float32 and problem.value.dtype in _16_BITS
+
+
+def _forward(
+    problem: Problem, dtype: torch.dtype | None, rounded: bool = False
+) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
+    """The output in either dtype, and the rest."""
+    arguments, wide = _arguments(problem)
     heads, width = problem.value.shape[1:]
-    shape = problem.edges.num_queries, heads, _up(width)
-    output = torch.empty(shape, dtype=dtype, device="cpu")
-    statistics = [output.new_empty(output.shape[:2]) for _ in range(3)]
-    compiled.call("forward", *arguments, output, *statistics)
-    return _cut(output, width), *statistics
+    shape = problem.edges.num_queries, heads
+    outputs = [
+        None if kept is None else torch.empty(*shape, _up(width), dtype=kept, device="cpu")
+        for kept in (dtype, problem.value.dtype if rounded else None)
+    ]
+    statistics = [torch.empty(shape, dtype=wide, device="cpu") for _ in range(3)]
+    compiled.call("forward", *statistics, *arguments, *outputs)
+    output, in_16_bits = (None if x is None else _cut(x, width) for x in outputs)
+    return output, in_16_bits, statistics
 
 
 def backward(
@@ -70,17 +98,18 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     arguments, dtype = _arguments(problem)
-    gradients = _room_for_gradients(problem, arguments, needed, dtype)
+    gradients = _room_for_gradients(problem, arguments, needed)
     numbers = problem.kind != "dot" and problem.key.shape[-1] == 1  # these need the pairs by key
     turned = numbers or gradients[1] is not None or gradients[2] is not None
+    kept = dtype if problem.pair_value is not None else _kept(grad_output, dtype)
     compiled.call(
         "backward",
-        *arguments,
         _plain(_wide(output, 4), dtype),
         _plain(maximum, dtype),
         _plain(total, dtype),
+        *arguments,
         *_order(problem, by_key=turned)[0],
-        _plain(_wide(grad_output, 4), dtype),
+        _plain(_wide(grad_output, 4), kept),
         _plain(grad_log_sum_exp, dtype),
         *gradients,
     )
@@ -88,7 +117,7 @@ def backward(
 
 
 def _room_for_gradients(
-    problem: Problem, arguments: tuple[Any, ...], needed: list[bool], dtype: torch.dtype
+    problem: Problem, arguments: tuple[Any, ...], needed: list[bool]
 ) -> list[Tensor | None]:
     """Memory for the gradients of the tensors, as wide as the kernels take these."""
     pairs = problem.edges.num_edges
@@ -97,9 +126,9 @@ def _room_for_gradients(
         if not need or like is None:
             gradients.append(None)
         elif i < 4 or problem.num_rows == pairs:
-            gradients.append(torch.empty(like.shape, dtype=dtype, device="cpu"))
+            gradients.append(torch.empty(like.shape, dtype=like.dtype, device="cpu"))
         else:  # rows of self-loops that were replaced
-            gradients.append(torch.zeros(like.shape, dtype=dtype, device="cpu"))
+            gradients.append(torch.zeros(like.shape, dtype=like.dtype, device="cpu"))
     return gradients
 
 
@@ -111,8 +140,8 @@ def _as_given(problem: Problem, gradients: list[Tensor | None]) -> list[Tensor |
     ]
 
 
-def _arguments(problem: Problem) -> tuple[tuple[Any, ...], torch.dtype]:
-    """What both kernels are told, and the dtype they compute in."""
+def _arguments(problem: Problem, in_16_bits: bool = True) -> tuple[tuple[Any, ...], torch.dtype]:
+    """What both kernels are told, and the dtype they compute in; rows may stay `in_16_bits`."""
     edges, dtype, kind = problem.edges, problem.dtype, problem.kind
     by_query, pair_id, num_rows = _order(problem)
     step = 1 if kind != "dot" and problem.key.shape[-1] == 1 else 4
@@ -123,9 +152,15 @@ def _arguments(problem: Problem) -> tuple[tuple[Any, ...], torch.dtype]:
         vector = problem.key.new_ones(problem.key.shape[1:])
     steps = step, step, 4, step, 1, step, 4
     given = (query, *problem.tensors[1:3], vector, *problem.tensors[4:])
+    in_16_bits = in_16_bits and problem.pair_key is None and problem.pair_value is None
+    rows = in_16_bits and step > 1
+    dtypes = [
+        dtype if x is None or not may else _kept(x, dtype)
+        for x, may in zip(given, (rows, rows, in_16_bits, *[False] * 4), strict=True)
+    ]
     tensors = [
         None if x is None else _plain(x if x.shape[-1] % step == 0 else _wide(x, step), dtype)
-        for x, step in zip(given, steps, strict=True)
+        for x, step, dtype in zip(given, steps, dtypes, strict=True)
     ]
     seed = problem.seed
     return (
@@ -159,6 +194,11 @@ def _order(problem: Problem, by_key: bool = False) -> tuple[tuple[Tensor, ...], 
     return order, None if ids is None else bare(ids), edges.num_edges
 
 
+def _kept(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What the kernels read rows in, if they compute in this dtype."""
+    return x.dtype if dtype == torch.float32 and x.dtype in _16_BITS else dtype
+
+
 def _up(width: int) -> int:
     return (width + 3) // 4 * 4
 
@@ -182,4 +222,12 @@ def _cut(x: Tensor, width: int) -> Tensor:
     return x if x.shape[-1] == width else x[..., :width].contiguous()
 
 
-__all__ = ["available", "backward", "description", "forward", "serves"]
+__all__ = [
+    "available",
+    "backward",
+    "description",
+    "forward",
+    "forward_rounded",
+    "rounds",
+    "serves",
+]

@@ -21,6 +21,9 @@ template <class T>
 using Array = nb::ndarray<T, nb::device::cpu>;
 template <class T>
 using Maybe = std::optional<Array<T>>;
+// Of the type that is computed in, or of 16 bits
+using AnyArray = nb::ndarray<nb::ro, nb::device::cpu>;
+using MaybeAny = std::optional<nb::ndarray<nb::device::cpu>>;
 using Index = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Column = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // int32 or int64
@@ -73,10 +76,10 @@ inline void apart(std::initializer_list<Span> written, std::initializer_list<Spa
   apart<std::initializer_list<Span>, std::initializer_list<Span>>(written, read);
 }
 
-// [num, heads, width] (without `width`: [num, heads]), each row packed.
-template <class T>
-attn::Rows<T> rows(const char* name, const Array<T>& x, int64_t num, int64_t heads, int64_t width,
-                   bool numbers = false) {
+// How far the rows of [num, heads, width] (without `width`: [num, heads]) are apart, each packed.
+template <class A>
+int64_t step_of(const char* name, const A& x, int64_t num, int64_t heads, int64_t width,
+                bool numbers, bool written) {
   const bool shaped = numbers ? x.ndim() == 2 : x.ndim() == 3 && int64_t(x.shape(2)) == width;
   if (!shaped || int64_t(x.shape(0)) != num || int64_t(x.shape(1)) != heads) {
     refuse(name, "has a shape that does not fit the others");
@@ -86,15 +89,45 @@ attn::Rows<T> rows(const char* name, const Array<T>& x, int64_t num, int64_t hea
                                                       (x.stride(1) == width || heads == 1));
   if (!packed) refuse(name, "has rows that are not packed: call .contiguous()");
   const int64_t size = heads * (numbers ? 1 : width);
-  if (!std::is_const_v<T> && x.size() && num > 1 && std::abs(int64_t(x.stride(0))) < size) {
+  if (written && x.size() && num > 1 && std::abs(int64_t(x.stride(0))) < size) {
     refuse(name, "has rows that share memory, but is written to");
   }
-  return {x.data(), num == 1 ? 0 : x.stride(0)};
+  return num == 1 ? 0 : int64_t(x.stride(0));
+}
+template <class T>
+attn::Rows<T> rows(const char* name, const Array<T>& x, int64_t num, int64_t heads, int64_t width,
+                   bool numbers = false) {
+  return {x.data(), step_of(name, x, num, heads, width, numbers, !std::is_const_v<T>)};
 }
 template <class T>
 attn::Rows<T> rows(const char* name, const Maybe<T>& x, int64_t num, int64_t heads, int64_t width,
                    bool numbers = false) {
   return x ? rows<T>(name, *x, num, heads, width, numbers) : attn::Rows<T>();
+}
+
+// Rows of an array whose type is found out here.
+template <class T, class A>
+attn::AnyRows<T> any_rows(const char* name, const A& x, int64_t num, int64_t heads, int64_t width) {
+  using Kind = nb::dlpack::dtype_code;
+  const auto type = x.dtype();
+  const bool half = sizeof(T) == 4 && type.bits == 16 && type.lanes == 1;
+  attn::AnyRows<T> found;
+  if (half && type.code == uint8_t(Kind::Bfloat)) {
+    found.stored = attn::BFLOAT16;
+  } else if (half && type.code == uint8_t(Kind::Float)) {
+    found.stored = attn::FLOAT16;
+  } else if (type != nb::dtype<std::remove_const_t<T>>()) {
+    throw nb::type_error((std::string(name) + " has a type that does not fit the others").c_str());
+  }
+  found.data = reinterpret_cast<typename attn::AnyRows<T>::Byte*>(x.data());
+  found.step = int64_t(x.itemsize()) *
+               step_of(name, x, num, heads, width, false, !std::is_const_v<T>);
+  return found;
+}
+template <class T, class A>
+attn::AnyRows<T> any_rows(const char* name, const std::optional<A>& x, int64_t num, int64_t heads,
+                          int64_t width) {
+  return x ? any_rows<T>(name, *x, num, heads, width) : attn::AnyRows<T>();
 }
 
 // [heads, width], packed.
@@ -108,9 +141,10 @@ T* packed(const char* name, const Array<T>& x, int64_t heads, int64_t width) {
 }
 
 // Whether rows of so many numbers in all are more than a core has at hand in its own cache.
+inline bool is_far_bytes(int64_t bytes) { return bytes > (1 << 21); }
 template <class T>
 bool is_far(int64_t numbers) {
-  return numbers * int64_t(sizeof(T)) > (1 << 21);
+  return is_far_bytes(numbers * int64_t(sizeof(T)));
 }
 
 template <class I>

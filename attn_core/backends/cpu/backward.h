@@ -56,10 +56,10 @@ INLINE void sum_pairs(const Problem<T>& p, int n, T* numbers, T* acc) {
 
 // The mean gradient of a query's weights, weighted by them.
 template <class T>
-INLINE void mean_gradient(const Problem<T>& p, const Functions<T>& f, int64_t row, T* mean) {
-  const T* output = p.output[row];
-  const T* const outputs[] = {output, output, output, output};
-  f.dot(p, outputs, nullptr, 1, p.grad_output[row], p.value_width, mean);
+INLINE void mean_gradient(const Problem<T>& p, const Functions<T>& f, int64_t row, const T* grad,
+                          T* mean) {
+  const Row output = p.output[row], outputs[] = {output, output, output, output};
+  f.dot_output(p, outputs, nullptr, 1, grad, p.value_width, mean);
   for (int h = 0; h < p.heads; h++) mean[h] -= p.grad_log_sum_exp[row][h];
 }
 
@@ -75,10 +75,10 @@ INLINE void hand_out(const Problem<T>& p, const Graph& graph, int64_t begin, int
 // Gradients of values of pairs: the weight times the query's gradient, `grads` or the one of all.
 template <class T>
 void value_gradients(const Problem<T>& p, const Graph& graph, int64_t begin, int n,
-                     const T* weights, const T* const* grads, const T* grad) {
+                     const T* weights, const Row* grads, const T* grad) {
   for (int e = 0; e < n; e++) {
     T* out = p.grad_pair_value[graph.place[begin + e]];
-    if (grads) grad = grads[e];
+    if (grads) grad = as<T>(grads[e]);
     for (int h = 0; h < p.heads; h++) {
       const T weight = weights[e * p.lanes + h];
       const int64_t c = int64_t(h) * p.value_width;
@@ -98,17 +98,19 @@ INLINE void repeat_statistics(const Problem<T>& p, int64_t row, Scratch<T>& s) {
 
 // For a block of a query's pairs: their keys, dropped weights, and gradients of logits.
 template <class T>
-INLINE void gradients_of_logits(const Problem<T>& p, const Functions<T>& f, int64_t row,
-                                int64_t begin, int n, Scratch<T>& s, const T** keys) {
+INLINE void gradients_of_logits(const Problem<T>& p, const Functions<T>& f,
+                                const T* query, const T* grad, int64_t begin, int n, Scratch<T>& s,
+                                Row* keys) {
   const int64_t value_size = int64_t(p.heads) * p.value_width;
-  const T *values[ROWS], *next[ROWS], *const *with = keys, *const *later = nullptr;
-  score_pairs(p, f, begin, n, p.query[row], s, keys, s.weights);
+  Row values[ROWS], next[ROWS];
+  const Row *with = keys, *later = nullptr;
+  score_pairs(p, f, begin, n, query, s, keys, s.weights);
   if (!is_shared(p)) {
     find_rows(p.value, p.pair_value, p, p.by_query, begin, n, value_size, s.made_value, values);
     with = values;
     later = find_next(p, p.value, p.by_query, begin, n, next);
   }
-  f.dot(p, with, later, n, p.grad_output[row], p.value_width, s.grads);
+  f.dot(p, with, later, n, grad, p.value_width, s.grads);
   if (p.drops) draw(p, p.by_query, begin, n, s.keep);
   differentiate<false>(p, n, s.largest, s.scale, s.mean, p.rests ? s.rest : nullptr, s);
 }
@@ -117,7 +119,9 @@ template <class T>
 void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                     int64_t end, Scratch<T>& s, T* grad_query, T* grad_vector) {
   const int64_t size = int64_t(p.heads) * p.width;
-  const T *keys[ROWS], *query = p.query[row], *grad = p.grad_output[row];
+  const T* query = widened(p.query, row, size, s.fixed_key);
+  const T* grad = widened(p.grad_output, row, int64_t(p.heads) * p.value_width, s.fixed_value);
+  Row keys[ROWS];
   T* sums = grad_query ? grad_query : s.row_key;
   repeat_statistics(p, row, s);
   if (p.kind != DOT) {
@@ -125,7 +129,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
   }
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    gradients_of_logits(p, f, row, at, n, s, keys);
+    gradients_of_logits(p, f, query, grad, at, n, s, keys);
     if (p.grad_bias) {
       hand_out(p, p.by_query, at, n, s.grads, [&](int64_t i) { return p.grad_bias[i]; });
     }
@@ -135,7 +139,7 @@ void by_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int
     if (p.grad_pair_value) value_gradients<T>(p, p.by_query, at, n, s.weights, nullptr, grad);
     if (p.grad_pair_key) {
       for (int e = 0; e < n; e++) {
-        f.pair_gradient(p, keys[e], query, s.grads + e * p.lanes,
+        f.pair_gradient(p, as<T>(keys[e]), query, s.grads + e * p.lanes,
                         p.grad_pair_key[p.by_query.place[at + e]]);
       }
     }
@@ -151,18 +155,20 @@ template <class T>
 void by_query_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s,
                   T* grad_vector) {
   const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
-  T* grad_query = p.grad_query ? p.grad_query[row] : nullptr;
+  const int64_t size = int64_t(p.heads) * p.width;
+  T* grad_query = sums_of(p.grad_query, row, s.row_key);
   if (begin < end) {
     by_query_pairs(p, f, row, begin, end, s, grad_query, grad_vector);
   } else if (grad_query) {
-    for (int64_t c = 0; c < int64_t(p.heads) * p.width; c++) grad_query[c] = 0;
+    for (int64_t c = 0; c < size; c++) grad_query[c] = 0;
   }
+  put(p.grad_query, row, size, grad_query);
 }
 
 // What else there is to say where a logit depends on single numbers.
 template <class T>
 INLINE void number_gradients(const Problem<T>& p, const Functions<T>& f, int64_t begin, int n,
-                             const T* const* grads, Scratch<T>& s, T* grad_key, T* grad_vector) {
+                             const Row* grads, Scratch<T>& s, T* grad_key, T* grad_vector) {
   const Graph& graph = p.by_key;
   if (p.grad_pair_value) {
     value_gradients<T>(p, graph, begin, n, s.weights, grads, nullptr);
@@ -186,8 +192,8 @@ INLINE void leave(const Problem<T>& p, int64_t begin, int n, const T* grads) {
 
 // What a product of each row with `fixed` gives, to which each pair may add a vector of its own.
 template <class T>
-INLINE void multiply(const Problem<T>& p, decltype(Functions<T>::dot) dot, const T* const* rows,
-                     const T* const* next, int64_t begin, int n, const T* fixed, int width,
+INLINE void multiply(const Problem<T>& p, decltype(Functions<T>::dot) dot, const Row* rows,
+                     const Row* next, int64_t begin, int n, const T* fixed, int width,
                      const Rows<const T>& pair, T* made, T* out) {
   if (!pair) return dot(p, rows, next, n, fixed, width, out);
   for (int e = 0; e < n; e++) {
@@ -201,9 +207,11 @@ template <class T>
 void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                   int64_t end, Scratch<T>& s, T* grad_key, T* grad_value, T* grad_vector) {
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
-  const T *queries[ROWS], *grads[ROWS], *next[ROWS];
-  const T *key = p.key[row], *value = p.value[row];
-  const Rows<const T> statistics{p.statistics, NUMBERS * p.heads}, none;
+  Row queries[ROWS], grads[ROWS], next[ROWS];
+  const T* key = widened(p.key, row, size, s.fixed_key);
+  const T* value = widened(p.value, row, value_size, s.fixed_value);
+  const AnyRows<const T> statistics{p.statistics, NUMBERS * p.heads};
+  const Rows<const T> none;
   const bool product = p.kind == DOT;
   // What sums of three vectors are joined with: (key + pair) + query, as in the forward pass
   const T* fixed = !product && p.pair_key ? s.zeros : key;
@@ -222,18 +230,18 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       prefetch_next(p, p.query, p.by_key, at, n, size);
       f.score_numbers(p, queries, n, s.fixed, s.vector, s.x, s.weights);
     } else {
-      const T* const* later = find_next(p, p.query, p.by_key, at, n, next);
+      const Row* later = find_next(p, p.query, p.by_key, at, n, next);
       multiply(p, f.score, queries, later, at, n, fixed, p.width, product ? p.pair_key : none,
                s.made_key, s.weights);
     }
     add_bias(p, p.by_key, at, n, s.weights);
     find_rows(p.grad_output, none, p, p.by_key, at, n, value_size, s.made_value, grads);
-    const T* const* later = find_next(p, p.grad_output, p.by_key, at, n, next);
+    const Row* later = find_next(p, p.grad_output, p.by_key, at, n, next);
     // Rows are asked for in two of the four sweeps over them, lest all requests come at once
     multiply(p, f.dot, grads, grad_value ? nullptr : later, at, n, value, p.value_width,
              p.pair_value, s.made_value, s.grads);
     for (int e = 0; e < n; e++) {
-      const T* of_query = statistics[p.by_key.other[at + e]];
+      const T* of_query = statistics.full(p.by_key.other[at + e]);
       copy_heads(of_query, p.heads, s.logits + e * p.lanes);
       copy_heads(of_query + p.heads, p.heads, s.scales + e * p.lanes);
       copy_heads(of_query + 2 * p.heads, p.heads, s.means + e * p.lanes);
@@ -272,29 +280,34 @@ template <class T>
 void by_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s,
                 T* grad_vector) {
   const int64_t begin = p.by_key.pointer[row], end = p.by_key.pointer[row + 1];
-  T* grad_key = p.grad_key ? p.grad_key[row] : nullptr;
-  T* grad_value = p.grad_value ? p.grad_value[row] : nullptr;
+  const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
+  T* grad_key = sums_of(p.grad_key, row, s.row_key);
+  T* grad_value = sums_of(p.grad_value, row, s.row_value);
   if (begin < end) {
     by_key_pairs(p, f, row, begin, end, s, grad_key, grad_value, grad_vector);
-    return;
+  } else {
+    for (int64_t c = 0; grad_key && c < size; c++) grad_key[c] = 0;
+    for (int64_t c = 0; grad_value && c < value_size; c++) grad_value[c] = 0;
   }
-  for (int64_t c = 0; grad_key && c < int64_t(p.heads) * p.width; c++) grad_key[c] = 0;
-  for (int64_t c = 0; grad_value && c < int64_t(p.heads) * p.value_width; c++) grad_value[c] = 0;
+  put(p.grad_key, row, size, grad_key);
+  put(p.grad_value, row, value_size, grad_value);
 }
 
 // Gradients of a row's logits sum to that of its log-sum-exp. What they miss it by is the error of
 // their mean, which is made of a rounded output. It counts as much as the logits are large, and where
 // one weight is above one half: there, gradients are small differences of large numbers.
 template <class T>
-void centre(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s, T* rest) {
+void centre(const Problem<T>& p, const Functions<T>& f, int64_t row, const T* grad, Scratch<T>& s,
+            T* rest) {
   const int64_t end = p.by_query.pointer[row + 1];
-  const T* keys[ROWS];
+  const T* query = widened(p.query, row, int64_t(p.heads) * p.width, s.fixed_key);
+  Row keys[ROWS];
   repeat_statistics(p, row, s);
-  if (f.score_numbers) repeat(p, p.query[row], s.fixed);
+  if (f.score_numbers) repeat(p, query, s.fixed);
   for (int h = 0; h < p.heads; h++) s.total[h] = 0;
   for (int64_t at = p.by_query.pointer[row]; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    gradients_of_logits(p, f, row, at, n, s, keys);
+    gradients_of_logits(p, f, query, grad, at, n, s, keys);
     sum_pairs(p, n, s.grads, s.total);
   }
   for (int h = 0; h < p.heads; h++) rest[h] = s.total[h] - p.grad_log_sum_exp[row][h];
@@ -313,10 +326,11 @@ void statistics_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scr
     centred |= most * most > LARGE * LARGE && total >= T(1) && total < T(2);
   }
   T* rest = p.rests + p.heads * row;
-  mean_gradient(p, f, row, out + 2 * p.heads);
+  const T* grad = widened(p.grad_output, row, int64_t(p.heads) * p.value_width, s.fixed_value);
+  mean_gradient(p, f, row, grad, out + 2 * p.heads);
   for (int h = 0; h < p.heads; h++) rest[h] = 0;
   if (centred && p.by_query.pointer[row + 1] - p.by_query.pointer[row] > 1) {
-    centre(p, f, row, s, rest);
+    centre(p, f, row, grad, s, rest);
     __atomic_store_n(p.centred, true, __ATOMIC_RELAXED);
   }
 }
@@ -328,7 +342,8 @@ void sum_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, in
   const int64_t size = int64_t(p.heads) * p.width, last = p.by_query.pointer[p.by_query.num] - 1;
   const bool ask = p.far || last * p.heads * int64_t(sizeof(T)) > 1 << 20;
   const uint8_t* signs[BLOCK];
-  const T *keys[ROWS], *next[ROWS];
+  const T* query = widened(p.query, row, size, s.fixed_key);
+  Row keys[ROWS], next[ROWS];
   for (int64_t c = 0; c < size; c++) grad_query[c] = 0;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
@@ -347,15 +362,22 @@ void sum_query_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, in
       f.sum_signs(p, signs, n, s.grads, grad_query);
     } else {
       find_rows(p.key, Rows<const T>(), p, p.by_query, at, n, size, s.made_key, keys);
-      const T* const* later = find_next(p, p.key, p.by_query, at, n, next);
+      const Row* later = find_next(p, p.key, p.by_query, at, n, next);
       if (p.kind == DOT) {
         f.gather_key(p, keys, later, n, s.grads, s.ones, p.width, grad_query);
       } else {
-        f.score_gradient(p, keys, later, n, p.query[row], s.grads, grad_query, nullptr, nullptr);
+        f.score_gradient(p, keys, later, n, query, s.grads, grad_query, nullptr, nullptr);
       }
     }
   }
   for (int64_t c = 0; p.signs && c < size; c++) grad_query[c] *= p.vector[c];
+}
+
+template <class T>
+void sum_query_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s) {
+  T* grad_query = sums_of(p.grad_query, row, s.row_key);
+  sum_query_pairs(p, f, row, p.by_query.pointer[row], p.by_query.pointer[row + 1], s, grad_query);
+  put(p.grad_query, row, int64_t(p.heads) * p.width, grad_query);
 }
 
 // Parts are [key, value] or [query]; missing ones are there, but not read.
@@ -366,6 +388,13 @@ INLINE void add_parts(T* out, const T* parts, int64_t count, int64_t step, int64
   for (int64_t i = 0; i < count; i++) {
     for (int64_t c = 0; c < size; c++) out[c] += parts[i * step + c];
   }
+}
+template <class T>
+INLINE void merge_sums(const AnyRows<T>& rows, int64_t row, const T* parts, int64_t count,
+                       int64_t step, int64_t size, T* beside) {
+  T* sums = sums_of(rows, row, beside);
+  add_parts(sums, parts, count, step, size);
+  put(rows, row, size, sums);
 }
 
 }  // namespace attn::VARIANT

@@ -21,41 +21,49 @@ using namespace arrays;
 
 namespace {
 
+// Either of `output` and `rounded` may be missing. The first array tells T: no other overload looks at
+// the next ones, of which some may be kept in 16 bits.
 template <class T>
-void forward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
+void forward(const Array<T>& log_sum_exp, const Array<T>& maximum, const Array<T>& total,
+             const AnyArray& query, const AnyArray& key, const AnyArray& value,
              const Maybe<const T>& vector, const Maybe<const T>& bias,
              const Maybe<const T>& pair_key, const Maybe<const T>& pair_value, const Index& pointer,
              const Column& other, const Places& place,
              const std::optional<Index>& pair_id, int kind, double constant, double dropout,
-             int64_t seed, int64_t num_rows, int threads, const Array<T>& output,
-             const Array<T>& log_sum_exp, const Array<T>& maximum, const Array<T>& total) {
+             int64_t seed, int64_t num_rows, int threads, const Maybe<T>& output,
+             const MaybeAny& rounded) {
   nb::gil_scoped_release released;
   EdgeCall<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                pair_id, kind, constant, dropout, seed, num_rows, false);
   auto& p = call.problem;
+  if (!output && !rounded) refuse("output", "is missing");
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
+  p.rounded = any_rows<T>("rounded", rounded, call.num_queries, p.heads, p.value_width);
+  if (rounded && p.rounded.stored == attn::FULL) refuse("rounded", "is not of 16 bits");
   p.log_sum_exp = rows<T>("log_sum_exp", log_sum_exp, call.num_queries, p.heads, 0, true);
   p.maximum = rows<T>("maximum", maximum, call.num_queries, p.heads, 0, true);
   p.total = rows<T>("total", total, call.num_queries, p.heads, 0, true);
-  apart({{"output", output}, {"log_sum_exp", log_sum_exp}, {"maximum", maximum}, {"total", total}},
+  apart({{"output", output}, {"rounded", rounded}, {"log_sum_exp", log_sum_exp},
+         {"maximum", maximum}, {"total", total}},
         {{"query", query}, {"key", key}, {"value", value}, {"vector", vector}, {"bias", bias},
          {"pair_key", pair_key}, {"pair_value", pair_value}, {"pointer", pointer}, {"other", other},
          {"place", place}, {"pair_id", pair_id}});
-  attn::use_large_pages(output.data(), int64_t(output.nbytes()));
+  if (output) attn::use_large_pages(output->data(), int64_t(output->nbytes()));
+  if (rounded) attn::use_large_pages(rounded->data(), int64_t(rounded->nbytes()));
   attn::run(p, attn::FORWARD, threads, static_cast<T*>(nullptr));
 }
 
 template <class T>
-void backward(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
+void backward(const Array<T>& output, const Array<T>& maximum, const Array<T>& total,
+              const AnyArray& query, const AnyArray& key, const AnyArray& value,
               const Maybe<const T>& vector, const Maybe<const T>& bias,
               const Maybe<const T>& pair_key, const Maybe<const T>& pair_value,
               const Index& pointer, const Column& other, const Places& place,
               const std::optional<Index>& pair_id, int kind,
               double constant, double dropout, int64_t seed, int64_t num_rows, int threads,
-              const Array<T>& output, const Array<T>& maximum, const Array<T>& total,
-              const Index& key_pointer,
-              const Column& key_other, const Places& key_place, const Array<const T>& grad_output,
-              const Array<const T>& grad_log_sum_exp, const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
+              const Index& key_pointer, const Column& key_other, const Places& key_place,
+              const AnyArray& grad_output, const Array<const T>& grad_log_sum_exp,
+              const MaybeAny& grad_query, const MaybeAny& grad_key, const MaybeAny& grad_value,
               const Maybe<T>& grad_vector, const Maybe<T>& grad_bias,
               const Maybe<T>& grad_pair_key, const Maybe<T>& grad_pair_value) {
   nb::gil_scoped_release released;
@@ -66,8 +74,11 @@ void backward(const Array<const T>& query, const Array<const T>& key, const Arra
   p.output = rows<T>("output", output, nq, p.heads, p.value_width);
   p.maximum = rows<T>("maximum", maximum, nq, p.heads, 0, true);
   p.total = rows<T>("total", total, nq, p.heads, 0, true);
-  p.grad_output = rows<const T>("grad_output", grad_output, nq, p.heads, p.value_width);
+  p.grad_output = any_rows<const T>("grad_output", grad_output, nq, p.heads, p.value_width);
   p.grad_log_sum_exp = rows<const T>("grad_log_sum_exp", grad_log_sum_exp, nq, p.heads, 0, true);
+  if (p.pair_value && p.grad_output.stored != attn::FULL) {
+    refuse("grad_output", "is kept in 16 bits beside vectors of pairs");
+  }
   T* of_vector = call.wants(grad_query, grad_key, grad_value, grad_vector, grad_bias, grad_pair_key,
                             grad_pair_value);
   apart({{"grad_query", grad_query}, {"grad_key", grad_key}, {"grad_value", grad_value},
@@ -135,21 +146,23 @@ void define(nb::module_& m) {
         "column"_a.noconvert(), "place"_a.noconvert(), "dense"_a.noconvert(), "threads"_a,
         "out"_a.noconvert());
   m.def("drop", &drop<T>, "from"_a.noconvert(), "p"_a, "seed"_a, "threads"_a, "to"_a.noconvert());
-  m.def("forward", &forward<T>, "query"_a.noconvert(), "key"_a.noconvert(), "value"_a.noconvert(),
+  m.def("forward", &forward<T>, "log_sum_exp"_a.noconvert(), "maximum"_a.noconvert(),
+        "total"_a.noconvert(), "query"_a.noconvert(), "key"_a.noconvert(), "value"_a.noconvert(),
         "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
         "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
         "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
         "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
-        "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
-        "log_sum_exp"_a.noconvert(), "maximum"_a.noconvert(), "total"_a.noconvert());
-  m.def("backward", &backward<T>, "query"_a.noconvert(), "key"_a.noconvert(),
+        "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert().none(),
+        "rounded"_a.noconvert() = nb::none());
+  m.def("backward", &backward<T>, "output"_a.noconvert(), "maximum"_a.noconvert(),
+        "total"_a.noconvert(), "query"_a.noconvert(), "key"_a.noconvert(),
         "value"_a.noconvert(), "vector"_a.noconvert().none(), "bias"_a.noconvert().none(),
         "pair_key"_a.noconvert().none(), "pair_value"_a.noconvert().none(),
         "pointer"_a.noconvert(), "other"_a.noconvert(), "place"_a.noconvert(),
         "pair_id"_a.noconvert().none(), "kind"_a, "constant"_a,
-        "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "output"_a.noconvert(),
-        "maximum"_a.noconvert(), "total"_a.noconvert(), "key_pointer"_a.noconvert(),
-        "key_other"_a.noconvert(), "key_place"_a.noconvert(), "grad_output"_a.noconvert(), "grad_log_sum_exp"_a.noconvert(),
+        "dropout"_a, "seed"_a, "num_rows"_a, "threads"_a, "key_pointer"_a.noconvert(),
+        "key_other"_a.noconvert(), "key_place"_a.noconvert(), "grad_output"_a.noconvert(),
+        "grad_log_sum_exp"_a.noconvert(),
         "grad_query"_a.noconvert().none(),
         "grad_key"_a.noconvert().none(), "grad_value"_a.noconvert().none(),
         "grad_vector"_a.noconvert().none(), "grad_bias"_a.noconvert().none(),

@@ -13,88 +13,101 @@ struct Scratch;
 // The functions that suit the widths and the score.
 template <class T>
 struct Functions {
-  using Next = const T* const*;
-  void (*score)(const Problem<T>&, const T* const*, Next, int, const T*, int, T*);
-  void (*dot)(const Problem<T>&, const T* const*, Next, int, const T*, int, T*);
-  void (*gather_key)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, int, T*);
-  void (*gather_value)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, int, T*);
-  void (*score_gradient)(const Problem<T>&, const T* const*, Next, int, const T*, const T*, T*, T*,
+  void (*score)(const Problem<T>&, const Row*, const Row*, int, const T*, int, T*);
+  void (*dot)(const Problem<T>&, const Row*, const Row*, int, const T*, int, T*);
+  void (*dot_output)(const Problem<T>&, const Row*, const Row*, int, const T*, int, T*);
+  void (*gather_key)(const Problem<T>&, const Row*, const Row*, int, const T*, const T*, int, T*);
+  void (*gather_value)(const Problem<T>&, const Row*, const Row*, int, const T*, const T*, int, T*);
+  void (*score_gradient)(const Problem<T>&, const Row*, const Row*, int, const T*, const T*, T*, T*,
                          uint8_t*);
   void (*sum_signs)(const Problem<T>&, const uint8_t* const*, int, const T*, T*);
   void (*pair_gradient)(const Problem<T>&, const T*, const T*, const T*, T*);
   // For rows of single numbers
-  void (*score_numbers)(const Problem<T>&, const T* const*, int, const T*, const T*, T*, T*);
+  void (*score_numbers)(const Problem<T>&, const Row*, int, const T*, const T*, T*, T*);
   void (*number_gradient)(const Problem<T>&, int, const T*, const T*, T*, T*);
   void (*normalise)(const Problem<T>&, int, Scratch<T>&, bool);
 };
 
-// Calls f with the vector length and the width, if there is special code for it, as constants.
-template <class T, class F>
+// Calls f with what rows are kept as, the vector length and, if there is special code for it, the
+// width, as constants.
+template <class T, class S, class F>
 auto with_width(int width, F f) {
   constexpr int M = WIDEST<T>, M8 = M < 8 ? M : 8;
   switch (width) {
-    case 4: return f.template operator()<4, 4>();
-    case 8: return f.template operator()<M8, 8>();
-    case 16: return f.template operator()<M, 16>();
-    case 32: return f.template operator()<M, 32>();
+    case 4: return f.template operator()<S, 4, 4>();
+    case 8: return f.template operator()<S, M8, 8>();
+    case 16: return f.template operator()<S, M, 16>();
+    case 32: return f.template operator()<S, M, 32>();
   }
-  if (width % M == 0) return f.template operator()<M, 0>();
-  if (width % M8 == 0) return f.template operator()<M8, 0>();
-  return f.template operator()<4, 0>();
+  if (width % M == 0) return f.template operator()<S, M, 0>();
+  if (width % M8 == 0) return f.template operator()<S, M8, 0>();
+  return f.template operator()<S, 4, 0>();
+}
+template <class T, class F>
+auto with_rows(Stored stored, int width, F f) {
+  if constexpr (sizeof(T) == 4) {
+    if (stored == BFLOAT16) return with_width<T, BFloat16>(width, f);
+    if (stored == FLOAT16) return with_width<T, Float16>(width, f);
+  }
+  return with_width<T, T>(width, f);
 }
 
 template <class T, Kind K>
 struct ChooseScore {
-  template <int W, int D>
-  auto operator()() const { return &score<T, W, D, K>; }
+  template <class S, int W, int D>
+  auto operator()() const { return &score<T, S, W, D, K>; }
 };
 template <class T>
 struct ChooseGather {
-  template <int W, int D>
-  auto operator()() const { return &gather<T, W, D>; }
+  template <class S, int W, int D>
+  auto operator()() const { return &gather<T, S, W, D>; }
 };
 template <class T, Kind K>
 struct ChooseGradient {
-  template <int W, int D>
-  auto operator()() const { return &score_gradient<T, W, D, K>; }
+  template <class S, int W, int D>
+  auto operator()() const { return &score_gradient<T, S, W, D, K>; }
 };
 template <class T>
 struct ChooseSigns {
-  template <int W, int D>
+  template <class S, int W, int D>
   auto operator()() const { return &sum_signs<T, W, D>; }
 };
 template <class T, Kind K>
 struct ChoosePair {
-  template <int W, int D>
+  template <class S, int W, int D>
   auto operator()() const { return &pair_gradient<T, W, K>; }
 };
 
 template <class T, Kind K>
-void choose_score(const Problem<T>& p, Functions<T>& f) {
+void choose_score(const Problem<T>& p, Stored stored, Functions<T>& f) {
   if constexpr (K != DOT) {
-    f.score_gradient = with_width<T>(p.width, ChooseGradient<T, K>());
+    f.score_gradient = with_rows<T>(stored, p.width, ChooseGradient<T, K>());
     if (p.width == 1) {
       f.score_numbers = &score_numbers<T, K>;
       f.number_gradient = &number_gradient<T, K>;
       return;
     }
   }
-  f.score = with_width<T>(p.width, ChooseScore<T, K>());
-  f.pair_gradient = with_width<T>(p.width, ChoosePair<T, K>());
+  f.score = with_rows<T>(stored, p.width, ChooseScore<T, K>());
+  f.pair_gradient = with_width<T, T>(p.width, ChoosePair<T, K>());
 }
 
+// Rows are those of keys and values, or, by key, those of queries and of gradients of the output.
 template <class T>
-Functions<T> choose(const Problem<T>& p) {
+Functions<T> choose(const Problem<T>& p, bool by_key) {
   Functions<T> f = {};
+  const Stored key = by_key ? p.query.stored : p.key.stored;
+  const Stored value = by_key ? p.grad_output.stored : p.value.stored;
   switch (p.kind) {
-    case DOT: choose_score<T, DOT>(p, f); break;
-    case LEAKY_RELU: choose_score<T, LEAKY_RELU>(p, f); break;
-    case TANH: choose_score<T, TANH>(p, f); break;
+    case DOT: choose_score<T, DOT>(p, key, f); break;
+    case LEAKY_RELU: choose_score<T, LEAKY_RELU>(p, key, f); break;
+    case TANH: choose_score<T, TANH>(p, key, f); break;
   }
-  if (p.signs) f.sum_signs = with_width<T>(p.width, ChooseSigns<T>());
-  f.dot = with_width<T>(p.value_width, ChooseScore<T, DOT>());
-  f.gather_key = with_width<T>(p.width, ChooseGather<T>());
-  f.gather_value = with_width<T>(p.value_width, ChooseGather<T>());
+  if (p.signs) f.sum_signs = with_width<T, T>(p.width, ChooseSigns<T>());
+  f.dot = with_rows<T>(value, p.value_width, ChooseScore<T, DOT>());
+  f.dot_output = with_width<T, T>(p.value_width, ChooseScore<T, DOT>());
+  f.gather_key = with_rows<T>(key, p.width, ChooseGather<T>());
+  f.gather_value = with_rows<T>(value, p.value_width, ChooseGather<T>());
   return f;
 }
 
@@ -103,7 +116,8 @@ template <class T>
 struct Scratch {
   T *logits, *weights, *grads, *keep, *x, *means, *rests, *scales;  // of a block
   T *largest, *total, *scale, *mean, *rest, *fixed, *vector, *ones;  // of a row
-  T *row_key, *zeros, *made_key, *made_value;
+  T *row_key, *row_value, *zeros, *made_key, *made_value;
+  T *fixed_key, *fixed_value;  // of the shared end, where it is kept in 16 bits
   T* row;  // what entmax keeps of a whole row
   double* thresholds;
 
@@ -124,28 +138,61 @@ struct Scratch {
     zeros = take(size);
     made_key = at;
     made_value = at + BLOCK * size;
-    row = made_value + int64_t(BLOCK) * p.heads * p.value_width;
+    const int64_t value_size = int64_t(p.heads) * p.value_width;
+    fixed_key = made_value + BLOCK * value_size;
+    fixed_value = fixed_key + size;
+    row_value = fixed_value + value_size;
+    row = row_value + value_size;
     const auto behind = reinterpret_cast<uintptr_t>(row + 3 * p.room);
     thresholds = reinterpret_cast<double*>((behind + 7) / 8 * 8);
     if (p.vector && p.width == 1) repeat(p, p.vector, vector);
   }
 };
 
+// A row in the type that is computed in: made, where it is kept in 16 bits.
+template <class T>
+INLINE const T* widened(const AnyRows<const T>& rows, int64_t row, int64_t size, T* made) {
+  if constexpr (sizeof(T) == 4) {
+    const auto widen = [&](const auto* from) {
+      for (int64_t c = 0; c < size; c += 4) store<T, 4>(made + c, load<T, 4>(from + c));
+    };
+    if (rows.stored == BFLOAT16) widen(as<BFloat16>(rows[row]));
+    if (rows.stored == FLOAT16) widen(as<Float16>(rows[row]));
+  }
+  return rows.stored == FULL ? rows.full(row) : made;
+}
+// The reverse: where a row is summed up, which is beside it if it is kept in 16 bits, and how it gets
+// there.
+template <class T>
+INLINE T* sums_of(const AnyRows<T>& rows, int64_t row, T* beside) {
+  return !rows ? nullptr : rows.stored == FULL ? rows.full(row) : beside;
+}
+template <class T>
+INLINE void put(const AnyRows<T>& rows, int64_t row, int64_t size, const T* sums) {
+  if constexpr (sizeof(T) == 4) {
+    const auto round = [&](auto* to) {
+      for (int64_t c = 0; c < size; c += 4) store<T>(to + c, load<T, 4>(sums + c));
+    };
+    if (rows.stored == BFLOAT16) round(static_cast<BFloat16*>(rows[row]));
+    if (rows.stored == FLOAT16) round(static_cast<Float16*>(rows[row]));
+  }
+}
+
 // The rows of a block's other ends, and 4 more that may be read, for those who take 4 at a time;
 // with `pair`, plus those of pairs, which are added to `first`, if there is one, before the rest.
 template <class T>
-INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, const Problem<T>& p,
-                      const Graph& graph, int64_t begin, int n, int64_t size, T* made,
-                      const T** rows, const T* first = nullptr) {
+INLINE void find_rows(const AnyRows<const T>& tokens, const Rows<const T>& pair, const Problem<T>& p,
+                      const Graph& graph, int64_t begin, int n, int64_t size, T* made, Row* rows,
+                      const T* first = nullptr) {
   for (int e = 0; e < n; e++) rows[e] = tokens[graph.other[begin + e]];
   if (pair) {
     for (int e = 0; e < n; e++) {
-      const T* added = pair[graph.place[begin + e]];
+      const T *added = pair[graph.place[begin + e]], *row = as<T>(rows[e]);
       T* at = made + e * size;
       if (first) {
-        for (int64_t c = 0; c < size; c++) at[c] = (first[c] + added[c]) + rows[e][c];
+        for (int64_t c = 0; c < size; c++) at[c] = (first[c] + added[c]) + row[c];
       } else {
-        for (int64_t c = 0; c < size; c++) at[c] = rows[e][c] + added[c];
+        for (int64_t c = 0; c < size; c++) at[c] = row[c] + added[c];
       }
       rows[e] = at;
     }
@@ -155,8 +202,8 @@ INLINE void find_rows(const Rows<const T>& tokens, const Rows<const T>& pair, co
 
 // The rows of the pairs that come AHEAD later; null where all rows are near anyhow.
 template <class T>
-INLINE const T* const* find_next(const Problem<T>& p, const Rows<const T>& tokens,
-                                 const Graph& graph, int64_t begin, int n, const T** next) {
+INLINE const Row* find_next(const Problem<T>& p, const AnyRows<const T>& tokens, const Graph& graph,
+                            int64_t begin, int n, Row* next) {
   if (!p.far) return nullptr;
   const int64_t last = graph.pointer[graph.num] - 1;
   for (int e = 0; e < n + 4; e++) {
@@ -165,15 +212,18 @@ INLINE const T* const* find_next(const Problem<T>& p, const Rows<const T>& token
   }
   return next;
 }
+// Ask for whole rows of so many bytes.
+INLINE void prefetch_rows(const Row* rows, int n, int64_t bytes) {
+  for (int e = 0; e < n; e++) {
+    for (int64_t c = 0; c < bytes; c += 64) __builtin_prefetch(as<char>(rows[e]) + c, 0, 2);
+  }
+}
 // The same for rows of single numbers and the like, asked for at once.
 template <class T>
-INLINE void prefetch_next(const Problem<T>& p, const Rows<const T>& tokens, const Graph& graph,
+INLINE void prefetch_next(const Problem<T>& p, const AnyRows<const T>& tokens, const Graph& graph,
                           int64_t begin, int n, int64_t size) {
-  const T* next[ROWS];
-  if (!find_next(p, tokens, graph, begin, n, next)) return;
-  for (int e = 0; e < n; e++) {
-    for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(next[e] + c, 0, 2);
-  }
+  Row next[ROWS];
+  if (find_next(p, tokens, graph, begin, n, next)) prefetch_rows(next, n, size * tokens.bytes());
 }
 
 // What numbers of a block there are, up to whole vectors: those behind the last pair become x.

@@ -3,6 +3,10 @@
 #include <atomic>
 #include <cstring>
 
+#ifdef ATTN_X86
+#include <cpuid.h>
+#endif
+
 namespace attn {
 
 #define DECLARE(variant)                     \
@@ -25,6 +29,15 @@ struct Variant {
   const Kernels<double>* wide;
 };
 
+#ifdef ATTN_X86
+// Whether it converts numbers of 16 bits: every processor with AVX2 does, but not each is asked by name
+// by older compilers.
+bool has_f16c() {
+  unsigned a, b, c = 0, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 // The best first.
 const Variant* variants() {
   static const Variant all[] = {
@@ -32,9 +45,9 @@ const Variant* variants() {
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("fma"),
+           __builtin_cpu_supports("fma") && has_f16c(),
        &avx512::float_kernels, &avx512::double_kernels},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(),
        &avx2::float_kernels, &avx2::double_kernels},
 #endif
       {"baseline", true, &baseline::float_kernels, &baseline::double_kernels},

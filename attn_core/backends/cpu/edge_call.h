@@ -16,7 +16,8 @@ struct EdgeCall {
   attn::Problem<T> problem;
   int64_t num_queries = 0, num_keys = 0, pairs = 0, num_rows = 0;
 
-  EdgeCall(const Array<const T>& query, const Array<const T>& key, const Array<const T>& value,
+  template <class A>
+  EdgeCall(const A& query, const A& key, const A& value,
        const Maybe<const T>& vector, const Maybe<const T>& bias, const Maybe<const T>& pair_key,
        const Maybe<const T>& pair_value, const Index& pointer, const Column& other,
        const Places& place, const std::optional<Index>& pair_id,
@@ -42,9 +43,9 @@ struct EdgeCall {
     p.lanes = attn::lanes_of(heads);
     p.width = int(width);
     p.value_width = int(value_width);
-    p.query = rows<const T>("query", query, num_queries, heads, width);
-    p.key = rows<const T>("key", key, num_keys, heads, width);
-    p.value = rows<const T>("value", value, num_keys, heads, value_width);
+    p.query = any_rows<const T>("query", query, num_queries, heads, width);
+    p.key = any_rows<const T>("key", key, num_keys, heads, width);
+    p.value = any_rows<const T>("value", value, num_keys, heads, value_width);
     if (kind != attn::DOT) {
       if (!vector) refuse("vector", "is missing");
       p.vector = packed<const T>("vector", *vector, heads, width);
@@ -61,22 +62,34 @@ struct EdgeCall {
       if (int64_t(pair_id->size()) != num_rows) refuse("pair_id", "has another length than the rows");
       p.pair_id = pair_id->data();
     }
-    p.far = is_far<T>((num_queries + num_keys) * heads * (width + value_width));
+    const bool all = pair_key || pair_value, full = p.query.stored == attn::FULL &&
+                                                     p.key.stored == attn::FULL;
+    if ((p.numbers() && !full) || (all && !(full && p.value.stored == attn::FULL))) {
+      refuse("key", "or others are kept in 16 bits, which these kernels do not read");
+    }
+    p.far = is_far_bytes((num_queries + num_keys) * heads *
+                         (width * p.key.bytes() + value_width * p.value.bytes()));
     if (p.drops) p.dropout = attn::dropout_of(dropout, seed);
   }
 
   // The gradients that are asked for, with room in large pages; returns where that of the vector goes.
-  T* wants(const Maybe<T>& grad_query, const Maybe<T>& grad_key, const Maybe<T>& grad_value,
+  template <class A>
+  T* wants(const A& grad_query, const A& grad_key, const A& grad_value,
            const Maybe<T>& grad_vector, const Maybe<T>& grad_bias, const Maybe<T>& grad_pair_key,
            const Maybe<T>& grad_pair_value) {
     auto& p = problem;
     const int64_t nq = num_queries, nk = num_keys;
-    for (const auto* result : {&grad_query, &grad_key, &grad_value, &grad_pair_key, &grad_pair_value}) {
-      if (*result) attn::use_large_pages((*result)->data(), int64_t((*result)->nbytes()));
+    const auto large = [](const auto& result) {
+      if (result) attn::use_large_pages(result->data(), int64_t(result->nbytes()));
+    };
+    for (const auto* result : {&grad_query, &grad_key, &grad_value}) large(*result);
+    for (const auto* result : {&grad_pair_key, &grad_pair_value}) large(*result);
+    p.grad_query = any_rows<T>("grad_query", grad_query, nq, p.heads, p.width);
+    p.grad_key = any_rows<T>("grad_key", grad_key, nk, p.heads, p.width);
+    p.grad_value = any_rows<T>("grad_value", grad_value, nk, p.heads, p.value_width);
+    if (p.numbers() && (p.grad_query.stored != attn::FULL || p.grad_key.stored != attn::FULL)) {
+      refuse("grad_query", "or grad_key is kept in 16 bits, which these kernels do not write");
     }
-    p.grad_query = rows<T>("grad_query", grad_query, nq, p.heads, p.width);
-    p.grad_key = rows<T>("grad_key", grad_key, nk, p.heads, p.width);
-    p.grad_value = rows<T>("grad_value", grad_value, nk, p.heads, p.value_width);
     p.grad_bias = rows<T>("grad_bias", grad_bias, num_rows, p.heads, 0, true);
     p.grad_pair_key = rows<T>("grad_pair_key", grad_pair_key, num_rows, p.heads, p.width);
     p.grad_pair_value = rows<T>("grad_pair_value", grad_pair_value, num_rows, p.heads, p.value_width);

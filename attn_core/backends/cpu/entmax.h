@@ -267,14 +267,14 @@ INLINE void make_weights(const Problem<T>& p, const Kept<T>& kept, int64_t n, T*
 template <class T>
 void keep_scores(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                  int64_t end, Scratch<T>& s, T* to) {
-  const T* keys[ROWS];
-  if (!p.given && f.score_numbers) repeat(p, p.query[row], s.fixed);
+  Row keys[ROWS];
+  if (!p.given && f.score_numbers) repeat(p, p.query.full(row), s.fixed);
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     if (p.given) {
       read_block(p, at, n, s);
     } else {
-      score_pairs(p, f, at, n, p.query[row], s, keys, s.logits);
+      score_pairs(p, f, at, n, p.query.full(row), s, keys, s.logits);
     }
     for (int i = 0; i < n * p.lanes; i++) to[(at - begin) * p.lanes + i] = s.logits[i];
   }
@@ -296,14 +296,12 @@ INLINE int pick(const Problem<T>& p, int n, int64_t size, At at, int* which) {
 
 // The rows that count come to the front; of those of later pairs, the rest are asked for at once.
 template <class T>
-INLINE void pick_rows(const int* which, int count, int n, int64_t size, const T** rows,
-                      const T* const* later) {
+INLINE void pick_rows(const int* which, int count, int n, int64_t size, Row* rows,
+                      const Row* later) {
   if (count == n) return;
   for (int i = 0; i < count; i++) rows[i] = rows[which[i]];
   for (int i = count; i < count + 4; i++) rows[i] = rows[0];
-  for (int i = count; later && i < n; i++) {
-    for (int64_t c = 0; c < size; c += 64 / int(sizeof(T))) __builtin_prefetch(later[i] + c, 0, 2);
-  }
+  if (later) prefetch_rows(later + count, n - count, size * int64_t(sizeof(T)));
 }
 
 template <class T>
@@ -320,7 +318,8 @@ void sum_values(const Problem<T>& p, const Functions<T>& f, int64_t begin, int64
                 Scratch<T>& s, const T* weights, T* output) {
   const int64_t size = int64_t(p.heads) * p.value_width;
   const int lanes = p.lanes;
-  const T *values[ROWS], *next[ROWS], *const *later = nullptr;
+  Row values[ROWS], next[ROWS];
+  const Row* later = nullptr;
   int which[BLOCK];
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
@@ -337,7 +336,7 @@ void sum_values(const Problem<T>& p, const Functions<T>& f, int64_t begin, int64
       for (int i = 0; i < n * lanes; i++) s.weights[i] *= s.keep[i];
     }
     pick_numbers(which, count, n, lanes, s.weights);
-    pick_rows(which, count, n, size, values, later);
+    pick_rows<T>(which, count, n, size, values, later);
     f.gather_value(p, values, later, count, here, at == begin ? nullptr : s.ones, p.value_width,
                    output);
   }

@@ -25,7 +25,7 @@ from attn_core.backends.problem import Problem
 
 def forward(problem: Problem, alpha: float) -> tuple[Tensor, Tensor]:
     """The output `[Nq, H, Dv]`; the largest score of each row and its threshold, `[Nq, 2, H]`."""
-    arguments, dtype = _arguments(problem)
+    arguments, dtype = _arguments(problem, in_16_bits=False)
     heads, width = problem.value.shape[1:]
     num = problem.edges.num_queries
     output = torch.empty(num, heads, _up(width), dtype=dtype, device="cpu")
@@ -38,8 +38,8 @@ def backward(
     problem: Problem, alpha: float, grad_output: Tensor, thresholds: Tensor, needed: list[bool]
 ) -> list[Tensor | None]:
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
-    arguments, dtype = _arguments(problem)
-    gradients = _room_for_gradients(problem, arguments, needed, dtype)
+    arguments, dtype = _arguments(problem, in_16_bits=False)
+    gradients = _room_for_gradients(problem, arguments, needed)
     turned = gradients[1] is not None or gradients[2] is not None
     compiled.call(
         "entmax_backward",

@@ -13,7 +13,7 @@ void entmax_means(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
                   int64_t end, Scratch<T>& s, const Kept<T>& kept, T* sums) {
   const int64_t size = int64_t(p.heads) * p.value_width;
   const int lanes = p.lanes;
-  const T *values[ROWS], *next[ROWS];
+  Row values[ROWS], next[ROWS];
   int which[BLOCK];
   keep_scores(p, f, row, begin, end, s, kept.weights);
   make_weights(p, kept, end - begin, kept.slopes);
@@ -24,11 +24,11 @@ void entmax_means(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
     T *weights = kept.weights + first, *grads = kept.grads + first;
     const T* slopes = kept.slopes + first;
     find_rows(p.value, p.pair_value, p, p.by_query, at, n, size, s.made_value, values);
-    const T* const* later = nullptr;
+    const Row* later = nullptr;
     if (!is_shared(p)) later = find_next(p, p.value, p.by_query, at, n, next);
     const int count = pick(p, n, p.heads, [&](int e) { return slopes + e * lanes; }, which);
-    pick_rows(which, count, n, size, values, later);
-    f.dot(p, values, later, count, p.grad_output[row], p.value_width, s.grads);
+    pick_rows<T>(which, count, n, size, values, later);
+    f.dot(p, values, later, count, p.grad_output.full(row), p.value_width, s.grads);
     for (int i = 0; i < n * lanes; i++) grads[i] = 0;
     for (int i = 0; i < count; i++) {
       for (int h = 0; h < lanes; h++) grads[which[i] * lanes + h] = s.grads[i * lanes + h];
@@ -57,7 +57,8 @@ void entmax_gradients(const Problem<T>& p, const Functions<T>& f, int64_t row, i
   const int64_t size = int64_t(p.heads) * p.width;
   const int lanes = p.lanes, heads = p.heads;
   const bool product = p.kind == DOT, more = grad_query || grad_vector || p.grad_pair_key;
-  const T *keys[ROWS], *query = p.query[row], *grad = p.grad_output[row];
+  Row keys[ROWS];
+  const T *query = p.query.full(row), *grad = p.grad_output.full(row);
   int which[BLOCK];
   T* into = grad_query ? grad_query : s.row_key;
   for (int64_t c = 0; !product && c < size; c++) into[c] = 0;
@@ -102,7 +103,7 @@ void entmax_gradients(const Problem<T>& p, const Functions<T>& f, int64_t row, i
       find_rows(p.key, p.pair_key, p, p.by_query, at, n, size, s.made_key, keys);
       if (p.grad_pair_key) {
         for (int e = 0; e < n; e++) {
-          f.pair_gradient(p, keys[e], query, s.grads + e * lanes,
+          f.pair_gradient(p, as<T>(keys[e]), query, s.grads + e * lanes,
                           p.grad_pair_key[p.by_query.place[at + e]]);
         }
       }
@@ -123,7 +124,7 @@ template <class T>
 void entmax_query_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s,
                       T* grad_vector) {
   const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
-  T* grad_query = p.grad_query ? p.grad_query[row] : nullptr;
+  T* grad_query = p.grad_query ? p.grad_query.full(row) : nullptr;
   if (begin == end) {
     for (int64_t c = 0; grad_query && c < int64_t(p.heads) * p.width; c++) grad_query[c] = 0;
     return;
@@ -155,8 +156,9 @@ void entmax_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, i
                       int64_t end, Scratch<T>& s, T* grad_key, T* grad_value) {
   const int64_t size = int64_t(p.heads) * p.width, value_size = int64_t(p.heads) * p.value_width;
   const int64_t last = p.by_key.pointer[p.by_key.num] - 1, step = 2 * p.heads;
-  const T *queries[ROWS], *grads[ROWS], *lefts[ROWS], *next[ROWS];
-  const T* key = p.key[row];
+  Row queries[ROWS], grads[ROWS], next[ROWS];
+  const T* lefts[ROWS];
+  const T* key = p.key.full(row);
   const Rows<const T> none;
   const bool product = p.kind == DOT;
   const T* fixed = !product && p.pair_key ? s.zeros : key;  // as in the pass by key of softmax
@@ -179,8 +181,8 @@ void entmax_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, i
     }
     if (grad_value) {
       find_rows(p.grad_output, none, p, p.by_key, at, n, value_size, s.made_value, grads);
-      const T* const* later = find_next(p, p.grad_output, p.by_key, at, n, next);
-      pick_rows(which, count, n, value_size, grads, later);
+      const Row* later = find_next(p, p.grad_output, p.by_key, at, n, next);
+      pick_rows<T>(which, count, n, value_size, grads, later);
       f.gather_value(p, grads, later, count, s.weights, ones, p.value_width, grad_value);
     }
     if (!grad_key) continue;
@@ -190,8 +192,8 @@ void entmax_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, i
     }
     find_rows(p.query, product ? none : p.pair_key, p, p.by_key, at, n, size, s.made_key, queries,
               key);
-    const T* const* later = find_next(p, p.query, p.by_key, at, n, next);
-    pick_rows(which, count, n, size, queries, later);
+    const Row* later = find_next(p, p.query, p.by_key, at, n, next);
+    pick_rows<T>(which, count, n, size, queries, later);
     if (product) {
       f.gather_key(p, queries, later, count, s.grads, ones, p.width, grad_key);
     } else {
@@ -203,8 +205,8 @@ void entmax_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, i
 template <class T>
 void entmax_key_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s) {
   const int64_t begin = p.by_key.pointer[row], end = p.by_key.pointer[row + 1];
-  T* grad_key = p.grad_key ? p.grad_key[row] : nullptr;
-  T* grad_value = p.grad_value ? p.grad_value[row] : nullptr;
+  T* grad_key = p.grad_key ? p.grad_key.full(row) : nullptr;
+  T* grad_value = p.grad_value ? p.grad_value.full(row) : nullptr;
   if (begin < end) return entmax_key_pairs(p, f, row, begin, end, s, grad_key, grad_value);
   for (int64_t c = 0; grad_key && c < int64_t(p.heads) * p.width; c++) grad_key[c] = 0;
   for (int64_t c = 0; grad_value && c < int64_t(p.heads) * p.value_width; c++) grad_value[c] = 0;

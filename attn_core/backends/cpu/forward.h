@@ -59,14 +59,14 @@ INLINE bool is_shared(const Problem<T>& p) {
 // The logits of a block of a query's pairs; `fixed` is the query, repeated if it is numbers.
 template <class T>
 INLINE void score_pairs(const Problem<T>& p, const Functions<T>& f, int64_t begin, int n,
-                        const T* query, Scratch<T>& s, const T** keys, T* logits) {
+                        const T* query, Scratch<T>& s, Row* keys, T* logits) {
   const int64_t size = int64_t(p.heads) * p.width;
   find_rows(p.key, p.pair_key, p, p.by_query, begin, n, size, s.made_key, keys);
   if (f.score_numbers) {
     prefetch_next(p, p.key, p.by_query, begin, n, size);
     f.score_numbers(p, keys, n, s.fixed, s.vector, s.x, logits);
   } else {
-    const T* next[ROWS];
+    Row next[ROWS];
     f.score(p, keys, find_next(p, p.key, p.by_query, begin, n, next), n, query, p.width, logits);
   }
   add_bias(p, p.by_query, begin, n, logits);
@@ -77,19 +77,20 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
                    int64_t end, Scratch<T>& s, T* output) {
   const int64_t value_size = int64_t(p.heads) * p.value_width;
   const bool shared = is_shared(p);
-  if (f.score_numbers) repeat(p, p.query[row], s.fixed);
-  const T *keys[ROWS], *values[ROWS], *next[ROWS];
+  const T* query = widened(p.query, row, int64_t(p.heads) * p.width, s.fixed_key);
+  if (f.score_numbers) repeat(p, query, s.fixed);
+  Row keys[ROWS], values[ROWS], next[ROWS];
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     // Where little is computed of a key, values are asked for at once: sums alone would wait for them
     if (f.score_numbers) prefetch_next(p, p.value, p.by_query, at, n, value_size);
-    score_pairs(p, f, at, n, p.query[row], s, keys, s.logits);
+    score_pairs(p, f, at, n, query, s, keys, s.logits);
     f.normalise(p, n, s, at == begin);
     if (p.drops) {
       draw(p, p.by_query, at, n, s.keep);
       for (int i = 0; i < n * p.lanes; i++) s.logits[i] *= s.keep[i];
     }
-    const T *const *summed = keys, *const *later = nullptr;
+    const Row *summed = keys, *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
       if (!f.score_numbers) later = find_next(p, p.value, p.by_query, at, n, next);
@@ -119,14 +120,23 @@ INLINE void finish(const Problem<T>& p, int64_t row, Scratch<T>& s, T* output) {
       store<T, 4>(output + c, scale * load<T, 4>(output + c));
     }
   }
+  put(p.rounded, row, int64_t(p.heads) * p.value_width, output);
+}
+
+// Where a row of the output is made, if it is not kept but in 16 bits.
+template <class T>
+INLINE T* output_of(const Problem<T>& p, int64_t row, Scratch<T>& s) {
+  return p.output ? p.output[row] : s.row_value;
 }
 
 template <class T>
 void forward_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s) {
   const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
-  T* output = p.output[row];
+  const int64_t size = int64_t(p.heads) * p.value_width;
+  T* output = output_of(p, row, s);
   if (begin == end) {
-    for (int64_t c = 0; c < int64_t(p.heads) * p.value_width; c++) output[c] = 0;
+    for (int64_t c = 0; c < size; c++) output[c] = 0;
+    put(p.rounded, row, size, output);
     for (int h = 0; h < p.heads; h++) {
       p.log_sum_exp[row][h] = p.maximum[row][h] = -infinity(T());
       p.total[row][h] = 0;
@@ -152,7 +162,7 @@ template <class T>
 void forward_merge(const Problem<T>& p, int64_t row, const T* partials, int64_t count,
                    Scratch<T>& s) {
   const int64_t step = p.partial_size(FORWARD), heads = p.heads, width = p.value_width;
-  T* output = p.output[row];
+  T* output = output_of(p, row, s);
   for (int64_t c = 0; c < heads * width; c++) output[c] = 0;
   for (int64_t h = 0; h < heads; h++) {
     T most = -infinity(T());

@@ -337,7 +337,7 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
         spread[row * wide + c] = grad.data()[row * width + c % width] / T(heads);
       }
     }
-    p.grad_output.data = spread;
+    p.grad_output = {spread, wide};
   }
   const std::vector<T> zeros(size_t(heads), T(0));
   p.grad_log_sum_exp = {zeros.data(), 0};
@@ -361,9 +361,9 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
   attn::differentiate(p, pairs.count, pairs.places, threads, of_vector);
   if (by_ends) {
     attn::Ends<T> ends = layer.ends;
-    ends.queries = p.grad_query.data;
-    ends.keys = p.grad_key.data;
-    ends.grad_nodes = p.grad_value.data;
+    ends.queries = p.grad_query.full(0);
+    ends.keys = p.grad_key.full(0);
+    ends.grad_nodes = p.grad_value.full(0);
     std::vector<T> parts(size_t(attn::tasks_of(num) * 2 * wide)), sums(size_t(2 * wide));
     const auto& kernels = attn::chosen<T>();
     attn::each_task(num, threads, [&](int64_t begin, int64_t end, int64_t task) {
@@ -386,9 +386,9 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
     add_up(parts, width, to);
   }
   if (!maps.key && !maps.value && !maps.add) return;
-  const auto join = [&](const attn::Rows<T>& more) {
+  const auto join = [&](const attn::AnyRows<T>& more) {
     attn::each_task(layer.num_keys, threads, [&](int64_t begin, int64_t end, int64_t) {
-      for (int64_t i = begin * size; i < end * size; i++) p.grad_key.data[i] += more.data[i];
+      for (int64_t i = begin * size; i < end * size; i++) p.grad_key.full(0)[i] += more.full(0)[i];
     });
   };
   if (maps_key && is_value) join(p.grad_value);
@@ -404,9 +404,9 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
                     write(weight, map.width, map.from).data,
                     given[weight + 1] ? write(Name(weight + 1), map.width, 1).data : nullptr, threads);
   };
-  hand_back(maps.key, X, WEIGHT_KEY, p.grad_key.data);
-  hand_back(maps.value, X, WEIGHT_VALUE, p.grad_value.data);
-  hand_back(maps.query, of_queries, WEIGHT_QUERY, p.grad_query.data);
+  hand_back(maps.key, X, WEIGHT_KEY, p.grad_key.full(0));
+  hand_back(maps.value, X, WEIGHT_VALUE, p.grad_value.full(0));
+  hand_back(maps.query, of_queries, WEIGHT_QUERY, p.grad_query.full(0));
   hand_back(maps.add, of_queries, WEIGHT_ADD, grad.data());
 }
 

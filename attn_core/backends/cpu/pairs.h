@@ -9,11 +9,12 @@ namespace attn::VARIANT {
 template <class T>
 void make_scores(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin,
                  int64_t end, Scratch<T>& s) {
-  const T* keys[ROWS];
-  if (f.score_numbers) repeat(p, p.query[row], s.fixed);
+  Row keys[ROWS];
+  const T* fixed = p.query.full(row);
+  if (f.score_numbers) repeat(p, fixed, s.fixed);
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    score_pairs(p, f, at, n, p.query[row], s, keys, s.logits);
+    score_pairs(p, f, at, n, fixed, s, keys, s.logits);
     hand_out(p, p.by_query, at, n, s.logits, [&](int64_t i) { return p.made[i]; });
   }
 }
@@ -24,7 +25,8 @@ template <class T>
 void make_sums(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t begin, int64_t end,
                Scratch<T>& s, T* of_row, T* grad_vector) {
   const int64_t size = int64_t(p.heads) * p.width;
-  const T *fixed = p.query ? p.query[row] : nullptr, *keys[ROWS], *next[ROWS];
+  const T* fixed = p.query ? p.query.full(row) : nullptr;
+  Row keys[ROWS], next[ROWS];
   T* sums = of_row ? of_row : s.row_key;
   if (f.score_numbers) repeat(p, fixed, s.fixed);
   for (int64_t c = 0; p.kind != DOT && c < size; c++) sums[c] = 0;
@@ -48,11 +50,11 @@ void make_sums(const Problem<T>& p, const Functions<T>& f, int64_t row, int64_t 
     }
     if (p.grad_pair_key) {
       for (int e = 0; e < n; e++) {
-        f.pair_gradient(p, keys[e], fixed, s.grads + e * p.lanes,
+        f.pair_gradient(p, as<T>(keys[e]), fixed, s.grads + e * p.lanes,
                         of_pair(p.by_query.place[at + e]));
       }
     }
-    const T* const* later = find_next(p, p.key, p.by_query, at, n, next);
+    const Row* later = find_next(p, p.key, p.by_query, at, n, next);
     if (p.kind != DOT) {
       f.score_gradient(p, keys, later, n, fixed, s.grads, sums, grad_vector, nullptr);
     } else if (of_row) {
@@ -70,7 +72,7 @@ template <class T>
 void make_sums_row(const Problem<T>& p, const Functions<T>& f, int64_t row, Scratch<T>& s,
                    T* grad_vector) {
   const int64_t begin = p.by_query.pointer[row], end = p.by_query.pointer[row + 1];
-  T* of_row = p.grad_query ? p.grad_query[row] : nullptr;
+  T* of_row = p.grad_query ? p.grad_query.full(row) : nullptr;
   if (begin < end) {
     make_sums(p, f, row, begin, end, s, of_row, grad_vector);
   } else if (of_row) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 // Inlined always: a copy compiled for one instruction set must not serve the others.
 #define ATTN_INLINE inline __attribute__((always_inline))
@@ -52,6 +53,27 @@ struct Rows {
   ATTN_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
+// What the numbers of a row are kept as: the type that is computed in, or 16 bits.
+enum Stored { FULL, BFLOAT16, FLOAT16 };
+
+// Rows like these which may be kept in 16 bits; `step` is in bytes.
+template <class T>
+struct AnyRows {
+  using Any = std::conditional_t<std::is_const_v<T>, const void, void>;
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  Byte* data = nullptr;
+  int64_t step = 0;
+  Stored stored = FULL;
+  AnyRows() = default;
+  ATTN_INLINE AnyRows(T* data, int64_t step)
+      : data(reinterpret_cast<Byte*>(data)), step(step * int64_t(sizeof(T))) {}
+  ATTN_INLINE AnyRows(const Rows<T>& rows) : AnyRows(rows.data, rows.step) {}
+  ATTN_INLINE Any* operator[](int64_t i) const { return data + i * step; }
+  ATTN_INLINE T* full(int64_t i) const { return reinterpret_cast<T*>(data + i * step); }
+  ATTN_INLINE int64_t bytes() const { return stored == FULL ? int64_t(sizeof(T)) : 2; }
+  ATTN_INLINE explicit operator bool() const { return data != nullptr; }
+};
+
 // Numbers of 32 bits, or of 64 where there are too many pairs for these.
 struct Places {
   const int32_t* narrow = nullptr;
@@ -81,17 +103,19 @@ struct Problem {
   T slope = 0;  // of leaky_relu
   int heads = 0, width = 0, value_width = 0;
   int lanes = 0;  // heads, and what is left empty behind them
-  Rows<const T> query, key, value;
+  AnyRows<const T> query, key, value;  // query and key are FULL where they are single numbers
   const T* vector = nullptr;  // [H, D]
-  Rows<const T> bias, pair_key, pair_value;
+  Rows<const T> bias, pair_key, pair_value;  // with vectors of pairs, all is FULL
   const int64_t* pair_id = nullptr;  // by which dropout knows each place; its number, if null
   bool far = true;  // rows are worth asking for before they are used
   bool drops = false;
   Dropout dropout;
   Graph by_query, by_key;
   Rows<T> output, log_sum_exp, maximum, total;  // results of the forward pass, later inputs
+  AnyRows<T> rounded;  // the output once more, or alone, in 16 bits
   // Backward
-  Rows<const T> grad_output, grad_log_sum_exp;
+  AnyRows<const T> grad_output;
+  Rows<const T> grad_log_sum_exp;
   T* statistics = nullptr;  // [Nq, NUMBERS, H], see statistics_row
   T* rests = nullptr;       // [Nq, H], what the mean gradients miss, if it was looked for
   bool* centred = nullptr;  // whether it was
@@ -100,7 +124,8 @@ struct Problem {
   uint8_t* signs = nullptr;    // [E, sign_bytes]: where leaky_relu was not bent
   int64_t sign_bytes = 0;
   const uint32_t* from = nullptr;  // [E], where it has each pair by query
-  Rows<T> grad_query, grad_key, grad_value, grad_bias, grad_pair_key, grad_pair_value;
+  AnyRows<T> grad_query, grad_key, grad_value;
+  Rows<T> grad_bias, grad_pair_key, grad_pair_value;
   bool need_vector = false;
   // The passes after SUM_QUERY: numbers per pair and head, [E, H], given and made
   Rows<const T> given, weights;
@@ -137,7 +162,7 @@ struct Problem {
   ATTN_INLINE int64_t scratch_size() const {
     const int64_t repeated = lanes < 16 ? 16 : lanes, h = repeated;
     return BLOCK * (8 * h + int64_t(heads) * (width + value_width)) + 10 * h +
-           int64_t(heads) * (3 * width + value_width) + 64 + (room ? 3 * room + 8 * h : 0);
+           int64_t(heads) * (4 * width + 3 * value_width) + 64 + (room ? 3 * room + 8 * h : 0);
   }
 };
 

@@ -169,14 +169,14 @@ bool keep_rows(Problem<T>& p, int arrays, std::unique_ptr<T[]>& memory) {
 
 // Whether all numbers are finite.
 template <class T>
-bool are_finite(const Rows<const T>& rows, int64_t num, int64_t size, int threads) {
+bool are_finite(const AnyRows<const T>& rows, int64_t num, int64_t size, int threads) {
   const int64_t task = std::max<int64_t>(1, (1 << 16) / size);
   std::atomic<bool> finite{true};
   share((num + task - 1) / task, threads, [&](int64_t i, int) {
     const T most = std::numeric_limits<T>::max();
     int odd = 0;
     for (int64_t row = i * task; row < std::min(num, (i + 1) * task); row++) {
-      const T* x = rows[row];
+      const T* x = rows.full(row);
       for (int64_t c = 0; c < size; c++) odd |= !(x[c] <= most && x[c] >= -most);
     }
     if (odd) finite = false;
@@ -188,9 +188,9 @@ bool are_finite(const Rows<const T>& rows, int64_t num, int64_t size, int thread
 template <class T>
 bool may_skip(const Problem<T>& p, int64_t num_keys, int64_t places, int threads) {
   const int64_t size = int64_t(p.heads) * p.value_width;
-  return are_finite(p.value, num_keys, size, threads) &&
-         (!p.pair_value || are_finite(p.pair_value, places, size, threads)) &&
-         (!p.grad_output || are_finite(p.grad_output, p.by_query.num, size, threads));
+  return are_finite<T>(p.value, num_keys, size, threads) &&
+         (!p.pair_value || are_finite<T>(p.pair_value, places, size, threads)) &&
+         (!p.grad_output || are_finite<T>(p.grad_output, p.by_query.num, size, threads));
 }
 
 }  // namespace

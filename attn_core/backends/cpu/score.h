@@ -1,5 +1,5 @@
 // Logits of a block of pairs that share one end, and the gradients of additive ones.
-// `rows` are the vectors of the other ends, `fixed` that of the shared end; what is said of pair e
+// `rows` are the vectors of the other ends, kept as numbers S, `fixed` that of the shared end; what is said of pair e
 // and head h lies at [e * p.lanes + h]. `next` are rows that will be needed soon: they are asked
 // for while there is something to compute (null: there are none). Both go on for 4 more than there are pairs.
 #pragma once
@@ -22,15 +22,22 @@ INLINE Vec<T, W> derivative(Vec<T, W> x, Vec<T, W> active, T slope) {
   return x > T(0) ? all<T, W>(T(1)) : all<T, W>(slope);
 }
 
+// A row that may be kept in 16 bits, and its numbers.
+using Row = const void*;
+template <class S>
+INLINE const S* as(Row row) {
+  return static_cast<const S*>(row);
+}
+
 template <int N>
 struct Int {
   static constexpr int value = N;
 };
 
 // Ask for N numbers.
-template <class T, int N>
-INLINE void prefetch(const T* row) {
-  for (int c = 0; c < N; c += 64 / int(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
+template <class S, int N>
+INLINE void prefetch(const S* row) {
+  for (int c = 0; c < N; c += 64 / int(sizeof(S))) __builtin_prefetch(row + c, 0, 2);
 }
 
 // What a vector of channels adds to a logit.
@@ -41,9 +48,9 @@ INLINE Vec<T, W> term(const Problem<T>& p, Vec<T, W> x, Vec<T, W> fixed, Vec<T, 
 }
 
 // D is the width where it is known, else 0.
-template <class T, int W, int D, Kind K>
-void score(const Problem<T>& p, const T* const* rows, const T* const* next, int n, const T* fixed,
-           int width, T* out) {
+template <class T, class S, int W, int D, Kind K>
+void score(const Problem<T>& p, const Row* rows, const Row* next, int n, const T* fixed, int width,
+           T* out) {
   using V = Vec<T, W>;
   if constexpr (D > 0) width = D;
   int h = 0;
@@ -56,10 +63,10 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
         if constexpr (K != DOT) v[u] = load<T, W>(p.vector + at + u * W);
       }
       for (int e = 0; e < n; e++) {
-        if (next) prefetch<T, 4 * W>(next[e] + at);
+        if (next) prefetch<S, 4 * W>(as<S>(next[e]) + at);
         V x[4];
         for (int u = 0; u < 4; u++) {
-          x[u] = term<T, W, K>(p, load<T, W>(rows[e] + at + u * W), f[u], v[u]);
+          x[u] = term<T, W, K>(p, load<T, W>(as<S>(rows[e]) + at + u * W), f[u], v[u]);
         }
         store<T, 4>(out + e * p.lanes + h, sums<T, W>(x[0], x[1], x[2], x[3]));
       }
@@ -69,9 +76,9 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
         for (int c = 0; c < width; c += W) {
           for (int u = 0; u < 4; u++) {
             const int i = at + u * width + c;
-            if (next) prefetch<T, W>(next[e] + i);
+            if (next) prefetch<S, W>(as<S>(next[e]) + i);
             const V v = K == DOT ? V{} : load<T, W>(p.vector + i);
-            part[u] += term<T, W, K>(p, load<T, W>(rows[e] + i), load<T, W>(fixed + i), v);
+            part[u] += term<T, W, K>(p, load<T, W>(as<S>(rows[e]) + i), load<T, W>(fixed + i), v);
           }
         }
         store<T, 4>(out + e * p.lanes + h, sums<T, W>(part[0], part[1], part[2], part[3]));
@@ -84,8 +91,8 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
       for (int c = h * width; c < (h + 1) * width; c += W) {
         const V f = load<T, W>(fixed + c), v = K == DOT ? V{} : load<T, W>(p.vector + c);
         for (int u = 0; u < 4; u++) {
-          if (next) prefetch<T, W>(next[e + u] + c);
-          part[u] += term<T, W, K>(p, load<T, W>(rows[e + u] + c), f, v);
+          if (next) prefetch<S, W>(as<S>(next[e + u]) + c);
+          part[u] += term<T, W, K>(p, load<T, W>(as<S>(rows[e + u]) + c), f, v);
         }
       }
       const Vec<T, 4> sum = sums<T, W>(part[0], part[1], part[2], part[3]);
@@ -94,39 +101,39 @@ void score(const Problem<T>& p, const T* const* rows, const T* const* next, int 
   }
 }
 
-// The vectors [begin, end) of a row, S to a head: acc = scale * acc + Σ_e weight_e row_e; without
+// The vectors [begin, end) of a row, EACH to a head: acc = scale * acc + Σ_e weight_e row_e; without
 // a scale, acc is new.
-template <class T, int W, int COUNT, int S>
-INLINE void gather_tile(const T* const* rows, const T* const* next, int n, const T* weights,
-                        int lanes, const T* scale, int at, T* acc) {
+template <class T, class S, int W, int COUNT, int EACH>
+INLINE void gather_tile(const Row* rows, const Row* next, int n, const T* weights, int lanes,
+                        const T* scale, int at, T* acc) {
   using V = Vec<T, W>;
   V sum[COUNT] = {};
   for (int e = 0; e < n; e++) {
-    if (next) prefetch<T, COUNT * W>(next[e] + at);
+    if (next) prefetch<S, COUNT * W>(as<S>(next[e]) + at);
     for (int t = 0; t < COUNT; t++) {
-      sum[t] += weights[e * lanes + t / S] * load<T, W>(rows[e] + at + t * W);
+      sum[t] += weights[e * lanes + t / EACH] * load<T, W>(as<S>(rows[e]) + at + t * W);
     }
   }
   for (int t = 0; t < COUNT; t++) {
-    if (scale) sum[t] += scale[t / S] * load<T, W>(acc + at + t * W);
+    if (scale) sum[t] += scale[t / EACH] * load<T, W>(acc + at + t * W);
     store<T, W>(acc + at + t * W, sum[t]);
   }
 }
 
-template <class T, int W, int D>
-void gather(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
-            const T* weights, const T* scale, int width, T* acc) {
+template <class T, class S, int W, int D>
+void gather(const Problem<T>& p, const Row* rows, const Row* next, int n, const T* weights,
+            const T* scale, int width, T* acc) {
   constexpr int TILE = REGISTER == 64 ? 8 : 4;  // vectors that are summed at once
   const int lanes = p.lanes;
   const auto of = [scale](int h) { return scale ? scale + h : nullptr; };
   if constexpr (D > 0 && D <= 2 * W) {
-    constexpr int S = D / W, TOGETHER = TILE / S;  // heads in a tile
+    constexpr int EACH = D / W, TOGETHER = TILE / EACH;  // heads in a tile
     int h = 0;
     for (; h + TOGETHER <= p.heads; h += TOGETHER) {
-      gather_tile<T, W, TILE, S>(rows, next, n, weights + h, lanes, of(h), h * D, acc);
+      gather_tile<T, S, W, TILE, EACH>(rows, next, n, weights + h, lanes, of(h), h * D, acc);
     }
     for (; h < p.heads; h++) {
-      gather_tile<T, W, S, S>(rows, next, n, weights + h, lanes, of(h), h * D, acc);
+      gather_tile<T, S, W, EACH, EACH>(rows, next, n, weights + h, lanes, of(h), h * D, acc);
     }
   } else {
     if constexpr (D > 0) width = D;
@@ -134,17 +141,17 @@ void gather(const Problem<T>& p, const T* const* rows, const T* const* next, int
       int c = h * width;
       const int end = c + width;
       for (; c + TILE * W <= end; c += TILE * W) {
-        gather_tile<T, W, TILE, TILE>(rows, next, n, weights + h, lanes, of(h), c, acc);
+        gather_tile<T, S, W, TILE, TILE>(rows, next, n, weights + h, lanes, of(h), c, acc);
       }
       if constexpr (TILE > 4) {
         for (; c + 4 * W <= end; c += 4 * W) {
-          gather_tile<T, W, 4, 4>(rows, next, n, weights + h, lanes, of(h), c, acc);
+          gather_tile<T, S, W, 4, 4>(rows, next, n, weights + h, lanes, of(h), c, acc);
         }
       }
       for (; c + 2 * W <= end; c += 2 * W) {
-        gather_tile<T, W, 2, 2>(rows, next, n, weights + h, lanes, of(h), c, acc);
+        gather_tile<T, S, W, 2, 2>(rows, next, n, weights + h, lanes, of(h), c, acc);
       }
-      if (c < end) gather_tile<T, W, 1, 1>(rows, next, n, weights + h, lanes, of(h), c, acc);
+      if (c < end) gather_tile<T, S, W, 1, 1>(rows, next, n, weights + h, lanes, of(h), c, acc);
     }
   }
 }
@@ -155,20 +162,20 @@ using Bits = std::conditional_t<(W > 8), uint16_t, uint8_t>;
 
 enum Also { NOTHING, VECTOR, SIGNS };  // beside acc: grad_vector; both that and signs
 
-// COUNT vectors of a row, S to a head, from `at` on: acc += Σ_e grad_e v φ'(x_e), and of the vector
+// COUNT vectors of a row, EACH to a head, from `at` on: acc += Σ_e grad_e v φ'(x_e), and of the vector
 // v, grad_vector += Σ_e grad_e φ(x_e); signs, of each pair, are those of x_e.
-template <class T, int W, int COUNT, int S, Kind K, Also A>
-INLINE void gradient_tile(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
+template <class T, class S, int W, int COUNT, int EACH, Kind K, Also A>
+INLINE void gradient_tile(const Problem<T>& p, const Row* rows, const Row* next, int n,
                           const T* fixed, const T* grad, int at, T* acc, T* grad_vector,
                           uint8_t* signs_of) {
   using V = Vec<T, W>;
   V shared[COUNT], slopes[COUNT] = {}, values[COUNT] = {};
   for (int t = 0; t < COUNT; t++) shared[t] = load<T, W>(fixed + at + t * W);
   for (int e = 0; e < n; e++) {
-    if (next) prefetch<T, COUNT * W>(next[e] + at);
+    if (next) prefetch<S, COUNT * W>(as<S>(next[e]) + at);
     for (int t = 0; t < COUNT; t++) {
-      const V x = load<T, W>(rows[e] + at + t * W) + shared[t];
-      const V g = all<T, W>(grad[e * p.lanes + t / S]);
+      const V x = load<T, W>(as<S>(rows[e]) + at + t * W) + shared[t];
+      const V g = all<T, W>(grad[e * p.lanes + t / EACH]);
       if constexpr (K == TANH) {
         const V active = activate<T, W, K>(x, p.slope);
         slopes[t] += g * derivative<T, W, K>(x, active, p.slope);
@@ -218,25 +225,25 @@ INLINE void tile_heads(int heads, int width, F tile) {
   }
 }
 
-template <class T, int W, int D, Kind K, Also A>
-INLINE void score_gradient_also(const Problem<T>& p, const T* const* rows, const T* const* next,
-                                int n, const T* fixed, const T* grad, T* acc, T* grad_vector,
+template <class T, class S, int W, int D, Kind K, Also A>
+INLINE void score_gradient_also(const Problem<T>& p, const Row* rows, const Row* next, int n,
+                                const T* fixed, const T* grad, T* acc, T* grad_vector,
                                 uint8_t* signs) {
   constexpr int TILE = K == TANH ? 2 : REGISTER == 64 ? 8 : 4;
   tile_heads<W, D, TILE>(p.heads, p.width, [&](auto count, auto per_head, int h, int at) {
-    gradient_tile<T, W, decltype(count)::value, decltype(per_head)::value, K, A>(
+    gradient_tile<T, S, W, decltype(count)::value, decltype(per_head)::value, K, A>(
         p, rows, next, n, fixed, grad + h, at, acc, grad_vector, signs);
   });
 }
-template <class T, int W, int D, Kind K>
-void score_gradient(const Problem<T>& p, const T* const* rows, const T* const* next, int n,
-                    const T* fixed, const T* grad, T* acc, T* grad_vector, uint8_t* signs) {
+template <class T, class S, int W, int D, Kind K>
+void score_gradient(const Problem<T>& p, const Row* rows, const Row* next, int n, const T* fixed,
+                    const T* grad, T* acc, T* grad_vector, uint8_t* signs) {
   if (signs) {
-    score_gradient_also<T, W, D, K, SIGNS>(p, rows, next, n, fixed, grad, acc, grad_vector, signs);
+    score_gradient_also<T, S, W, D, K, SIGNS>(p, rows, next, n, fixed, grad, acc, grad_vector, signs);
   } else if (grad_vector) {
-    score_gradient_also<T, W, D, K, VECTOR>(p, rows, next, n, fixed, grad, acc, grad_vector, signs);
+    score_gradient_also<T, S, W, D, K, VECTOR>(p, rows, next, n, fixed, grad, acc, grad_vector, signs);
   } else {
-    score_gradient_also<T, W, D, K, NOTHING>(p, rows, next, n, fixed, grad, acc, nullptr, signs);
+    score_gradient_also<T, S, W, D, K, NOTHING>(p, rows, next, n, fixed, grad, acc, nullptr, signs);
   }
 }
 
@@ -301,10 +308,10 @@ INLINE void repeat(const Problem<T>& p, const T* from, T* to) {
 // For rows of one number per head, as GAT has them: x = row + fixed and out = vector · φ(x), where
 // `fixed` and `vector` are repeated.
 template <class T, Kind K>
-void score_numbers(const Problem<T>& p, const T* const* rows, int n, const T* fixed,
+void score_numbers(const Problem<T>& p, const Row* rows, int n, const T* fixed,
                    const T* vector, T* x, T* out) {
   constexpr int W = WIDEST<T>;
-  for (int e = 0; e < n; e++) copy_heads(rows[e], p.heads, x + e * p.lanes);
+  for (int e = 0; e < n; e++) copy_heads(as<T>(rows[e]), p.heads, x + e * p.lanes);
   const int step = period(p), end = n * p.lanes;
   for (int at = 0; at < step; at += W) {
     const Vec<T, W> f = load<T, W>(fixed + at), v = load<T, W>(vector + at);

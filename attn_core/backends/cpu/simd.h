@@ -53,6 +53,80 @@ template <class T, int W>
 INLINE void store(T* p, Vec<T, W> x) {
   *reinterpret_cast<typename VecOf<T, W>::loose*>(p) = x;
 }
+// Numbers of 16 bits, which vectors of single precision are made of.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+template <int W>
+struct BitsOf {
+  typedef uint16_t loose __attribute__((vector_size(2 * W), aligned(2), may_alias));
+  typedef uint32_t words __attribute__((vector_size(4 * W)));
+};
+template <int W>
+using Bits32 = typename BitsOf<W>::words;
+
+// W numbers of 16 bits, each in a word. (Of what says so in general, GCC 12 makes several steps.)
+template <int W>
+INLINE Bits32<W> load_words(const void* p) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (Bits32<W>)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#endif
+#if defined(__AVX2__)
+  if constexpr (W == 8) return (Bits32<W>)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  if constexpr (W == 4) return (Bits32<W>)_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)p));
+#endif
+  return __builtin_convertvector(*static_cast<const typename BitsOf<W>::loose*>(p), Bits32<W>);
+}
+
+template <class T, int W>
+INLINE Vec<T, W> load(const BFloat16* p) {
+  return (Vec<T, W>)(load_words<W>(p) << 16);
+}
+
+template <class T, int W>
+INLINE Vec<T, W> load(const Float16* p) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (Vec<T, W>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#endif
+#if defined(__F16C__)
+  if constexpr (W == 8) return (Vec<T, W>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  if constexpr (W == 4) return (Vec<T, W>)_mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)p));
+#endif
+  using I = Bits32<W>;
+  const I bits = load_words<W>(p), exponent = bits & 0x7c00;
+  I size = ((bits & 0x7fff) << 13) + (112u << 23);
+  size = exponent == 0x7c00 ? size + (112u << 23) : size;  // infinite, or none
+  const Vec<T, W> small = (Vec<T, W>)(size + (1u << 23)) - T(6.103515625e-05);  // 2^-14
+  size = exponent == 0 ? (I)small : size;
+  return (Vec<T, W>)(size | (bits & 0x8000) << 16);
+}
+
+// Four numbers, rounded to the nearest, to even ones from the middle; NaN stays NaN.
+template <class T>
+INLINE void store(BFloat16* p, Vec<T, 4> x) {
+  const Bits32<4> bits = (Bits32<4>)x, odd = bits >> 16 & 1;
+  const Bits32<4> rounded = x == x ? (bits + 0x7fff + odd) >> 16 : Bits32<4>{} + 0x7fc0;
+  for (int i = 0; i < 4; i++) p[i].bits = uint16_t(rounded[i]);
+}
+template <class T>
+INLINE void store(Float16* p, Vec<T, 4> x) {
+#if defined(__F16C__)
+  _mm_storel_epi64((__m128i*)p, _mm_cvtps_ph((__m128)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  using I = Bits32<4>;
+  const I bits = (I)x, size = bits & 0x7fffffff, odd = size >> 13 & 1;
+  const I normal = (size - (112u << 23) + 0xfff + odd) >> 13;
+  const I small = (I)((Vec<T, 4>)size + T(0.5)) - 0x3f000000;  // the units of 0.5 are those of 2^-14
+  I rounded = size < 113u << 23 ? small : normal;
+  rounded = size >= 143u << 23 ? I{} + 0x7c00 : rounded;
+  rounded = (size > 255u << 23 ? I{} + 0x7e00 : rounded) | (bits >> 16 & 0x8000);
+  for (int i = 0; i < 4; i++) p[i].bits = uint16_t(rounded[i]);
+#endif
+}
+
 template <class T, int W>
 INLINE Vec<T, W> all(T x) {
   return x - Vec<T, W>{};  // not +: -0 + 0 is 0

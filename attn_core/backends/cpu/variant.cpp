@@ -10,15 +10,15 @@
 namespace attn::VARIANT {
 
 template <class T>
-Functions<T> functions(const Problem<T>& p) {
-  Functions<T> f = choose(p);
+Functions<T> functions(const Problem<T>& p, Pass pass) {
+  Functions<T> f = choose(p, &p.graph(pass) == &p.by_key);
   f.normalise = choose_normalise<T>(p.lanes);
   return f;
 }
 
 template <class T>
 void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory, T* grad_vector) {
-  const Functions<T> f = functions(p);
+  const Functions<T> f = functions(p, pass);
   Scratch<T> s(p, memory);
   for (int64_t row = begin; row < end; row++) {
     switch (pass) {
@@ -26,10 +26,7 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
       case BY_QUERY: by_query_row(p, f, row, s, grad_vector); break;
       case BY_KEY: by_key_row(p, f, row, s, grad_vector); break;
       case STATISTICS: statistics_row(p, f, row, s); break;
-      case SUM_QUERY:
-        sum_query_pairs(p, f, row, p.by_query.pointer[row], p.by_query.pointer[row + 1], s,
-                        p.grad_query[row]);
-        break;
+      case SUM_QUERY: sum_query_row(p, f, row, s); break;
       case SCORES: make_scores_row(p, f, row, s); break;
       case SUMS: make_sums_row(p, f, row, s, grad_vector); break;
       case SOFTMAX: softmax_row(p, f, row, s); break;
@@ -48,7 +45,7 @@ void rows(const Problem<T>& p, Pass pass, int64_t begin, int64_t end, T* memory,
 template <class T>
 void part(const Problem<T>& p, Pass pass, int64_t row, int64_t begin, int64_t end, T* memory,
           T* partial, T* grad_vector) {
-  const Functions<T> f = functions(p);
+  const Functions<T> f = functions(p, pass);
   Scratch<T> s(p, memory);
   T* of_key = p.grad_key ? partial : nullptr;
   T* of_value = p.grad_value ? partial + int64_t(p.heads) * p.width : nullptr;
@@ -97,13 +94,11 @@ void merge(const Problem<T>& p, Pass pass, int64_t row, const T* partials, int64
   } else if (pass == GRADIENT || pass == ENTMAX_QUERY) {
     add_parts(p.row_numbers[row], partials, count, step, step);
   } else if (pass == BY_KEY || pass == ENTMAX_KEY) {
-    if (p.grad_key) add_parts(p.grad_key[row], partials, count, step, size);
-    if (p.grad_value) {
-      add_parts(p.grad_value[row], partials + size, count, step,
-                int64_t(p.heads) * p.value_width);
-    }
-  } else if (p.grad_query) {
-    add_parts(p.grad_query[row], partials, count, step, size);
+    merge_sums(p.grad_key, row, partials, count, step, size, s.row_key);
+    merge_sums(p.grad_value, row, partials + size, count, step, int64_t(p.heads) * p.value_width,
+               s.row_value);
+  } else {
+    merge_sums(p.grad_query, row, partials, count, step, size, s.row_key);
   }
 }
 
