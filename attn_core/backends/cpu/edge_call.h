@@ -96,10 +96,10 @@ struct EdgeCall {
   }
 };
 
-// α of α-entmax, and the power that goes with it.
+// α of α-entmax, 1 for softmax, and the power that goes with it.
 template <class T>
 void set_alpha(attn::Problem<T>& p, double alpha) {
-  if (!(alpha > 0) || alpha > 1e6) refuse("alpha", "is not above 0, or too large");
+  if (!(alpha >= 1 && alpha <= 2)) refuse("alpha", "is not within 1 and 2");
   p.alpha = alpha;
   p.power = attn::power_for(alpha);
 }

@@ -70,10 +70,8 @@ INLINE void weigh(Lot<N> x, N exponent, Lot<N>& weight, Lot<N>& slope) {
     weight = exp<N, WIDEST<N>>(exponent * log<N>(v, x));
     slope = weight / v;
   }
-  // Infinite where α < 1 and the score is -inf
-  const auto inside = (v > N(0)) & (v < infinity(N()));
-  weight = inside ? weight : none;
-  slope = inside ? slope : none;
+  weight = v > N(0) ? weight : none;
+  slope = v > N(0) ? slope : none;
 }
 
 // How far λ is to be moved where the weights sum to `total` and fall by `slopes`: Newton's step for
@@ -174,9 +172,9 @@ template <class T, Power P>
 void find_threshold(const Problem<T>& p, const T* scores, int64_t n, double* largest,
                     double* lambda) {
   find_largest(p, scores, n, largest, lambda);
-  const bool smooth = P != ZERO && p.alpha < 2, rough = P == OTHER && smooth && sizeof(T) == 4;
-  if (rough) find_threshold<T, float, P>(p, scores, n, largest, lambda, 1e-3f);
-  const double tolerance = rough ? 1e-5 : smooth ? 1e-10 : 4e-16;
+  constexpr bool rough = P == OTHER && sizeof(T) == 4;
+  if constexpr (rough) find_threshold<T, float, P>(p, scores, n, largest, lambda, 1e-3f);
+  const double tolerance = rough ? 1e-5 : P == ZERO ? 4e-16 : 1e-10;
   find_threshold<T, double, P>(p, scores, n, largest, lambda, tolerance);
   for (int h = 0; h < period_of<T>(p.lanes); h++) {  // vectors of T hold more than those of double
     lambda[h] = lambda[h % p.lanes];
@@ -203,13 +201,6 @@ void make_weights(const Problem<T>& p, T* scores, int64_t n, const double* large
       if (slopes) give<T, N>(slope + lam * N(0), slopes + i);
     }
   }
-}
-template <class T, Power P>
-INLINE void make_weights(const Problem<T>& p, T* scores, int64_t n, const double* largest,
-                         const double* lambda, T* slopes) {
-  // Above 2 small weights are roots of small numbers
-  if (p.alpha < 2) return make_weights<T, T, P>(p, scores, n, largest, lambda, slopes);
-  make_weights<T, double, P>(p, scores, n, largest, lambda, slopes);
 }
 
 // What a row is kept in: [pair, lane] each, with room for a vector behind the last pair.
@@ -264,10 +255,11 @@ INLINE void take_threshold(const Problem<T>& p, int64_t row, const Kept<T>& kept
 
 template <class T>
 INLINE void make_weights(const Problem<T>& p, const Kept<T>& kept, int64_t n, T* slopes) {
+  T* const scores = kept.weights;
   switch (p.power) {
-    case ZERO: make_weights<T, ZERO>(p, kept.weights, n, kept.largest, kept.lambda, slopes); break;
-    case ROOT: make_weights<T, ROOT>(p, kept.weights, n, kept.largest, kept.lambda, slopes); break;
-    default: make_weights<T, OTHER>(p, kept.weights, n, kept.largest, kept.lambda, slopes);
+    case ZERO: make_weights<T, double, ZERO>(p, scores, n, kept.largest, kept.lambda, slopes); break;
+    case ROOT: make_weights<T, T, ROOT>(p, scores, n, kept.largest, kept.lambda, slopes); break;
+    default: make_weights<T, T, OTHER>(p, scores, n, kept.largest, kept.lambda, slopes);
   }
 }
 

@@ -7,6 +7,13 @@ using namespace arrays;
 
 namespace {
 
+// α of thresholds, which softmax has none of.
+template <class T>
+void set_sparse_alpha(attn::Problem<T>& p, double alpha) {
+  if (alpha == 1) refuse("alpha", "is 1, which is softmax");
+  set_alpha(p, alpha);
+}
+
 // The largest score and λ of each row, [N, 2, H].
 template <class T>
 void set_thresholds(attn::Problem<T>& p, const Array<double>& x, int64_t num) {
@@ -25,8 +32,7 @@ void entmax_forward(const Array<const T>& query, const Array<const T>& key,
   EdgeCall<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                    pair_id, kind, constant, dropout, seed, num_rows, false);
   auto& p = call.problem;
-  set_alpha(p, alpha);
-  if (alpha == 1) refuse("alpha", "is 1, which is softmax");
+  set_sparse_alpha(p, alpha);
   set_thresholds(p, thresholds, call.num_queries);
   p.output = rows<T>("output", output, call.num_queries, p.heads, p.value_width);
   apart({{"output", output}, {"thresholds", thresholds}},
@@ -52,8 +58,7 @@ void entmax_backward(
   EdgeCall<T> call(query, key, value, vector, bias, pair_key, pair_value, pointer, other, place,
                    pair_id, kind, constant, dropout, seed, num_rows, true);
   auto& p = call.problem;
-  set_alpha(p, alpha);
-  if (alpha == 1) refuse("alpha", "is 1, which is softmax");
+  set_sparse_alpha(p, alpha);
   set_thresholds(p, thresholds, call.num_queries);
   p.grad_output = rows<const T>("grad_output", grad_output, call.num_queries, p.heads, p.value_width);
   T* of_vector = call.wants(grad_query, grad_key, grad_value, grad_vector, grad_bias, grad_pair_key,
@@ -76,8 +81,7 @@ void segment_entmax(const Array<const T>& scores, const Index& pointer, const Pl
   nb::gil_scoped_release released;
   auto p = segments<T>(scores, pointer, place);
   p.made = rows<T>("weights", weights, place.size(), p.heads, 0, true);
-  set_alpha(p, alpha);
-  if (alpha == 1) refuse("alpha", "is 1, which is softmax");
+  set_sparse_alpha(p, alpha);
   apart({{"weights", weights}}, {{"scores", scores}, {"pointer", pointer}, {"place", place}});
   attn::attend_entmax(p, 0, 0, threads);
 }
