@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(not cpu.available(), reason="no compiled kernels
 NORMALIZERS: dict[float, Normalizer] = {
     1.0: Softmax(), 1.5: Entmax(), 2.0: Sparsemax(), 1.3: Entmax(1.3), 0.8: Entmax(0.8),
 }  # fmt: skip
+SERVED = [alpha for alpha, x in NORMALIZERS.items() if x.entmax_alpha() is not None]
 SETS = ["avx512", "avx2", "baseline"]
 DOUBLE = torch.float64
 
@@ -179,7 +180,7 @@ def test_an_index_is_sorted_once_until_it_is_edited(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("implementation", ["auto", "torch"])
-@pytest.mark.parametrize("alpha", NORMALIZERS)
+@pytest.mark.parametrize("alpha", SERVED)
 def test_the_ops_keep_their_contract_with_torch(alpha: float, implementation: str) -> None:
     index = torch.tensor([2, 0, 2, 1])
     scores = torch.randn(4, 3, dtype=DOUBLE).requires_grad_()
