@@ -24,7 +24,7 @@ def test_no_error_is_more_than_four_times_the_peers(name: str, using: str) -> No
     """At each scale. One input in one order would be chance: few rows make the error there."""
     if using == "torch" and not available():
         pytest.skip("auto is plain torch already")
-    for scale in scales.SCALES if using == "auto" else scales.SCALES[1::2]:
+    for scale in scales.SCALES[::2] if using == "auto" else scales.SCALES[1::4]:
         with backend(using):
             ours, theirs = scales.measure(name, scale, inputs=3)
         assert ours.excess == 0 and ours.row_sum <= 1e-6
