@@ -250,7 +250,8 @@ def in_halves_and_singles(
     given = problem(name, pairs, nodes, heads, width, value_width, options, scale=scale)
     narrow = "query", "key", "value"
     if name == "gat":  # whose kernel takes single numbers, in float32
-        given |= {k: given[k].detach().sum(-1, keepdim=True) for k in ("query", "key")}
+        numbers = [k for k in ("query", "key", "pair_key") if given.get(k) is not None]
+        given |= {k: given[k].detach().sum(-1, keepdim=True) for k in numbers}
         given["score"], narrow = Additive(torch.ones(heads, 1), "leaky_relu"), ("value",)
     given |= {k: given[k].detach().to(dtype) for k in narrow}
     grad = (scale * torch.randn(nodes, heads, value_width)).to(dtype)
