@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -88,6 +89,8 @@ def attend(
     call.check()
     autocast = is_autocast(key.device.type)
     dtype = _output_dtype(value) if autocast else value.dtype
+    if value.dtype not in (dtype, torch.float32):  # kernels would round to that of the values first
+        call = replace(call, value=value.float())
     with _without_autocast(key) if autocast else _NOTHING:
         call = call.prepared()
         each = [_attended(state, chosen) for state in call.states()]

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -93,10 +94,10 @@ class Ring:
         steps = world_size(self.group)
         return size * (2 * steps - 1 if backward else steps - 1) if steps > 1 else 0
 
-    @property
+    @cached_property
     def parts(self) -> int:
         """How many parts of every process's keys go round, one after the other."""
-        return min(_PARTS, *(length for runs in self.keys for _, length in runs))
+        return max(1, min(_PARTS, *(length for runs in self.keys for _, length in runs)))
 
     def pieces(self, source: int, part: int) -> Iterator[tuple[int, Run]]:
         """A part of a process's keys is a piece of each of its runs, lest causal order leave some
@@ -273,7 +274,7 @@ class _Ring(torch.autograd.Function):
         mean = torch.einsum("...thd,...thd->...ht", grad, output.to(wide))
         of_query = torch.zeros_like(query, dtype=wide)
         of_parameters = [torch.zeros_like(p) for p in parameters]
-        whole = [torch.empty_like(x) for x in (key, value)]
+        whole = [torch.zeros_like(x) for x in (key, value)]
         here, processes = rank(ring.group), world_size(ring.group)
         for part, step in itertools.product(range(ring.parts), range(processes)):
             if step == 0:

@@ -163,7 +163,7 @@ def _is_long(x: Tensor, weight: Tensor) -> bool:
 
 class _ManyRows(torch.autograd.Function):
     """`F.linear`, whose gradient of the weight is summed in blocks of rows: torch's own is off by
-    10⁻⁵ over 500,000 rows, and takes several times as long where x has few columns."""
+    10⁻⁵ over 500,000 rows of 4 numbers, and takes three times as long there."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

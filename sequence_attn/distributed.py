@@ -81,8 +81,8 @@ def context_parallel(
 
     `MultiHead`, `MultiHeadAttention`, `TransformerEncoder` and modules made of them; sinusoidal,
     learned and rotary positions, ALiBi and other relative biases know where a process's steps
-    stand. Where a query sees all keys, these go round in a ring (Liu, Zaharia, Abbeel, 2024), in
-    P - 1 messages of a process's keys and values; with a window, each process is sent the `window`
+    stand. Where a query sees all keys, these go round in a ring (Liu, Zaharia, Abbeel, 2024), an
+    eighth of them at a time; with a window, each process is sent the `window`
     nearest steps of its neighbours, however long the sequences are.
 
     What is given with the sequences: lengths of the whole ones (`lengths`, `key_lengths`), causal

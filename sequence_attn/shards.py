@@ -42,6 +42,11 @@ class Split:
         processes = world_size(self.group)
         if not self.balanced:
             return [[(process * steps, steps)] for process in range(processes)]
+        if steps % 2:
+            raise ValueError(
+                f"each process has {steps} steps; expected an even number, half of them from the "
+                "beginning and half from the end: pad the sequences, or leave out balanced=True"
+            )
         half = steps // 2
         return [
             [(process * half, half), ((2 * processes - 1 - process) * half, half)]

@@ -1254,3 +1254,20 @@ class TestBackend:
         message = "backend is 'fast'; expected 'auto', 'torch' or 'reference'"
         with pytest.raises(ValueError, match=message), backend("fast"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)]
+)
+def test_autocast_to_the_other_half_type_rounds_once(
+    given: torch.dtype, wanted: torch.dtype
+) -> None:
+    edges = Edges.from_edge_index(torch.randint(12, (2, 100)), 12)
+    query, key, value = (torch.randn(12, 2, 8).to(given) for _ in range(3))
+    expected = attend(
+        query.float(), key.float(), value.float(), score=ScaledDot(), support=edges
+    ).output
+    with torch.autocast("cpu", wanted):
+        found = attend(query, key, value, score=ScaledDot(), support=edges).output
+    assert found.dtype == wanted
+    torch.testing.assert_close(found, expected.to(wanted), rtol=0, atol=0)

@@ -29,6 +29,8 @@ WRITTEN = {
         "grad_query", "grad_key", "grad_value", "grad_vector", "grad_bias", "grad_pair_key",
         "grad_pair_value",
     ),
+    "forward of halves": ("output", "rounded", "log_sum_exp", "maximum", "total"),
+    "backward of halves": ("grad_query", "grad_key", "grad_value", "grad_vector", "grad_bias"),
     "pair_scores": ("scores",),
     "pair_sums": ("sums", "of_vector", "of_pair"),
     "segment_softmax": ("weights", "log_sum_exp"),
@@ -79,7 +81,7 @@ def sorted_pairs() -> Any:
 def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     """Good arguments of a function of the module; `numbers`: of scores of single numbers.
 
-    "of ends": GAT's, whose scores of nodes a layer's functions make of the values. "of maps": those
+    "of halves": of rows in 16 bits. "of ends": GAT's, whose scores of nodes a layer's functions make of the values. "of maps": those
     of a layer that makes query, key, value and what is added of its input.
     """
     width, pairs = 1 if numbers else WIDTH, len(PLACE)
@@ -196,6 +198,17 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         },
     }  # fmt: skip
     name, _, kind = name.partition(" of ")
+    if kind == "halves":
+        kept = ("value",) if numbers else ("query", "key", "value")
+        kept += ("grad_output", *(f"grad_{of}" for of in kept))
+        given[name].update(
+            {of: x.bfloat16() for of in kept if (x := given[name].get(of)) is not None}
+        )
+        given[name].update(pair_key=None, pair_value=None)
+        if name == "forward":
+            given[name].update(rounded=nodes(WIDTH).bfloat16())
+        else:
+            given[name].update(grad_pair_key=None, grad_pair_value=None)
     if kind == "ends":
         given[name].update(
             query=None, key=None, vector=torch.randn(HEADS, 1), pair_key=torch.randn(pairs, HEADS),
@@ -358,6 +371,14 @@ def test_probabilities_and_settings() -> None:
     for threads in (-(2**31), 0, 2**31 - 1):
         call("forward", {**arguments("forward"), "threads": threads})
         call("drop", {**arguments("drop"), "threads": threads})
+
+
+@pytest.mark.parametrize("name", ["backward", "backward of halves", "entmax_backward"])
+@pytest.mark.parametrize("of", ["pair_key", "pair_value"])
+def test_no_gradient_of_what_is_not_given(name: str, of: str) -> None:
+    gradient = torch.zeros_like(arguments("backward")[of])
+    with pytest.raises(ValueError, match=f"grad_{of} is asked for"):
+        call(name, {**arguments(name), of: None, f"grad_{of}": gradient})
 
 
 # --- Whatever else, in a process of its own, which must come to its end ---

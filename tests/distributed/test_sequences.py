@@ -253,6 +253,8 @@ def test_what_split_sequences_do_not_know_is_refused() -> None:
         parallel(encoder())(x, return_attention_weights=True)
     with pytest.raises(ValueError, match="a window needs neighbouring steps"):
         parallel(heads(window=1), balanced=True)(x)
+    with pytest.raises(ValueError, match="has 3 steps; expected an even number"):
+        parallel(heads(), balanced=True)(x[:, :3])
     with pytest.raises(ValueError, match="bias is a tensor"):
         parallel(heads())(x, bias=torch.zeros(4, 4))
     with pytest.raises(ValueError, match="module is a Linear, which has none of MultiHead"):

@@ -2,8 +2,8 @@
 
 The kernels compute in float32 or float64, with channels in multiples of 4 (others are padded with
 zeros, which change nothing). Rows of queries, keys, values and gradients of the output may be kept
-in 16 bits, and become float32 in registers, unless pairs have vectors of their own. Whatever else
-there is, `csr` computes.
+in 16 bits, and become float32 in registers, unless pairs have vectors of their own or query and key
+are single numbers. Whatever else there is, `csr` computes.
 """
 
 from __future__ import annotations

@@ -15,13 +15,15 @@ template <class T>
 struct EdgeCall {
   attn::Problem<T> problem;
   int64_t num_queries = 0, num_keys = 0, pairs = 0, num_rows = 0;
+  bool has_pair_key, has_pair_value;
 
   template <class A>
   EdgeCall(const A& query, const A& key, const A& value,
        const Maybe<const T>& vector, const Maybe<const T>& bias, const Maybe<const T>& pair_key,
        const Maybe<const T>& pair_value, const Index& pointer, const Column& other,
        const Places& place, const std::optional<Index>& pair_id,
-       int kind, double constant, double dropout, int64_t seed, int64_t per_pair, bool backward) {
+       int kind, double constant, double dropout, int64_t seed, int64_t per_pair, bool backward)
+      : has_pair_key(pair_key), has_pair_value(pair_value) {
     if (key.ndim() != 3 || value.ndim() != 3 || query.ndim() != 3) refuse("key", "is not [N, H, D]");
     const int64_t heads = key.shape(1), width = key.shape(2), value_width = value.shape(2);
     num_queries = query.shape(0);
@@ -62,8 +64,8 @@ struct EdgeCall {
       if (int64_t(pair_id->size()) != num_rows) refuse("pair_id", "has another length than the rows");
       p.pair_id = pair_id->data();
     }
-    const bool all = pair_key || pair_value, full = p.query.stored == attn::FULL &&
-                                                     p.key.stored == attn::FULL;
+    const bool all = has_pair_key || has_pair_value;
+    const bool full = p.query.stored == attn::FULL && p.key.stored == attn::FULL;
     if ((p.numbers() && !full) || (all && !(full && p.value.stored == attn::FULL))) {
       refuse("key", "or others are kept in 16 bits, which these kernels do not read");
     }
@@ -79,6 +81,11 @@ struct EdgeCall {
            const Maybe<T>& grad_pair_value) {
     auto& p = problem;
     const int64_t nq = num_queries, nk = num_keys;
+    // Their kernels read rows that are not in 16 bits
+    if (grad_pair_key && !has_pair_key) refuse("grad_pair_key", "is asked for, but not pair_key given");
+    if (grad_pair_value && !has_pair_value) {
+      refuse("grad_pair_value", "is asked for, but not pair_value given");
+    }
     const auto large = [](const auto& result) {
       if (result) attn::use_large_pages(result->data(), int64_t(result->nbytes()));
     };

@@ -105,7 +105,7 @@ struct Problem {
   int lanes = 0;  // heads, and what is left empty behind them
   AnyRows<const T> query, key, value;  // query and key are FULL where they are single numbers
   const T* vector = nullptr;  // [H, D]
-  Rows<const T> bias, pair_key, pair_value;  // with vectors of pairs, all is FULL
+  Rows<const T> bias, pair_key, pair_value;  // beside these vectors, rows of nodes are FULL
   const int64_t* pair_id = nullptr;  // by which dropout knows each place; its number, if null
   bool far = true;  // rows are worth asking for before they are used
   bool drops = false;
