@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -69,6 +70,9 @@ def joined(minutes: float = 10) -> Iterator[None]:
             "last checkpoint; go on with the same command and --resume"
         ) from error
     finally:
+        # gloo's threads clear away the last collectives, for which they may need Python's lock; this
+        # one holds it while it waits for them
+        time.sleep(0.2)
         with contextlib.suppress(RuntimeError):  # whoever is gone cannot say goodbye
             dist.destroy_process_group()
 

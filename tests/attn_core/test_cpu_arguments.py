@@ -81,8 +81,8 @@ def sorted_pairs() -> Any:
 def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     """Good arguments of a function of the module; `numbers`: of scores of single numbers.
 
-    "of halves": rows in 16 bits. "of ends": GAT's, whose scores of nodes a layer's functions make of
-    the values. "of maps": those of a layer that makes query, key, value and what is added of its
+    "of halves": rows in 16 bits. "of ends": GAT's, whose scores of nodes a layer's functions make
+    of the values. "of maps": those of a layer that makes query, key, value and what is added of its
     input.
     """
     width, pairs = 1 if numbers else WIDTH, len(PLACE)

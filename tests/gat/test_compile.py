@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -266,18 +267,28 @@ def test_checkpointing_draws_the_same_dropout_again(conv: Any, reentrant: bool) 
     torch.testing.assert_close(recomputed, plain)
 
 
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    """Of this process alone.
+
+    A thread of gloo's clears away a collective, for which it may need Python's lock; who destroys
+    the group holds that lock and waits for the thread, for ever (torch 2.13). So it gets time first.
+    """
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    time.sleep(1)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("conv", [GATConv, GATv2Conv, TransformerConv, AGNNConv])
 def test_trains_under_distributed_data_parallel(conv: Any) -> None:
     layer = AGNNConv() if conv is AGNNConv else conv(4, 3, heads=2)
     expected = outcome(layer, layer, X, EDGES)
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    try:
-        parallel = torch.nn.parallel.DistributedDataParallel(layer)
-        torch.testing.assert_close(outcome(parallel, layer, X, EDGES), expected)
-    finally:
-        torch.distributed.destroy_process_group()
+    parallel = torch.nn.parallel.DistributedDataParallel(layer)
+    torch.testing.assert_close(outcome(parallel, layer, X, EDGES), expected)
 
 
 def test_autocast_computes_in_bfloat16_close_to_float32() -> None:
