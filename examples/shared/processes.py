@@ -70,8 +70,8 @@ def joined(minutes: float = 10) -> Iterator[None]:
             "last checkpoint; go on with the same command and --resume"
         ) from error
     finally:
-        # gloo's threads clear away the last collectives, for which they may need Python's lock; this
-        # one holds it while it waits for them
+        # gloo's threads clear away the last collectives, for which they may need Python's lock,
+        # and this one holds it while it waits
         time.sleep(0.2)
         with contextlib.suppress(RuntimeError):  # whoever is gone cannot say goodbye
             dist.destroy_process_group()

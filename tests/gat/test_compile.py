@@ -272,7 +272,7 @@ def process_group() -> Iterator[None]:
     """Of this process alone.
 
     A thread of gloo's clears away a collective, for which it may need Python's lock; who destroys
-    the group holds that lock and waits for the thread, for ever (torch 2.13). So it gets time first.
+    the group holds that lock and waits for the thread, for ever (torch 2.13). It gets time first.
     """
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
