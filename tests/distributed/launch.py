@@ -28,6 +28,7 @@ def child(rank: int, world: int, folder: Path, script: str, function: str, secon
     dist.init_process_group("gloo", where, rank=rank, world_size=world, timeout=limit)
     result = runpy.run_path(script)[function](rank, world)
     torch.save(result, folder / f"{rank}.pt")
+    time.sleep(0.2)  # gloo's threads need Python's lock to end, which the next line holds
     dist.destroy_process_group()
 
 
