@@ -37,7 +37,7 @@ import attn_core
 from attn_core import Dense, Edges, PendingEdges, Score, Window, attend, backend, normalizers
 from attn_core.backends import cpu
 from attn_core.scores import Prepared
-from tests.rounding import Rounding
+from tests.rounding import Rounding, smallest
 
 Tensors = dict[str, Tensor]
 BACKENDS = "auto", "torch", "reference"
@@ -254,11 +254,11 @@ def _probe(numbers: Tensor, like: Tensor) -> Tensor:
 def rounded(case: Case, given: Tensors, seed: int) -> Tensors:
     """The definition in float64, each step of which is off by what the case's dtype rounds."""
     wide = torch.promote_types(case.dtype, torch.float32)
-    eps, own = torch.finfo(wide).eps, torch.finfo(case.dtype).eps
+    eps = torch.finfo(wide).eps
     rounding = Rounding(eps, DIGITS, seed)
 
     def kept(x: Tensor) -> Tensor:
-        return rounding.kept(x, own)
+        return rounding.kept(x, case.dtype)
 
     def make(tensors: Tensors) -> dict[str, Any]:
         call = case.make(tensors)
@@ -266,7 +266,7 @@ def rounded(case: Case, given: Tensors, seed: int) -> Tensors:
 
     # What all implementations compute in float64, whatever they are given
     in_float64 = {n: rounding.exactly(getattr(normalizers, n)) for n in ("_support", "_bisect")}
-    another = replace(case, make=make if own > eps else case.make)
+    another = replace(case, make=case.make if wide == case.dtype else make)
     exactly = nullcontext() if wide == torch.float64 else patch.multiple(normalizers, **in_float64)
     with exactly, rounding:
         return compute(another, torch.float64, given, "reference", kept=kept)
@@ -327,7 +327,8 @@ def differences(case: Case) -> list[str]:
                 if not x.numel():
                     continue
                 largest = float(truth[n].nan_to_num(0, 0, 0).abs().max())
-                bound = SLACK * float(change[n].max()) + 16 * (eps + own) * largest + 1e-30
+                rounded_once = (eps + own) * largest + smallest(case.dtype)
+                bound = SLACK * float(change[n].max()) + 16 * rounded_once + 1e-30
                 off, most = float(_distance(x, truth[n]).max()), float(x.max())
                 if not off <= bound:
                     yield f"{way}: {n} is off by {off:.3g}, of {largest:.3g}; allowed {bound:.3g}"

@@ -8,6 +8,8 @@ as much as a shorter type would round each step:
   one after the other come to (Higham and Mary, 2019). Where the terms are alike they add up to n;
   a bound with slack must allow √n for the longest sum.
 
+- what is kept in a still shorter type is a number of that type, some units off.
+
 So a difference of large numbers is off by what these round, wherever in a computation they meet;
 what is only moved, compared or chosen stays exact, as it does in every implementation. What this
 cannot tell is whether the steps are good ones: tests/attn_core/test_scales.py holds them beside a
@@ -33,6 +35,12 @@ SUMS = {
     "sum", "cumsum", "mm", "bmm", "index_add", "scatter_add", "unfold_backward",
     "linalg_vector_norm",
 }  # fmt: skip
+
+
+def smallest(dtype: torch.dtype) -> float:
+    """The step between the numbers of a type that lie next to zero."""
+    limits = torch.finfo(dtype)
+    return limits.smallest_normal * limits.eps
 
 
 class Rounding(TorchDispatchMode):
@@ -83,9 +91,9 @@ class Rounding(TorchDispatchMode):
             terms = -(-args[0].numel() // max(size.numel(), 1))
         return size * math.sqrt(max(terms, 1))
 
-    def kept(self, x: Tensor, eps: float) -> Tensor:
+    def kept(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """A number that is kept in a still shorter type, and whose gradient is."""
-        return _Kept.apply(x, self, eps)  # type: ignore[no-any-return, no-untyped-call]
+        return _Kept.apply(x, self, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
     def exactly(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, without any rounding: all implementations compute it in float64."""
@@ -108,17 +116,20 @@ class Rounding(TorchDispatchMode):
         drawn = torch.rand(like.shape, dtype=torch.float64, generator=self.generator)
         return self.digits * (2 * drawn - 1)
 
-    def off(self, x: Tensor, eps: float) -> Tensor:
+    def off(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """One of the numbers of this type that lie around x: two that are near may become one."""
+        eps = torch.finfo(dtype).eps
         with self.none():
-            return x * (1 + eps * self._drawn(x))
+            near_zero = torch.where(x == 0, 0.0, smallest(dtype) * self._drawn(x))
+            return (x * (1 + eps * self._drawn(x)) + near_zero).to(dtype).to(x.dtype)
 
 
 class _Kept(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rounding: Rounding, eps: float) -> Tensor:
-        ctx.rounding, ctx.eps = rounding, eps
-        return rounding.off(x, eps)
+    def forward(ctx: Any, x: Tensor, rounding: Rounding, dtype: torch.dtype) -> Tensor:
+        ctx.rounding, ctx.dtype = rounding, dtype
+        return rounding.off(x, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.rounding.off(grad, ctx.eps), None, None
+        return ctx.rounding.off(grad, ctx.dtype), None, None

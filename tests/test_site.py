@@ -44,7 +44,7 @@ def test_the_guides_that_a_reader_looks_for_are_there() -> None:
     [
         ("[a](../attn_core/attend.py)", "a (`attn_core/attend.py`)"),
         ("[attn_core/scores.py](../attn_core/scores.py)", "attn_core/scores.py"),
-        ("[t](../benchmarks/results/cora/graph.md)", "[t](benchmarks/cora-graph.md)"),
+        ("[t](../benchmarks/results/graph.md)", "[t](benchmarks/graph.md)"),
         ("[b](scaling.md#what-is-sent)", "[b](scaling.md#what-is-sent)"),
         ("![c](../benchmarks/results/x.png)", "![c](../benchmarks/results/x.png)"),
         ("[d](https://example.org/e)", "[d](https://example.org/e)"),

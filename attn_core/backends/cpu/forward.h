@@ -79,11 +79,13 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
   const bool shared = is_shared(p);
   const T* query = widened(p.query, row, int64_t(p.heads) * p.width, s.fixed_key);
   if (f.score_numbers) repeat(p, query, s.fixed);
+  // Where little is computed of a key, values are asked for at once if sums sweep over them but once
+  // or twice, which would wait for them; shorter vectors sweep more often, and ask as they go.
+  const bool at_once = REGISTER == 64 && f.score_numbers;
   Row keys[ROWS], values[ROWS], next[ROWS];
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
-    // Where little is computed of a key, values are asked for at once: sums alone would wait for them
-    if (f.score_numbers) prefetch_next(p, p.value, p.by_query, at, n, value_size);
+    if (at_once) prefetch_next(p, p.value, p.by_query, at, n, value_size);
     score_pairs(p, f, at, n, query, s, keys, s.logits);
     f.normalise(p, n, s, at == begin);
     if (p.drops) {
@@ -93,7 +95,7 @@ void forward_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int6
     const Row *summed = keys, *later = nullptr;
     if (!shared) {
       find_rows(p.value, p.pair_value, p, p.by_query, at, n, value_size, s.made_value, values);
-      if (!f.score_numbers) later = find_next(p, p.value, p.by_query, at, n, next);
+      if (!at_once) later = find_next(p, p.value, p.by_query, at, n, next);
       summed = values;
     }
     f.gather_value(p, summed, later, n, s.logits, at == begin ? nullptr : s.scale, p.value_width,
