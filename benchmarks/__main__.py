@@ -71,7 +71,7 @@ def summary_of(name: str) -> str:
 def command_line(arguments: Sequence[str]) -> str:
     """How to call it again, for a report that others read: without paths of this machine.
 
-    >>> command_line(["graph", "--only", "layers", "--dgl-python=/opt/dgl/bin/python"])
+    >>> command_line(["graph", "--only", "layers", "--dgl-python=/path/to/python"])
     'python -m benchmarks graph --only layers --dgl-python=.../python'
     """
     words = []

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import gat
 from attn_core import Edges, ScaledDot, Softmax, backend
-from attn_core.distributed import traffic
+from attn_core.distributed import leave, traffic
 from attn_core.ring import Ring
 from benchmarks._graphs import band, uniform
 from benchmarks._measure import ROOT
@@ -258,7 +258,7 @@ def worker(arguments: list[str]) -> None:
     made = globals()[function](rank, world, **json.loads(given))
     Path(folder, f"{rank}.json").write_text(json.dumps(made))
     dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 # --- What starts them -----------------------------------------------------------------------------

@@ -157,10 +157,7 @@ def _forward(p: Problem) -> tuple[Tensor, ...]:
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of the tensors; those that are not needed are empty."""
-    backend = backend_of(p)
-    if backend is not cpu and results[0].dtype != p.dtype:
-        results = results[0].to(p.dtype), *results[1:]
-    gradients = backend.backward(p, *results, needed)
+    gradients = backend_of(p).backward(p, *results, needed)
     return tuple(
         results[0].new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, p.tensors, strict=True)
@@ -286,11 +283,10 @@ class _Straight(torch.autograd.Function):
         ctx.edges = p.edges
         if backend_of(p) is cpu and cpu.rounds(p):
             output, results = cpu.forward_rounded(p, grad and any(ctx.needs_input_grad))
-            _save(ctx, p, results)
-            return output, *results[1:]
-        results = _forward(p)
+        else:
+            output, *_ = results = _forward(p)
         _save(ctx, p, results)
-        return results
+        return output, *results[1:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from attn_core.distributed import leave
 from examples.shared.files import UserError, is_first_process
 
 # What torch's backends say when they lose a process
@@ -70,11 +70,8 @@ def joined(minutes: float = 10) -> Iterator[None]:
             "last checkpoint; go on with the same command and --resume"
         ) from error
     finally:
-        # gloo's threads clear away the last collectives, for which they may need Python's lock,
-        # and this one holds it while it waits
-        time.sleep(0.2)
         with contextlib.suppress(RuntimeError):  # whoever is gone cannot say goodbye
-            dist.destroy_process_group()
+            leave()
 
 
 @contextlib.contextmanager

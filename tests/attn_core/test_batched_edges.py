@@ -152,10 +152,13 @@ def test_what_all_states_share_is_given_once() -> None:
 
 @pytest.mark.parametrize("batch", [(0,), (2, 0), (1,), (1, 1)])
 def test_empty_and_single_batches(batch: tuple[int, ...]) -> None:
-    x = torch.randn(*batch, N, H, D, requires_grad=True)
-    found = attend(x, x, x, score=ScaledDot(), support=graph(), need_weights=True)
+    x, edges = torch.randn(*batch, N, H, D, requires_grad=True), graph()
+    found = attend(x, x, x, score=ScaledDot(), support=edges, need_weights=True)
     assert found.weights is not None and found.log_sum_exp is not None
     assert found.output.shape == x.shape
+    for y, out in zip(x.flatten(0, -4), found.output.flatten(0, -4), strict=True):
+        alone = attend(y, y, y, score=ScaledDot(), support=edges).output
+        torch.testing.assert_close(out, alone)
     assert found.weights.shape == (*batch, E, H)
     assert found.log_sum_exp.shape == (*batch, N, H)
     found.output.sum().backward()

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(compiled.module is None, reason="no compiled ker
 
 HEADS, WIDTH, NODES, FEATURES = 2, 4, 3, 5
 POINTER, PLACE = torch.tensor([0, 2, 3, 4]), torch.tensor([0, 2, 1, 3])
+PAIRS = len(PLACE)
 OTHER = torch.tensor([0, 1, 2, 0], dtype=torch.int32)
 OF_LAYERS = edge_layer._NAMES
 WRITTEN = {
@@ -73,34 +74,39 @@ WRITTEN = {
 def sorted_pairs() -> Any:
     """The graph of these arguments, as layers hand it on."""
     ends = POINTER.clone(), OTHER.clone(), PLACE.clone()
-    pairs = compiled.module.SortedPairs(NODES, NODES, len(PLACE), *ends)
+    pairs = compiled.module.SortedPairs(NODES, NODES, PAIRS, *ends)
     pairs.set_by_key(*(x.clone() for x in ends))
     return pairs
+
+
+def nodes(width: int) -> Tensor:
+    return torch.randn(NODES, HEADS, width)
+
+
+def of_pairs(*width: int) -> Tensor:
+    return torch.randn(PAIRS, HEADS, *width)
 
 
 def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     """Good arguments of a function of the module; `numbers`: of scores of single numbers.
 
-    "of halves": rows in 16 bits. "of ends": GAT's, whose scores of nodes a layer's functions make
-    of the values. "of maps": those of a layer that makes query, key, value and what is added of its
-    input.
+    "backward of halves": as `halves` makes them of those of "backward", and so on.
     """
-    width, pairs = 1 if numbers else WIDTH, len(PLACE)
+    name, _, kind = name.partition(" of ")
+    given = plain_arguments(name, 1 if numbers else WIDTH)
+    return KINDS[kind](given) if kind else given
 
-    def nodes(width: int = width) -> Tensor:
-        return torch.randn(NODES, HEADS, width)
 
-    def of_pairs(*shape: int) -> Tensor:
-        return torch.randn(pairs, HEADS, *shape)
-
+def plain_arguments(name: str, width: int) -> dict[str, Any]:
+    """Those of a function, whose scores are made of vectors of this width."""
     graph = {"pointer": POINTER.clone(), "place": PLACE.clone()}
     vector = torch.randn(HEADS, width)
     score = {"kind": 1, "constant": 0.2, "threads": 2}
     attention = {
-        "query": nodes(), "key": nodes(), "value": nodes(WIDTH), "vector": vector,
+        "query": nodes(width), "key": nodes(width), "value": nodes(WIDTH), "vector": vector,
         "bias": of_pairs(), "pair_key": of_pairs(width), "pair_value": of_pairs(WIDTH),
         **graph, "other": OTHER.clone(),
-        "pair_id": torch.arange(pairs), **score, "dropout": 0.5, "seed": 7, "num_rows": pairs,
+        "pair_id": torch.arange(PAIRS), **score, "dropout": 0.5, "seed": 7, "num_rows": PAIRS,
     }  # fmt: skip
     softmax = {
         "output": nodes(WIDTH), "maximum": torch.randn(NODES, HEADS),
@@ -111,26 +117,26 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
     }  # fmt: skip
     gradients = {
         "key_pointer": POINTER.clone(), "key_other": OTHER.clone(), "key_place": PLACE.clone(),
-        "grad_output": nodes(WIDTH), "grad_query": nodes(), "grad_key": nodes(),
+        "grad_output": nodes(WIDTH), "grad_query": nodes(width), "grad_key": nodes(width),
         "grad_value": nodes(WIDTH), "grad_vector": vector.clone(), "grad_bias": of_pairs(),
         "grad_pair_key": of_pairs(width), "grad_pair_value": of_pairs(WIDTH),
     }  # fmt: skip
     pairwise = {
-        "row": nodes(), "other": nodes(), "vector": vector, "pair": of_pairs(width), **graph,
-        "column": OTHER.clone(), **score,
+        "row": nodes(width), "other": nodes(width), "vector": vector, "pair": of_pairs(width),
+        **graph, "column": OTHER.clone(), **score,
     }  # fmt: skip
     additive = {  # sequences of as many tokens as there are heads elsewhere
         "query": nodes(WIDTH), "key": nodes(WIDTH), "vector": torch.randn(NODES, WIDTH), **score,
     }  # fmt: skip
     logits = torch.randn(NODES, HEADS, HEADS)
     layer = {
-        "pairs": sorted_pairs(), "query": nodes(), "key": nodes(), "value": nodes(WIDTH),
+        "pairs": sorted_pairs(), "query": nodes(width), "key": nodes(width), "value": nodes(WIDTH),
         "vector": vector, "of_query": None, "of_key": None, "pair_key": of_pairs(width),
-        "pair_value": of_pairs(WIDTH), **score, "dropout": 0.5, "seed": 7, "concat": not numbers,
+        "pair_value": of_pairs(WIDTH), **score, "dropout": 0.5, "seed": 7, "concat": width > 1,
         "heads": HEADS, "hidden": None, "output": nodes(WIDTH),
         "numbers": torch.randn(3 * NODES * HEADS),
     }  # fmt: skip
-    merged = torch.randn(NODES, WIDTH if numbers else HEADS * WIDTH)
+    merged = torch.randn(NODES, HEADS * WIDTH if width > 1 else WIDTH)
     numbered = torch.full((NODES,), -1, dtype=torch.int32)
     given: dict[str, dict[str, Any]] = {
         "forward": {**attention, **softmax, "log_sum_exp": torch.randn(NODES, HEADS)},
@@ -141,7 +147,7 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         "entmax_backward": {**attention, **entmax, **gradients},
         "pair_scores": {**pairwise, "scores": of_pairs()},
         "pair_sums": {
-            "given": of_pairs(), **pairwise, "sums": nodes(), "of_vector": vector.clone(),
+            "given": of_pairs(), **pairwise, "sums": nodes(width), "of_vector": vector.clone(),
             "of_pair": of_pairs(width),
         },
         "segment_softmax": {
@@ -161,22 +167,22 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
             "grad_key": nodes(WIDTH), "grad_vector": torch.randn(NODES, WIDTH),
         },
         "multiply": {
-            "values": torch.randn(pairs), **graph, "column": OTHER.clone(),
+            "values": torch.randn(PAIRS), **graph, "column": OTHER.clone(),
             "dense": torch.randn(NODES, WIDTH), "threads": 2, "out": torch.randn(NODES, WIDTH),
         },
         "drop": {
             "from": torch.randn(9), "p": 0.5, "seed": 7, "threads": 2, "to": torch.randn(9),
         },
         "sort": {
-            "nodes": torch.tensor([0, 2, 1, 2]), "others": torch.arange(pairs), "num_others": 4,
+            "nodes": torch.tensor([0, 2, 1, 2]), "others": torch.arange(PAIRS), "num_others": 4,
             "threads": 2, **graph, "other": OTHER.clone(),
         },
         "turn": {
-            **graph, "other": OTHER.clone(), "places": pairs, "threads": 2,
+            **graph, "other": OTHER.clone(), "places": PAIRS, "threads": 2,
             "to_pointer": POINTER.clone(), "to_place": PLACE.clone(), "to_other": OTHER.clone(),
         },
         "count_drawn": {
-            "pointer": POINTER.clone(), "pairs": pairs, "nodes": torch.tensor([2, 0]), "most": 1,
+            "pointer": POINTER.clone(), "pairs": PAIRS, "nodes": torch.tensor([2, 0]), "most": 1,
             "begins": torch.zeros(3, dtype=torch.int64),
         },
         "draw_pairs": {
@@ -192,53 +198,55 @@ def arguments(name: str, numbers: bool = False) -> dict[str, Any]:
         },
         "layer_forward": {**layer, "add": torch.randn(merged.shape), "merged": merged},
         "layer_backward": {
-            **layer, "grad": torch.randn(merged.shape), "grad_query": nodes(), "grad_key": nodes(),
-            "grad_value": nodes(WIDTH), "grad_vector": vector.clone(),
+            **layer, "grad": torch.randn(merged.shape), "grad_query": nodes(width),
+            "grad_key": nodes(width), "grad_value": nodes(WIDTH), "grad_vector": vector.clone(),
             "grad_pair_key": of_pairs(width), "grad_pair_value": of_pairs(WIDTH),
             "grad_add": torch.randn(merged.shape[1]),
         },
     }  # fmt: skip
-    name, _, kind = name.partition(" of ")
-    if kind == "halves":
-        kept = ("value",) if numbers else ("query", "key", "value")
-        kept += ("grad_output", *(f"grad_{of}" for of in kept))
-        given[name].update(
-            {of: x.bfloat16() for of in kept if (x := given[name].get(of)) is not None}
-        )
-        given[name].update(pair_key=None, pair_value=None)
-        if name == "forward":
-            given[name].update(rounded=nodes(WIDTH).bfloat16())
-        else:
-            given[name].update(grad_pair_key=None, grad_pair_value=None)
-    if kind == "ends":
-        given[name].update(
-            query=None, key=None, vector=torch.randn(HEADS, 1), pair_key=torch.randn(pairs, HEADS),
-            of_query=torch.randn(HEADS, WIDTH), of_key=torch.randn(HEADS, WIDTH),
-            numbers=torch.randn(5 * NODES * HEADS),
-        )  # fmt: skip
-    if kind == "ends" and name == "layer_backward":
-        given[name].update(
-            grad_query=None, grad_key=None, grad_vector=torch.randn(HEADS),
-            grad_of_query=torch.randn(HEADS, WIDTH), grad_of_key=torch.randn(HEADS, WIDTH),
-            grad_pair_key=torch.randn(pairs, HEADS),
-        )  # fmt: skip
-    if kind == "maps":
-        added = merged.shape[1]
-        maps = {"query": HEADS * WIDTH, "key": HEADS * WIDTH, "value": HEADS * WIDTH, "add": added}
-        parts = {"x": torch.randn(NODES, FEATURES), "x_query": torch.randn(NODES, FEATURES)}
-        for of, size in maps.items():
-            parts[f"weight_{of}"] = torch.randn(size, FEATURES)
-            parts[f"bias_{of}"] = torch.randn(size)
-        given[name].update(
-            {"query": None, "key": None, "value": None, "add": None, **parts},
-            vector=torch.randn(HEADS, WIDTH), pair_key=of_pairs(WIDTH),
-            hidden=torch.randn(3 * NODES * HEADS * WIDTH),
-        )  # fmt: skip
-        if name == "layer_backward":
-            gone = {f"grad_{of}": None for of in maps}
-            given[name].update(gone, **{f"grad_{of}": x.clone() for of, x in parts.items()})
-            given[name].update(grad_vector=torch.randn(HEADS, WIDTH), grad_pair_key=of_pairs(WIDTH))
     return given[name]
+
+
+def halves(given: dict[str, Any]) -> dict[str, Any]:
+    """Rows in 16 bits, which no vectors of pairs go with; single numbers are none."""
+    rows = ["value"] if given["key"].shape[-1] == 1 else ["query", "key", "value"]
+    rows += [f"grad_{of}" for of in (*rows, "output")]
+    given.update({of: given[of].bfloat16() for of in rows if of in given})
+    given.update(dict.fromkeys(of for of in given if of.endswith(("pair_key", "pair_value"))))
+    if "grad_output" not in given:
+        given["rounded"] = nodes(WIDTH).bfloat16()
+    return given
+
+
+def ends(given: dict[str, Any]) -> dict[str, Any]:
+    """GAT's, whose scores of nodes a layer's functions make of the values."""
+    made = {
+        "query": None, "key": None, "of_query": torch.randn(HEADS, WIDTH),
+        "of_key": torch.randn(HEADS, WIDTH), "vector": torch.randn(HEADS, 1),
+        "pair_key": of_pairs(),
+    }  # fmt: skip
+    return with_gradients(given, made) | {"numbers": torch.randn(5 * NODES * HEADS)}
+
+
+def maps(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of a layer that makes query, key, value and what is added of its input."""
+    wide = HEADS * WIDTH
+    sizes = {"query": wide, "key": wide, "value": wide, "add": wide if given["concat"] else WIDTH}
+    made: dict[str, Any] = dict.fromkeys(sizes)
+    made |= {"vector": torch.randn(HEADS, WIDTH), "pair_key": of_pairs(WIDTH)}
+    made |= {of: torch.randn(NODES, FEATURES) for of in ("x", "x_query")}
+    made |= {f"weight_{of}": torch.randn(size, FEATURES) for of, size in sizes.items()}
+    made |= {f"bias_{of}": torch.randn(size) for of, size in sizes.items()}
+    return with_gradients(given, made) | {"hidden": torch.randn(3 * NODES * wide)}
+
+
+def with_gradients(given: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """A layer's arguments with others in their place, and with the gradients of these."""
+    grads = {f"grad_{of}": None if x is None else x.clone() for of, x in made.items()}
+    return {**given, **made, **(grads if "grad" in given else {})}
+
+
+KINDS = {"halves": halves, "ends": ends, "maps": maps}
 
 
 def call(name: str, given: dict[str, Any]) -> Any:
@@ -307,7 +315,7 @@ def test_a_layer_does_not_write_to_the_order_of_its_pairs(name: str, order: int)
         shared = torch.zeros(x.numel() + 8)
         ends[order] = shared[:8].view(ends[order].dtype)[: len(ends[order])].copy_(ends[order])
         given[written] = shared[1 : 1 + x.numel()].view(x.shape)
-        given["pairs"] = compiled.module.SortedPairs(NODES, NODES, len(PLACE), *ends[:3])
+        given["pairs"] = compiled.module.SortedPairs(NODES, NODES, PAIRS, *ends[:3])
         given["pairs"].set_by_key(*ends[3:])
         with pytest.raises(ValueError, match="shares memory"):
             call(name, given)

@@ -276,8 +276,12 @@ def test_a_long_sequence_takes_the_memory_of_its_pairs() -> None:
 def test_edges_made_in_inference_mode_serve_training() -> None:
     with torch.inference_mode():
         edges = local(1).edges(5)
-    inputs = tokens(5)
-    outcome(inputs, inputs, score=ScaledDot(), support=edges)
+    inputs, steps = tokens(5), torch.arange(5)
+    mask = (steps - steps[:, None]).abs() <= 1
+    torch.testing.assert_close(
+        outcome(inputs, inputs, score=ScaledDot(), support=edges),
+        outcome(inputs, inputs, score=ScaledDot(), support=Dense(mask)),
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,13 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import pytest  # noqa: F401
 import torch
 import torch.distributed as dist
+
+import gat  # noqa: F401
+import sequence_attn  # noqa: F401
+from attn_core.distributed import leave
 
 
 def child(rank: int, world: int, folder: Path, script: str, function: str, seconds: float) -> None:
@@ -28,8 +33,7 @@ def child(rank: int, world: int, folder: Path, script: str, function: str, secon
     dist.init_process_group("gloo", where, rank=rank, world_size=world, timeout=limit)
     result = runpy.run_path(script)[function](rank, world)
     torch.save(result, folder / f"{rank}.pt")
-    time.sleep(0.2)  # gloo's threads need Python's lock to end, which the next line holds
-    dist.destroy_process_group()
+    leave()
 
 
 def main(world: int, folder: Path, script: str, function: str, seconds: float) -> int:

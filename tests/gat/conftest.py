@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -83,6 +84,21 @@ EDGE_OPTIONS: dict[str, tuple[Any, ...]] = {
         for fill in ("mean", "add", "min", "max", "mul", 0.5, torch.tensor([0.5, -1.0]))
     },
 }
+
+
+def pairwise(*options: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Few rows of the product of options: any two values of two options stand in one of them.
+
+    >>> sorted(pairwise("ab", "cd", "ef"))
+    [('a', 'c', 'e'), ('a', 'd', 'f'), ('b', 'c', 'f'), ('b', 'd', 'e')]
+    """
+    rows = list(itertools.product(*options))
+    pairs = [set(itertools.combinations(enumerate(row), 2)) for row in rows]
+    left = set().union(*pairs)
+    while left:
+        best = max(range(len(rows)), key=lambda i: len(pairs[i] & left))
+        left -= pairs[best]
+        yield rows[best]
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attn_core import Edges, backend
 from attn_core.compat import TORCH
+from attn_core.distributed import leave
 from attn_core.graph.listing import Listing
 from gat import (
     AGNN,
@@ -269,17 +269,12 @@ def test_checkpointing_draws_the_same_dropout_again(conv: Any, reentrant: bool) 
 
 @pytest.fixture(scope="module")
 def process_group() -> Iterator[None]:
-    """Of this process alone.
-
-    A thread of gloo's clears away a collective, for which it may need Python's lock; who destroys
-    the group holds that lock and waits for the thread, for ever (torch 2.13). It gets time first.
-    """
+    """Of this process alone."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
     yield
-    time.sleep(1)
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.usefixtures("process_group")

@@ -235,8 +235,9 @@ def test_agnn_in_float16() -> None:
     ours, theirs = pair("AGNNConv")
     x = X.half().index_fill(0, torch.tensor([0]), 0)
     assert (ours(x, EDGES).dtype, theirs(x, EDGES).dtype) == (torch.float16, torch.float32)
+    expected = theirs(x.float(), EDGES)
     ours, theirs = ours.half(), theirs.half()
-    assert ours(x, EDGES).isfinite().all()
+    torch.testing.assert_close(ours(x, EDGES).float(), expected, rtol=1e-2, atol=1e-2)
     assert theirs(x, EDGES)[0].isnan().all()
 
 

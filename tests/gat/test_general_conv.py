@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -11,7 +10,15 @@ import torch_geometric.nn
 
 from attn_core import Edges
 from gat import GeneralConv
-from tests.gat.conftest import EDGES, KINDS, PATHS, SIMPLE, TOLERANCE, assert_same_calls
+from tests.gat.conftest import (
+    EDGES,
+    KINDS,
+    PATHS,
+    SIMPLE,
+    TOLERANCE,
+    assert_same_calls,
+    pairwise,
+)
 
 CLASSES = GeneralConv, torch_geometric.nn.GeneralConv
 
@@ -22,7 +29,7 @@ CLASSES = GeneralConv, torch_geometric.nn.GeneralConv
 def test_agrees_over_the_product_of_options(
     twins: Any, kind: str | None, path: str, directed: bool
 ) -> None:
-    flags = itertools.product((1, 3), (None, 2), (True, False), (True, False), (3, 4), TOLERANCE)
+    flags = pairwise((1, 3), (None, 2), (True, False), (True, False), (3, 4), TOLERANCE)
     for heads, edges, skip, normalize, out, dtype in flags:
         options = {"heads": heads, "in_edge_channels": edges, "directed_msg": directed}
         options |= {"skip_linear": skip, "l2_normalize": normalize, "bias": skip}

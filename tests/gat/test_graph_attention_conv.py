@@ -517,9 +517,15 @@ def test_in_models_of_torch_geometric() -> None:
             return GraphAttentionConv(inputs, outputs, **kwargs)
 
     model = Model(4, 8, 2, 3, normalizer="sparsemax", edge_dim=2, jk="cat").double()
-    assert model(X, EDGES, edge_attr=EDGE_ATTR).shape == (6, 3)
+    first = model.convs[0](X, EDGES, EDGE_ATTR).relu()
+    second = model.convs[1](first, EDGES, EDGE_ATTR).relu()
+    expected = model.lin(torch.cat([first, second], -1))
+    torch.testing.assert_close(model(X, EDGES, edge_attr=EDGE_ATTR), expected)
     pool = SAGPooling(4, GNN=GraphAttentionConv, normalizer="sparsemax").double()
-    assert pool(X, EDGES)[0].shape == (3, 4)
+    pooled, *_, kept, scores = pool(X, EDGES)
+    assert len(kept) == 3
+    torch.testing.assert_close(scores.abs(), pool.gnn(X, EDGES)[kept, 0].tanh().abs())
+    torch.testing.assert_close(pooled, X[kept] * scores[:, None])
 
 
 def test_a_message_that_a_subclass_replaces_counts() -> None:

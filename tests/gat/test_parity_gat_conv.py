@@ -24,6 +24,7 @@ from tests.gat.conftest import (
     assert_parity_on,
     assert_same,
     features,
+    pairwise,
     with_options,
 )
 
@@ -62,7 +63,7 @@ def parity_of(twins: Any, inputs: str, options: str, path: str, dtype: torch.dty
 @pytest.mark.parametrize("options", EDGE_OPTIONS)
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_agrees_over_the_product_of_options(twins: Any, inputs: str, options: str) -> None:
-    flags = itertools.product((1, 3), (True, False), (False, True), (False, True))
+    flags = pairwise((1, 3), (True, False), (False, True), (False, True))
     for heads, concat, residual, bias in flags:
         more = {"heads": heads, "concat": concat, "residual": residual, "bias": bias}
         parity_of(twins, inputs, options, "fused", torch.float64, **more)

@@ -129,5 +129,7 @@ def test_the_targets_are_as_many_as_edge_index_knows(
 
 
 def test_a_plain_edge_index_knows_no_sizes() -> None:
-    layer = gat.GATConv((8, 16), 3)
-    assert layer((torch.randn(4, 8), None), PAIRS).shape == (4, 3)
+    layer, theirs = gat.GATConv((8, 16), 3), THEIRS.GATConv((8, 16), 3)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 8), None
+    torch.testing.assert_close(layer(x, PAIRS), theirs(x, PAIRS, size=(4, 4)))

@@ -11,7 +11,7 @@ import torch_geometric.nn
 
 from attn_core import Edges
 from gat import RGATConv
-from tests.gat.conftest import EDGES, PATHS, TOLERANCE, assert_same_calls
+from tests.gat.conftest import EDGES, PATHS, TOLERANCE, assert_same_calls, pairwise
 
 CLASSES = RGATConv, torch_geometric.nn.RGATConv
 TYPES = torch.tensor([0, 1, 2, 0, 2, 0, 1, 1])
@@ -30,10 +30,9 @@ def call(layer: Any, x: Any, *edge_attr: Any) -> Any:
 def test_agrees_over_the_product_of_options(
     twins: Any, mechanism: str, mod: str | None, mode: str, dim: int
 ) -> None:
-    flags = itertools.product((1, 2), (True, False), (None, 3), MAPS)
-    for heads, concat, edge_dim, maps in flags:
+    for heads, concat, edge_dim, i in pairwise((1, 2), (True, False), (None, 3), range(len(MAPS))):
         options = {"attention_mechanism": mechanism, "attention_mode": mode, "mod": mod, "dim": dim}
-        options |= {"heads": heads, "concat": concat, "edge_dim": edge_dim, **maps}
+        options |= {"heads": heads, "concat": concat, "edge_dim": edge_dim, **MAPS[i]}
         layers = twins(4, 2, 3, **options, classes=CLASSES)
         if mod == "scaled":  # theirs leaves this parameter as the memory comes
             for layer in layers:

@@ -83,6 +83,7 @@ def test_dot_attention_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("score", SCORES)
+@settings(max_examples=8)
 @given(lengths=st.lists(st.integers(0, 5), min_size=2, max_size=2), data=st.data())
 def test_padding_changes_nothing(score: str, normalizer: str, lengths: list[int], data) -> None:
     attention = layer(score, normalizer)
@@ -217,7 +218,7 @@ def test_a_normalizer_of_ones_own() -> None:
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("score", SCORES)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     lengths=st.none() | st.lists(st.integers(0, 5), min_size=2, max_size=2),
     masked=st.sampled_from([None, (3, 5), (2, 1, 5), (2, 3, 5)]),

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -154,6 +154,7 @@ def test_any_batch_dimensions_or_none() -> None:
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("score", SCORES)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_padding_changes_nothing(score: str, normalizer: str, data) -> None:
     attention = layer(score, normalizer, output_size=2, bias=True)

@@ -114,11 +114,21 @@ def test_multi_head_layers_take_a_score_of_ones_own(window: int | None) -> None:
     assert encoder.double()(x).output.shape == x.shape
 
 
+def alike(module: nn.Module) -> nn.Module:
+    """The same in float64, with a score for which all keys are equally far."""
+    for name, parameter in module.double().named_parameters():
+        if name.endswith("score_scale"):
+            nn.init.zeros_(parameter)
+    return module
+
+
 def test_models_and_decoders_take_a_score_of_ones_own() -> None:
-    tokens = torch.randint(4, 9, (B, T))
     options = {"size": 8, "heads": 2, "layers": 1, "score": distance(), "normalizer": Halves()}
-    model = Transformer(9, 9, **options).double()
-    assert model(tokens, tokens).logits.shape == (B, T, 9)
+    model = alike(Transformer(9, 9, **options))
+    for stack in (model.encoder, model.decoder):  # whose attention to the sequence itself it is of
+        x = torch.randn(B, T, 8).double()
+        weights = stack.layers[0].attention(x, need_weights=True).weights
+        torch.testing.assert_close(weights, torch.full((B, 2, T, T), 1 / T).double())
     encoded = RecurrentEncoder(D, D).double()(sequence())
     for decoder in (
         luong(D, D, D, attention=distance()),
@@ -126,7 +136,11 @@ def test_models_and_decoders_take_a_score_of_ones_own() -> None:
         context_only(D, D, D, attention=Attention(distance(), normalizer=Halves())),
         luong(D, D, D, attention=HardAttention(distance())),
     ):
-        assert decoder.double()(sequence(), encoded).output.shape == (B, T, D)
+        read = alike(decoder)(sequence(), encoded, need_weights=True)
+        if read.log_prob is None:
+            torch.testing.assert_close(read.weights, torch.full((B, 1, T, T), 1 / T).double())
+        else:
+            torch.testing.assert_close(read.log_prob, -torch.full((B, 1, T), T).double().log())
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "gumbel"])

@@ -228,8 +228,7 @@ def test_the_cut_into_tiles_makes_no_difference(
 def test_large_logits_do_not_overflow(score: str, device: str) -> None:
     given = arguments(score, device, dtype=torch.float32, per_pair=("bias",))
     given["bias"] = (given["bias"].detach() * 1e4).requires_grad_()
-    found = everything(given)
-    assert all(x.isfinite().all() for name, x in found.items() if name != "log_sum_exp")
+    assert_defined(given, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_of_a_row_of_large_scores_sum_to_zero(device: str) -> None:

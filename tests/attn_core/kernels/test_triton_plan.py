@@ -234,11 +234,12 @@ def test_entmax_of_what_is_not_a_number(alpha: float, device: str) -> None:
 
 def test_many_equal_scores_share_alike(device: str) -> None:
     """Where Newton's method begins farthest from its end."""
-    x = torch.zeros(5000, 1, device=device)
-    index = torch.zeros(5000, dtype=torch.int64, device=device)
+    num = 600 if device == "cpu" else 5000  # the interpreter is slow
+    x = torch.zeros(num, 1, device=device)
+    index = torch.zeros(num, dtype=torch.int64, device=device)
     for alpha in (1.5, 2.0):
         found = Entmax(alpha).segment(x, index, 1)
-        torch.testing.assert_close(found, torch.full_like(x, 1 / 5000), rtol=1e-3, atol=0)
+        torch.testing.assert_close(found, torch.full_like(x, 1 / num), rtol=1e-3, atol=0)
 
 
 # --- What kernels are compiled for ---

@@ -385,6 +385,7 @@ def test_samples_have_weights_too():
         for one in hypotheses:
             steps = len(one.tokens) + one.finished
             assert one.weights.shape == (1, 1, steps, int(LENGTHS[i]))
+            torch.testing.assert_close(one.weights.sum(-1), torch.ones(1, 1, steps).double())
 
 
 @every_model
