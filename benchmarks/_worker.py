@@ -179,6 +179,83 @@ def of_attention(
     return Contender({"forward": forward, "forward and backward": both}, forget, results)
 
 
+def of_translation(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    search: Callable[[], Tensor],
+    embedding: nn.Parameter,
+) -> Contender:
+    """A training step of a model, but for the optimiser's; and a search with it.
+
+    Args:
+        model: what learns and translates.
+        loss: of a batch, the mean over its target tokens.
+        search: the log-probability of the best target of each of some sources.
+        embedding: of the source, whose gradient goes through all the rest.
+    """
+
+    def step() -> Tensor:
+        model.train()
+        model.zero_grad()
+        found = loss()
+        found.backward()
+        return found
+
+    def decode() -> Tensor:
+        model.eval()
+        with torch.no_grad():
+            return search()
+
+    def results() -> dict[str, Tensor]:
+        found = {"loss": step()}
+        assert embedding.grad is not None
+        return found | {"gradient": embedding.grad, "log-probabilities": decode()}
+
+    size = sum(x.numel() for x in model.parameters())
+    runs = {"step": step, "search": decode}
+    return Contender(runs, model.zero_grad, results, {"parameters": str(size)})
+
+
+def in_one_process(contenders: Mapping[str, Contender]) -> Contender:
+    """Several contenders as one, their names before those of their runs, results and facts."""
+
+    def named(of: Callable[[Contender], Mapping[str, Any]]) -> dict[str, Any]:
+        return {f"{k}, {name}": x for k, one in contenders.items() for name, x in of(one).items()}
+
+    def forget() -> None:
+        for one in contenders.values():
+            one.forget()
+
+    return Contender(
+        named(lambda one: one.runs),
+        forget,
+        lambda: named(lambda one: one.results()),
+        named(lambda one: one.facts),
+    )
+
+
+def fill(model: nn.Module, parameters: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Give a model parameters that have other names.
+
+    Args:
+        model: what to fill.
+        parameters: all of them; the shapes of vectors may differ by dimensions of 1.
+        names: parts of the model's names, and what they are in `parameters`; replaced in order.
+
+    >>> model = nn.Linear(2, 1)
+    >>> fill(model, {"w": torch.ones(2), "bias": torch.zeros(1)}, {"weight": "w"})
+    >>> model.weight.tolist()
+    [[1.0, 1.0]]
+    """
+    left = dict(parameters)
+    for name, parameter in model.named_parameters():
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        parameter.data.copy_(left.pop(name).reshape(parameter.shape))
+    if left:
+        raise ValueError(f"the model has no place for {', '.join(left)}")
+
+
 def digest(x: Tensor) -> list[float]:
     """The norm of a tensor, and a sum of its entries with signs of all sizes.
 

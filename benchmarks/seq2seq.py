@@ -1,6 +1,6 @@
-"""Encoder–decoders: training in one call against a loop, decoding with caches against without.
+"""Encoder–decoders: training in one call, decoding with caches, and both beside their peers.
 
-Both contenders of a table are the same model with the same weights, and are first shown to give the
+The contenders of a table are the same model with the same weights, and are first shown to give the
 same numbers.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks._measure import Timings, assert_agree, take_turns
 from benchmarks._report import Cell, Report, Table
+from benchmarks._translators import PEERS, measure_peers
 from examples._translation import Architecture
 from sequence_attn.seq2seq import (
     Encoded,
@@ -41,24 +42,34 @@ Decode = Callable[[Tensor, Encoded], Predicted]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Nothing beside what all benchmarks take."""
+    """Add what this benchmark takes to its command line."""
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+        help=f"which tables to make, of {', '.join(PARTS)} (default: all)",
+    )  # fmt: skip
+    for name, (_, option, _) in PEERS.items():
+        parser.add_argument(
+            option, metavar="PATH", default=None,
+            help=f"the python of a virtual environment that has {name}; it need not have this "
+            "library (default: this one, if it has it)",
+        )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> Report:
-    """Make the tables."""
+    """Make the tables that were asked for."""
     torch.manual_seed(0)
     report = Report("Encoder–decoders, measured")
-    measure_training(report, arguments.tiny)
-    measure_models(report, arguments.tiny)
-    measure_decoding(report, arguments.tiny)
+    for part in arguments.only:
+        PARTS[part](report, arguments)
     return report
 
 
 # --- Training ---
 
 
-def measure_training(report: Report, tiny: bool) -> None:
+def measure_training(report: Report, arguments: argparse.Namespace) -> None:
     """Luong's decoder without input feeding: all steps at once, and one after the other."""
+    tiny = arguments.tiny
     rows: list[list[Cell]] = []
     findings = {}
     sizes = {"tiny": (8, 6, 16, 50)}
@@ -136,8 +147,9 @@ def decoder_gradients(
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
-def measure_models(report: Report, tiny: bool) -> None:
+def measure_models(report: Report, arguments: argparse.Namespace) -> None:
     """A training step of the models that the translation example trains on Multi30k."""
+    tiny = arguments.tiny
     vocabularies, batch, steps = ((40, 40), 4, 5) if tiny else ((7864, 5923), 150, 15)
     sizes: dict[str, Any] = (
         {"embedding_size": 16, "state_size": 16, "feed_forward_size": 16} if tiny else {}
@@ -219,8 +231,9 @@ class Uncached(EncoderDecoder[Prefix]):
         return self.model.decode(target, encoded, need_weights=need_weights)
 
 
-def measure_decoding(report: Report, tiny: bool) -> None:
+def measure_decoding(report: Report, arguments: argparse.Namespace) -> None:
     """Beam search over many sentences, with and without what was computed before."""
+    tiny = arguments.tiny
     sentences, batch, words, size, layers = (
         (20, 10, 50, 16, 1) if tiny else (1000, 100, 6000, 256, 3)
     )
@@ -272,3 +285,11 @@ def translate(
 def _speed(timings: Timings, name: str, things: int) -> list[Cell]:
     milliseconds = timings.milliseconds(name)
     return [milliseconds, things / milliseconds * 1e3]
+
+
+PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
+    "training": measure_training,
+    "models": measure_models,
+    "decoding": measure_decoding,
+    "peers": measure_peers,
+}
