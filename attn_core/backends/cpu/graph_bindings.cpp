@@ -114,8 +114,9 @@ std::optional<attn::SortedPairs> sort_ends(
     const nb::ndarray<const I, nb::ndim<2>, nb::device::cpu>& pairs, int64_t num_keys,
     int64_t num_queries, int64_t loops, bool narrow, int threads, bool wants_key) {
   if (pairs.shape(0) != 2) refuse("pairs", "is not [2, E]");
-  const auto count = int64_t(pairs.shape(1)), room = count + loops;
+  const auto count = int64_t(pairs.shape(1));
   check_sizes(count, num_keys, num_queries, loops, narrow);
+  const int64_t room = count + loops;
   attn::SortedPairs made{num_keys, num_queries, 0, room, {}, std::nullopt, {}};
   const auto [by_query, by_key] = rooms(made, narrow);
   const int64_t bytes = by_query.bytes();
@@ -177,16 +178,15 @@ int64_t turn(const Index& pointer, const Column& other, const Places& place, int
   check_room(to_pointer, to_other, to_place, num_others, count);
   apart({{"to_pointer", to_pointer}, {"to_other", to_other}, {"to_place", to_place}},
         {{"pointer", pointer}, {"other", other}, {"place", place}});
-  std::unique_ptr<int32_t[]> ends(new int32_t[size_t(2 * places)]);
-  int32_t *nodes = ends.get(), *others = nodes + places;
-  if (places > count) std::fill(nodes, nodes + places, -1);
+  const std::unique_ptr<int32_t[]> nodes(new int32_t[size_t(places)]), others(new int32_t[size_t(places)]);
+  if (places > count) std::fill_n(nodes.get(), places, -1);
   for (int64_t node = 0; node < num; node++) {
     for (int64_t e = given.pointer[node]; e < given.pointer[node + 1]; e++) {
       nodes[given.place[e]] = given.other[e];
       others[given.place[e]] = int32_t(node);
     }
   }
-  attn::Listed<int32_t> listed{nodes, others, 1, places, num_others, num};
+  attn::Listed<int32_t> listed{nodes.get(), others.get(), 1, places, num_others, num};
   listed.holes = places > count;
   return by_width(to_place, [&](auto* to) {
     return attn::sort_pairs(listed, attn::order_of(to_pointer.data(), to_other.data(), to), threads);
