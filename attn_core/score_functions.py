@@ -1,7 +1,7 @@
 """A score given as a short function of one query and one key.
 
 `score_function` makes a class of it, a `Score` like all others: over dense supports and windows the
-function runs as it is written; over edges, on CPUs, it is compiled with its derivatives
+function runs as it is written; over edges it is compiled with its derivatives
 (`attn_core.backends.generated`). An op knows a score by name, since it takes plain tensors:
 `name_of` gives it one, `known` finds it again.
 """

@@ -141,12 +141,15 @@ def of_pairs(p: Problem, rows: Tensor | None) -> Tensor | None:
 
 def backend_of(p: Problem) -> Any:
     """The module whose kernels serve this problem; plain torch does where none are compiled."""
-    if p.kind.startswith(FUNCTION):
-        return generated if generated.serves(p) else blocks
+    function = p.kind.startswith(FUNCTION)
+    if function and not generated.serves(p):
+        return blocks
     if triton.serves(p.key, p.value):
         from attn_core.backends.triton import run  # which imports Triton
 
         return run
+    if function:
+        return generated
     return cpu if cpu.serves(p) else csr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attn_core import gpu
 from attn_core.batched import Repeated
 from attn_core.call import Attended, Call
 from attn_core.normalizers import Softmax
@@ -12,7 +13,7 @@ from attn_core.supports.edges import Edges, PendingEdges
 
 
 def serves(call: Call) -> bool:
-    """Whether the op computes this call: on CPUs, softmax of a score that is to be compiled."""
+    """Whether the op computes this call: softmax of a score that is to be compiled."""
     normalizer = call.normalizer
     return (
         _of_one_state(call.score)[0].compiles
@@ -22,7 +23,7 @@ def serves(call: Call) -> bool:
         and normalizer.temperature == 1
         and call.query is not None
         and call.pair_value is None
-        and call.key.device.type == "cpu"
+        and (call.key.device.type == "cpu" or gpu.serves(call.key, call.value))
         and name_of(*_heads_of(call)) is not None
     )
 

@@ -1,7 +1,8 @@
-"""Score functions over edges as C++ that is generated, compiled once and kept.
+"""Score functions over edges as code that is generated, compiled once and kept.
 
 `trace` makes FX graphs of a score and of its derivatives, `emit` and `source` C++ of these, `build`
-a library; here, a problem's tensors are handed to it. What cannot be compiled, `blocks` computes,
+a library; here, a problem's tensors are handed to it. For GPUs `tiles` makes Triton functions,
+which the kernels of `attn_core.backends.triton` call. What cannot be compiled, `blocks` computes,
 after one warning that says why.
 """
 
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 
 from attn_core import compiled
+from attn_core.backends import triton
 from attn_core.backends.cpu import _order, _plain
 from attn_core.backends.generated.build import load
 from attn_core.backends.generated.source import source
-from attn_core.backends.generated.trace import Sizes, Unsupported, trace
+from attn_core.backends.generated.tiles import Function, function
+from attn_core.backends.generated.trace import Sizes, Traced, Unsupported, trace
 from attn_core.backends.problem import Problem
 from attn_core.dropout import start_of
 from attn_core.score_functions import FUNCTION, known
@@ -30,7 +33,7 @@ _MOST_PAIRS = 2**32 - 1
 _MOST_KERNELS = 32  # of one class and head count, after which another constant is not compiled
 _POINTER = ctypes.c_void_p
 _lock = threading.Lock()
-_kernels: dict[Any, ctypes.CDLL | str] = {}
+_kernels: dict[Any, Any] = {}  # what was made; or why nothing was
 
 
 class _Order(ctypes.Structure):
@@ -67,17 +70,22 @@ class _Call(ctypes.Structure):
 
 
 def serves(problem: Problem) -> bool:
-    """Whether a kernel computes this call; compiles it, if it is not there yet."""
+    """Whether a kernel computes this call; makes it, if it is not there yet."""
     edges = problem.edges
-    return (
+    if not (
         compiled.is_wanted()
         and problem.kind.startswith(FUNCTION)
-        and problem.key.device.type == "cpu"
         and problem.dtype in _DTYPES
         and all(x is None or x.numel() > 0 for x in (problem.query, problem.key, problem.value))
+    ):
+        return False
+    if triton.serves(problem.key, problem.value):
+        return function_of(problem) is not None
+    return (
+        problem.key.device.type == "cpu"
         and max(edges.num_keys, edges.num_queries) < 2**31 - 1
         and edges.num_edges < _MOST_PAIRS
-        and _kernel(problem) is not None
+        and _library(problem) is not None
     )
 
 
@@ -96,9 +104,23 @@ def _sizes(p: Problem) -> Sizes:
     )
 
 
-def _kernel(p: Problem) -> ctypes.CDLL | None:
+def function_of(p: Problem) -> Function | None:
+    """The Triton of a problem's score; None where there is none."""
+    # Of which values are no part; and where a vector of a pair is one for all heads, strides say it
+    sizes = _sizes(p)._replace(value=0, pair_heads=0)
+    found: Function | None = _made_once(function, p.kind, sizes, p.dtype)
+    return found
+
+
+def _library(p: Problem) -> ctypes.CDLL | None:
     """The library of a problem's score; None where it cannot be compiled."""
-    key = p.kind, _sizes(p), p.dtype
+    found: ctypes.CDLL | None = _made_once(_compiled, p.kind, _sizes(p), p.dtype)
+    return found
+
+
+def _made_once(make: Any, name: str, sizes: Sizes, dtype: torch.dtype) -> Any:
+    """What is made of a score, once; None where it cannot be, after a warning that says why."""
+    key = name, sizes, dtype, make
     with _lock:
         if key not in _kernels:
             # Another thread traces, since this one may be in the midst of an op
@@ -106,7 +128,7 @@ def _kernel(p: Problem) -> ctypes.CDLL | None:
                 _kernels[key] = made = apart.submit(_made, *key).result()
             if isinstance(made, str):
                 warnings.warn(
-                    f"score {known(p.kind).cls.__name__} {made}; over edges it runs in plain "
+                    f"score {known(name).cls.__name__} {made}; over edges it runs in plain "
                     "torch, block by block",
                     stacklevel=2,
                 )
@@ -119,20 +141,24 @@ def kernels() -> list[str]:
     return [name for (name, *_), found in _kernels.items() if not isinstance(found, str)]
 
 
-def _made(name: str, sizes: Sizes, dtype: torch.dtype) -> ctypes.CDLL | str:
-    """The library of a score, or why there is none."""
-    alike = [known(other).cls for other, *_ in _kernels].count(known(name).cls)
-    if alike >= _MOST_KERNELS:
+def _made(name: str, sizes: Sizes, dtype: torch.dtype, make: Any) -> Any:
+    """What is made of a score, or why nothing is."""
+    alike = [known(other).cls for other, *_, way in _kernels if way is make]
+    if alike.count(known(name).cls) >= _MOST_KERNELS:
         return (
             f"was compiled {_MOST_KERNELS} times for other constants or sizes: make what changes a "
             "tensor"
         )
     try:
-        library = load(source(trace(name, sizes, dtype), sizes, dtype))
+        return make(trace(name, sizes, dtype), sizes, dtype)
     except Unsupported as reason:
         return str(reason)
     except Exception as error:  # an op in a form that the rules do not foresee
         return f"cannot be compiled ({error!r})"
+
+
+def _compiled(traced: Traced, sizes: Sizes, dtype: torch.dtype) -> ctypes.CDLL:
+    library = load(source(traced, sizes, dtype))
     for entry in (library.attn_forward, library.attn_backward):
         entry.argtypes, entry.restype = [ctypes.POINTER(_Call)], None
     return library
@@ -234,7 +260,7 @@ class _Run:
 
     def __call__(self, entry: str, per_head: tuple[str, ...]) -> None:
         """Run the kernel, once for each state where a batch is folded into the heads."""
-        p, library = self.problem, _kernel(self.problem)
+        p, library = self.problem, _library(self.problem)
         assert library is not None
         heads = known(p.kind).heads
         states = p.heads // heads
@@ -254,4 +280,4 @@ class _Run:
             sums.copy_(total)
 
 
-__all__ = ["backward", "forward", "kernels", "serves"]
+__all__ = ["Function", "backward", "forward", "function_of", "kernels", "serves"]

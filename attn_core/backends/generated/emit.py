@@ -1,4 +1,4 @@
-"""C++ of the graph of a score: scalar expressions in loops, which the compiler makes vectors of.
+"""The code of the graph of a score; here C++, scalar expressions in loops, which become vectors.
 
 A number is asked for by its node and its index, which leads back to the numbers that it is made of;
 an index is an affine sum of loop variables. Views, slices and joins are so nothing but other
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ class MixedHeads(Exception):
 class Scope:
     """What stands in one loop: its statements, and the numbers that they name."""
 
-    def __init__(self, variable: str | None) -> None:
-        self.variable = variable
+    def __init__(self, *variables: str) -> None:
+        self.variables = set(variables)
         self.lines: list[str] = []
         self.named: dict[Any, str] = {}
 
@@ -44,7 +45,7 @@ class Emitter:
     def __init__(self, traced: Traced, sizes: Sizes) -> None:
         self.traced, self.sizes = traced, sizes
         self.extents = {HEAD: sizes.heads}
-        self.scopes = [Scope(None)]
+        self.scopes = [Scope()]
         self.count = 0
         self.offsets: list[int] = []
         at = 0
@@ -67,7 +68,7 @@ class Emitter:
     def depth(self, index: tuple[Index, ...]) -> int:
         """The innermost loop that an index depends on."""
         variables = {v for one in index for v, _ in one.terms}
-        return max(i for i, s in enumerate(self.scopes) if i == 0 or s.variable in variables)
+        return max(i for i, s in enumerate(self.scopes) if i == 0 or s.variables & variables)
 
     def named(self, key: Any) -> str | None:
         for scope in self.scopes:
@@ -77,13 +78,12 @@ class Emitter:
 
     def trial(self, run: Callable[[Emitter], object]) -> None:
         """Do it without leaving a trace; raises what it raises."""
-        other = object.__new__(Emitter)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, extents=dict(self.extents))
         other.scopes = []
         for scope in self.scopes:
-            copy = Scope(scope.variable)
-            copy.named = dict(scope.named)
-            other.scopes.append(copy)
+            other.scopes.append(alike := copy(scope))
+            alike.lines, alike.named = [], dict(scope.named)
         run(other)
 
     def over(
@@ -144,13 +144,7 @@ class Emitter:
         self.scopes[-1].lines.append(statement)
         while len(self.scopes) > parent:
             scope = self.scopes.pop()
-            name, n = opened.pop()
-            plain = not any(line.lstrip().startswith(("for", "#")) for line in scope.lines)
-            if pragma and plain and n >= 4:
-                self.scopes[-1].lines.append(pragma)
-            head = f"for (int {name} = 0; {name} < {n}; {name}++) {{"
-            body = ["  " + line for text in scope.lines for line in text.split("\n")]
-            self.scopes[-1].lines.append("\n".join([head, *body, "}"]))
+            self.scopes[-1].lines += self.loop(*opened.pop(), scope.lines, pragma)
 
     @contextmanager
     def outside(self, depth: int) -> Iterator[None]:
@@ -192,16 +186,13 @@ class Emitter:
         scope = self.depth(index)
         reduction = _REDUCTIONS.get(node.target)
         if reduction is not None:
-            with self.outside(scope):
+            with self.outside(scope), self.reducing(index):
                 made = reduction(self, node, index)
         else:
             made = self.formula(node, index, shape)
             if _SHORT.fullmatch(made):
                 return made
-            name = self.fresh("x")
-            kind = "bool" if node.meta["val"].dtype == torch.bool else "T"
-            self.scopes[scope].lines.append(f"const {kind} {name} = {made};")
-            made = name
+            made = self.name(made, scope, node.meta["val"].dtype == torch.bool)
         self.scopes[scope].named[key] = made
         return made
 
@@ -211,12 +202,12 @@ class Emitter:
             at, step = Index(self.offsets[given]), 1
             for one, n in zip(reversed(index), reversed(shape), strict=True):
                 at, step = linear((at, 1), (one, step)), step * n
-            return f"par[{at}]"
+            return self.read("par", at)
         if self.sizes.heads > 1 and index[1] != Index(0, ((HEAD, 1),)):
             raise MixedHeads
         if given == "grad":
             return "g"
-        return f"{given[0]}[{index[2]}]"
+        return self.read(given[0], index[2])
 
     def formula(self, node: Node, index: tuple[Index, ...], shape: tuple[int, ...]) -> str:
         rule = FORMULAS.get(node.target)
@@ -230,6 +221,38 @@ class Emitter:
             return self.value(x, index[len(index) - own :])
 
         return rule(of, *node.args, **node.kwargs)
+
+    # --- What it looks like ---
+
+    def loop(self, name: str, n: int, lines: list[str], pragma: str) -> list[str]:
+        """A loop around statements."""
+        plain = not any(line.lstrip().startswith(("for", "#")) for line in lines)
+        before = [pragma] if pragma and plain and n >= 4 else []
+        head = f"for (int {name} = 0; {name} < {n}; {name}++) {{"
+        body = ["  " + line for text in lines for line in text.split("\n")]
+        return [*before, "\n".join([head, *body, "}"])]
+
+    def name(self, value: str, scope: int, truth: bool = False) -> str:
+        """A name for a number, which stands in one of the scopes."""
+        name = self.fresh("x")
+        self.scopes[scope].lines.append(f"const {'bool' if truth else 'T'} {name} = {value};")
+        return name
+
+    def read(self, of: str, at: Index) -> str:
+        """A number of memory."""
+        return f"{of}[{at}]"
+
+    def reducing(self, index: tuple[Index, ...]) -> AbstractContextManager[Any]:
+        """What a reduction for a number at this index is made in."""
+        return nullcontext()
+
+    def sum_from(self, name: str) -> str:
+        """A statement that begins a sum."""
+        return f"T {name} = 0;"
+
+    def sum_on(self, name: str, value: str) -> str:
+        """A statement that adds to it."""
+        return f"{name} += {value};"
 
 
 # --- Reductions ---
@@ -247,7 +270,7 @@ def _summed(
             index = list(loops)
             if head is not None:
                 index.insert(head, Index(0, ((HEAD, 1),)))
-            return f"{total} += {term(other, index)};"
+            return other.sum_on(total, term(other, index))
 
         def attempt(other: Emitter, run: Any = run, inner: Any = inner) -> None:
             other.over(inner, lambda o, i: run(o, i, "none"))
@@ -259,7 +282,7 @@ def _summed(
         if head is not None and node not in e.of_gradient:
             break
         total = e.fresh("s")
-        e.scopes[-1].lines.append(f"T {total} = 0;")
+        e.scopes[-1].lines.append(e.sum_from(total))
         e.over(
             inner,
             lambda o, i, run=run, total=total: run(o, i, total),  # type: ignore[misc]
@@ -292,11 +315,8 @@ def _sum(e: Emitter, node: Node, index: tuple[Index, ...], mean: bool = False) -
     total = _summed(e, node, [shape[d] for d in gone], term)
     if not mean:
         return total
-    name = e.fresh("x")
-    e.scopes[-1].lines.append(
-        f"const T {name} = {total} / {number(max(math.prod(shape[d] for d in gone), 1))};"
-    )
-    return name
+    number_of = max(math.prod(shape[d] for d in gone), 1)
+    return e.name(f"{total} / {number(number_of)}", -1)
 
 
 def _product(e: Emitter, node: Node, index: tuple[Index, ...]) -> str:
@@ -340,7 +360,7 @@ def sums(traced: Traced, sizes: Sizes, wanted: dict[str | int, str]) -> Code:
     for place, (key, target) in enumerate(wanted.items()):
         node = traced.outputs[key]
         shape = tuple(node.meta["val"].shape)
-        head, inner = _root(e, node, shape)
+        head, inner = root(e, node, shape)
         size = math.prod(inner)
         if size > _MOST:
             raise Unsupported(f"has {size} numbers per head in one gradient")
@@ -357,7 +377,7 @@ def per_pair(traced: Traced, sizes: Sizes, key: str, target: str) -> list[str]:
     e = Emitter(traced, sizes)
     node = traced.outputs[key]
     shape = tuple(node.meta["val"].shape)
-    head, inner = _root(e, node, shape)
+    head, inner = root(e, node, shape)
     e.over(inner, _adding(node, head, target, inner), "#pragma omp simd")
     return e.scopes[0].lines
 
@@ -369,14 +389,14 @@ def _adding(
     steps = [math.prod(inner[d + 1 :]) for d in range(len(inner))]
 
     def statement(e: Emitter, index: list[Index]) -> str:
-        value = e.value(node, _with_head(index, head))
+        value = e.value(node, with_head(index, head))
         at = linear(*zip(index, steps, strict=True))
         return ";" if value == ZERO else f"{name}[{at}] += {value};"
 
     return statement
 
 
-def _with_head(index: list[Index], head: int | None) -> tuple[Index, ...]:
+def with_head(index: list[Index], head: int | None) -> tuple[Index, ...]:
     if head is None:
         return tuple(index)
     return (*index[:head], Index(0, ((HEAD, 1),)), *index[head:])
@@ -396,14 +416,14 @@ def _stored(
     ]
 
 
-def _root(e: Emitter, node: Node, shape: tuple[int, ...]) -> tuple[int | None, list[int]]:
+def root(e: Emitter, node: Node, shape: tuple[int, ...]) -> tuple[int | None, list[int]]:
     """Which dimension of an output is that of heads, and the extents of the others."""
     heads = [d for d, n in enumerate(shape) if n == e.sizes.heads > 1]
     for head in (*heads, None):
         inner = [n for d, n in enumerate(shape) if d != head]
         try:
             e.trial(lambda other, head=head, inner=inner: other.over(  # type: ignore[misc]
-                inner, lambda o, i: o.value(node, _with_head(i, head))
+                inner, lambda o, i: o.value(node, with_head(i, head))
             ))  # fmt: skip
         except MixedHeads:
             continue

@@ -1,4 +1,7 @@
-"""C++ of ops that make a number of numbers at the same place."""
+"""Ops that make a number of numbers at the same place, in words of both C++ and Triton.
+
+The functions that they call stand in functions.hpp and in `attn_core.backends.triton.functions`.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ ZERO = "T(0)"
 
 
 def number(x: Any) -> str:
-    """A Python number in C++."""
+    """A Python number."""
     if isinstance(x, bool):
-        return "true" if x else "false"
+        return f"truth({int(x)})"
     if x == 0:
         return ZERO
     if math.isinf(x):
-        return "T(__builtin_inf())" if x > 0 else "T(-__builtin_inf())"
-    return 'T(__builtin_nan(""))' if math.isnan(x) else f"T({float(x)!r})"
+        return "T(INFINITE)" if x > 0 else "T(-INFINITE)"
+    return "T(NOT_A_NUMBER)" if math.isnan(x) else f"T({float(x)!r})"
 
 
 def _add(of: Any, x: Any, y: Any, *, alpha: Any = 1) -> str:
@@ -70,7 +73,7 @@ def _between(sign: str) -> Callable[..., str]:
 
 def _where(of: Any, condition: Any, x: Any, y: Any) -> str:
     a, b = of(x), of(y)
-    return a if a == b else f"({of(condition)} ? {a} : {b})"
+    return a if a == b else f"choose({of(condition)}, {a}, {b})"
 
 
 def _clamp(of: Any, x: Any, low: Any = None, high: Any = None, **named: Any) -> str:
@@ -80,7 +83,7 @@ def _clamp(of: Any, x: Any, low: Any = None, high: Any = None, **named: Any) -> 
 
 
 def _same(of: Any, x: Any, *_: Any, **__: Any) -> str:
-    return f"T({of(x)})" if x.meta["val"].dtype == torch.bool else str(of(x))
+    return f"as_number({of(x)})" if x.meta["val"].dtype == torch.bool else str(of(x))
 
 
 def _minus(of: Any, x: Any) -> str:
@@ -110,6 +113,7 @@ FORMULAS: dict[Any, Callable[..., str]] = {
     aten.masked_fill.Tensor: lambda of, x, where, y: _where(of, where, y, x),
     aten.full.default: lambda of, _, x, **__: number(x),
     aten.full_like.default: lambda of, _, x, **__: number(x),
+    aten.fill.Scalar: lambda of, _, x: number(x),
     aten.scalar_tensor.default: lambda of, x, **_: number(x),
     aten.zeros.default: lambda of, *_, **__: ZERO,
     aten.zeros_like.default: lambda of, *_, **__: ZERO,
@@ -118,12 +122,12 @@ FORMULAS: dict[Any, Callable[..., str]] = {
     aten.ones_like.default: lambda of, *_, **__: number(1),
     aten._to_copy.default: _same,
     aten.clone.default: _same,
-    aten.logical_not.default: lambda of, x: f"!{of(x)}",
-    aten.logical_and.default: _between("&&"),
-    aten.logical_or.default: _between("||"),
+    aten.logical_not.default: _call("inverse"),
+    aten.logical_and.default: _between("&"),
+    aten.logical_or.default: _between("|"),
     aten.bitwise_and.Tensor: _between("&"),
     aten.bitwise_or.Tensor: _between("|"),
-    aten.bitwise_not.default: lambda of, x: f"!{of(x)}",
+    aten.bitwise_not.default: _call("inverse"),
 }
 for _name, _rule in {
     "add": _add,
@@ -141,7 +145,7 @@ for _name, _rule in {
         FORMULAS[getattr(getattr(aten, _name), _kind)] = _rule
 for _kind in ("Tensor_Scalar", "Tensor_Tensor", "Scalar"):
     FORMULAS[getattr(aten.pow, _kind)] = _pow
-for _name, _cpp in {
+for _name, _word in {
     "exp": "exponential",
     "tanh": "hyperbolic",
     "log": "logarithm",
@@ -151,11 +155,11 @@ for _name, _cpp in {
     "sgn": "sign",
     "sin": "sine",
     "cos": "cosine",
-    "expm1": "__builtin_expm1",
-    "log1p": "__builtin_log1p",
-    "log2": "__builtin_log2",
-    "erf": "__builtin_erf",
-    "atan": "__builtin_atan",
-    "floor": "__builtin_floor",
+    "expm1": "exp_minus_1",
+    "log1p": "log_plus_1",
+    "log2": "binary_logarithm",
+    "erf": "error_function",
+    "atan": "arctangent",
+    "floor": "rounded_down",
 }.items():
-    FORMULAS[getattr(aten, _name).default] = _call(_cpp)
+    FORMULAS[getattr(aten, _name).default] = _call(_word)

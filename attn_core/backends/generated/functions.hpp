@@ -11,9 +11,15 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define APART __attribute__((noinline))
+#define INFINITE __builtin_inf()
+#define NOT_A_NUMBER __builtin_nan("")
 
 namespace {
 
+INLINE T as_number(int x) { return T(x); }
+INLINE bool truth(int x) { return x; }
+INLINE bool inverse(bool x) { return !x; }
+INLINE T choose(bool condition, T x, T y) { return condition ? x : y; }
 INLINE T larger(T x, T y) { return x > y || x != x ? x : y; }
 INLINE T smaller(T x, T y) { return x < y || x != x ? x : y; }
 INLINE T size(T x) { return x < 0 ? -x : x; }
@@ -30,6 +36,12 @@ INLINE float cosine(float x) { return __builtin_cosf(x); }
 INLINE double cosine(double x) { return __builtin_cos(x); }
 INLINE float hyperbolic(float x) { return __builtin_tanhf(x); }
 INLINE double hyperbolic(double x) { return __builtin_tanh(x); }
+INLINE T exp_minus_1(T x) { return T(__builtin_expm1(x)); }
+INLINE T log_plus_1(T x) { return T(__builtin_log1p(x)); }
+INLINE T binary_logarithm(T x) { return T(__builtin_log2(x)); }
+INLINE T error_function(T x) { return T(__builtin_erf(x)); }
+INLINE T arctangent(T x) { return T(__builtin_atan(x)); }
+INLINE T rounded_down(T x) { return T(__builtin_floor(x)); }
 
 // e^x to the last digits; NaN stays NaN.
 INLINE float exponential(float x) {

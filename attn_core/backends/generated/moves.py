@@ -246,7 +246,7 @@ def _arange(e: Emitter, node: Node, index: tuple[Index, ...]) -> str:
         step = numbers[2] if len(numbers) > 2 else 1  # type: ignore[assignment]
     if not isinstance(start, int) or not isinstance(step, int):
         raise Unsupported("uses arange of broken numbers")
-    return f"T({linear((index[0], step), const=start)})"
+    return f"as_number({linear((index[0], step), const=start)})"
 
 
 MOVES: dict[Any, Callable[[Emitter, Node, tuple[Index, ...]], str]] = {

@@ -11,7 +11,9 @@ import triton.language as tl
 
 from attn_core.backends.triton.pieces import (
     activate,
+    addresses,
     among,
+    generated,
     head_vectors,
     kept,
     kernel,
@@ -67,7 +69,8 @@ def by_query(
     grad_query, part_query, part_vector, grad_bias, grad_pair_key, grad_pair_value,
     QUERY_ROW, QUERY_HEAD, KEY_ROW, KEY_HEAD, VALUE_ROW, VALUE_HEAD, BIAS_ROW, BIAS_HEAD,
     PAIR_KEY_ROW, PAIR_KEY_HEAD, PAIR_VALUE_ROW, PAIR_VALUE_HEAD,
-    KIND, CONSTANT, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD, MANY,
+    KIND, CONSTANT, FUNCTION, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD,
+    PAIR_WIDTH, PAIR_PAD, PAIR_HEADS, VECTOR_WIDTH, VECTOR_PAD, MANY,
 ):  # fmt: skip
     """Gradients of queries, of the vector, and of what is given per pair, where not None.
 
@@ -77,13 +80,17 @@ def by_query(
     A program serves ROWS items, or as many in each of its turns: what programs say of the vector
     would else take as much memory as there are nodes.
     """
-    v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
-    sum_vector = tl.zeros([ROWS, BLOCK, PAD], ACC)
+    if FUNCTION is None:
+        v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
+    sum_vector = tl.zeros([ROWS, BLOCK, VECTOR_PAD], ACC)
     for turn in range(turns if MANY else 1):
         first = (tl.program_id(0).to(tl.int64) + turn * tl.num_programs(0)) * ROWS
         row, item_ok, start, length, part = work(items, num_items, first, ROWS)
-        q = query_vectors(query, row, item_ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD,
-                          ROWS, ACC)  # fmt: skip
+        if FUNCTION is not None:
+            q = addresses(query, row, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK)
+        else:
+            q = query_vectors(query, row, item_ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD,
+                              ROWS, ACC)  # fmt: skip
         if grad_score is None:
             grad = vectors(grad_output, row, item_ok, HEADS * VALUE_WIDTH, VALUE_WIDTH, HEADS,
                            BLOCK, VALUE_WIDTH, VALUE_PAD, ACC)  # fmt: skip
@@ -105,23 +112,33 @@ def by_query(
             slot = start + step
             node = following.to(tl.int64)
             following = tl.load(other + slot + 1, mask=step + 1 < length, other=0)
-            k = vectors(key, node, ok, KEY_ROW, KEY_HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
-            x = k
+            if FUNCTION is not None:
+                k = addresses(key, node, KEY_ROW, KEY_HEAD, HEADS, BLOCK)
+            else:
+                k = vectors(key, node, ok, KEY_ROW, KEY_HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
+            x, own = k, k
             if value is not None:
                 x = vectors(value, node, ok, VALUE_ROW, VALUE_HEAD, HEADS, BLOCK, VALUE_WIDTH,
                             VALUE_PAD, ACC)  # fmt: skip
             if place is not None:
                 pair = tl.load(place + slot, mask=ok, other=0).to(tl.int64)
                 if pair_key is not None:
-                    k += vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK,
-                                 WIDTH, PAD, ACC)  # fmt: skip
+                    if FUNCTION is not None:
+                        own = addresses(pair_key, pair, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK)
+                    else:
+                        k += vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK,
+                                     WIDTH, PAD, ACC)  # fmt: skip
                 if pair_value is not None:
                     x += vectors(pair_value, pair, ok, PAIR_VALUE_ROW, PAIR_VALUE_HEAD, HEADS,
                                  BLOCK, VALUE_WIDTH, VALUE_PAD, ACC)  # fmt: skip
             if grad_score is not None:
                 grad_logit = numbers(grad_score, pair, ok, HEADS, 1, HEADS, BLOCK, ACC)
             else:
-                logit = logits(q, k, v, KIND, CONSTANT, ACC)
+                if FUNCTION is not None:
+                    logit = tl.sum(generated("logits", FUNCTION, q, k, own, vector, None, ok, HEADS,
+                                             BLOCK, ROWS), 2)  # fmt: skip
+                else:
+                    logit = logits(q, k, v, KIND, CONSTANT, ACC)
                 if bias is not None:
                     logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
                 if seed is not None:
@@ -136,7 +153,24 @@ def by_query(
                                 weight[:, :, None] * grad)  # fmt: skip
             if grad_bias is not None:
                 put_numbers(grad_bias, pair, ok, HEADS, BLOCK, grad_logit)
-            if KIND == "dot":
+            if FUNCTION is not None:
+                of_score = grad_logit[:, :, None]
+                if grad_query is not None:
+                    sum_query += generated("query", FUNCTION, q, k, own, vector, of_score, ok,
+                                           HEADS, BLOCK, ROWS)  # fmt: skip
+                if part_vector is not None:
+                    sum_vector += generated("parameters", FUNCTION, q, k, own, vector, of_score, ok,
+                                            HEADS, BLOCK, ROWS)  # fmt: skip
+                if grad_pair_key is not None:
+                    of_own = generated("pair", FUNCTION, q, k, own, vector, of_score, ok, HEADS,
+                                       BLOCK, ROWS)  # fmt: skip
+                    if PAIR_HEADS == HEADS:
+                        put_vectors(grad_pair_key, pair, ok, HEADS, BLOCK, PAIR_WIDTH, PAIR_PAD,
+                                    of_own)  # fmt: skip
+                    else:  # one vector for all heads, of which each program has some
+                        put_vectors(grad_pair_key, pair, ok, PAIR_HEADS, 1, PAIR_WIDTH, PAIR_PAD,
+                                    tl.sum(of_own, 1, keep_dims=True))  # fmt: skip
+            elif KIND == "dot":
                 of_score = CONSTANT * grad_logit[:, :, None]
                 if grad_query is not None:
                     sum_query += of_score * k
@@ -164,7 +198,8 @@ def by_query(
     if part_vector is not None:
         program = tl.program_id(0) + tl.zeros([1], tl.int64)
         of_all = tl.sum(sum_vector, 0)[None, :, :]
-        put_vectors(part_vector, program, program >= 0, HEADS, BLOCK, WIDTH, PAD, of_all)
+        put_vectors(part_vector, program, program >= 0, HEADS, BLOCK, VECTOR_WIDTH, VECTOR_PAD,
+                    of_all)  # fmt: skip
 
 
 @kernel
@@ -175,19 +210,22 @@ def by_key(
     grad_key, part_key, grad_value, part_value,
     QUERY_ROW, QUERY_HEAD, KEY_ROW, KEY_HEAD, VALUE_ROW, VALUE_HEAD, BIAS_ROW, BIAS_HEAD,
     PAIR_KEY_ROW, PAIR_KEY_HEAD, PAIR_VALUE_ROW, PAIR_VALUE_HEAD,
-    KIND, CONSTANT, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD,
+    KIND, CONSTANT, FUNCTION, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD,
 ):  # fmt: skip
     """Gradients of keys and of values, where not None; the items are those of the transpose."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, item_ok, start, length, part = work(items, num_items, first, ROWS)
     row_key = tl.zeros([ROWS, BLOCK, PAD], ACC)
-    if (KIND != "dot") or (grad_score is None):  # else the gradient does not depend on it
+    if FUNCTION is not None:
+        row_key = addresses(key, row, KEY_ROW, KEY_HEAD, HEADS, BLOCK)
+    elif (KIND != "dot") or (grad_score is None):  # else the gradient does not depend on it
         row_key = vectors(key, row, item_ok, KEY_ROW, KEY_HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
     row_value = row_key
     if value is not None:
         row_value = vectors(value, row, item_ok, VALUE_ROW, VALUE_HEAD, HEADS, BLOCK, VALUE_WIDTH,
                             VALUE_PAD, ACC)  # fmt: skip
-    v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
+    if FUNCTION is None:
+        v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
     sum_key = tl.zeros([ROWS, BLOCK, PAD], ACC)
     sum_value = tl.zeros([ROWS, BLOCK, VALUE_PAD], ACC)
     scale = tl.full([ROWS, BLOCK], 1.0, ACC)
@@ -197,14 +235,20 @@ def by_key(
         slot = start + step
         node = following.to(tl.int64)
         following = tl.load(other + slot + 1, mask=step + 1 < length, other=0)
-        q = query_vectors(query, node, ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD, ROWS,
-                          ACC)  # fmt: skip
-        k, x = row_key, row_value
+        if FUNCTION is not None:
+            q = addresses(query, node, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK)
+        else:
+            q = query_vectors(query, node, ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD,
+                              ROWS, ACC)  # fmt: skip
+        k, x, own = row_key, row_value, row_key
         if place is not None:
             pair = tl.load(place + slot, mask=ok, other=0).to(tl.int64)
             if pair_key is not None:
-                k = row_key + vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK,
-                                      WIDTH, PAD, ACC)  # fmt: skip
+                if FUNCTION is not None:
+                    own = addresses(pair_key, pair, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK)
+                else:
+                    k = row_key + vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS,
+                                          BLOCK, WIDTH, PAD, ACC)  # fmt: skip
             if pair_value is not None:
                 x = row_value + vectors(pair_value, pair, ok, PAIR_VALUE_ROW, PAIR_VALUE_HEAD,
                                         HEADS, BLOCK, VALUE_WIDTH, VALUE_PAD, ACC)  # fmt: skip
@@ -217,7 +261,11 @@ def by_key(
             node_total = numbers(total, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
             node_mean = numbers(mean, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
             node_rest = numbers(rest, node, ok, HEADS, 1, HEADS, BLOCK, ACC)
-            logit = logits(q, k, v, KIND, CONSTANT, ACC)
+            if FUNCTION is not None:
+                logit = tl.sum(generated("logits", FUNCTION, q, k, own, vector, None, ok, HEADS,
+                                         BLOCK, ROWS), 2)  # fmt: skip
+            else:
+                logit = logits(q, k, v, KIND, CONSTANT, ACC)
             if bias is not None:
                 logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
             if seed is not None:
@@ -228,7 +276,10 @@ def by_key(
             if grad_value is not None:
                 sum_value += weight[:, :, None] * grad
         if grad_key is not None:
-            if KIND == "dot":
+            if FUNCTION is not None:
+                sum_key += generated("key", FUNCTION, q, k, own, vector, grad_logit[:, :, None], ok,
+                                     HEADS, BLOCK, ROWS)  # fmt: skip
+            elif KIND == "dot":
                 sum_key += CONSTANT * grad_logit[:, :, None] * q
             else:
                 sum_key += grad_hidden(q, k, v, grad_logit, KIND, CONSTANT, ACC)

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 
 from attn_core.backends.triton.pieces import (
+    addresses,
+    generated,
     head_vectors,
     kept,
     kernel,
@@ -26,7 +28,7 @@ def attend_rows(
     output, log_sum_exp, maximum, total_of, part_output, part_maximum, part_total,
     QUERY_ROW, QUERY_HEAD, KEY_ROW, KEY_HEAD, VALUE_ROW, VALUE_HEAD, BIAS_ROW, BIAS_HEAD,
     PAIR_KEY_ROW, PAIR_KEY_HEAD, PAIR_VALUE_ROW, PAIR_VALUE_HEAD,
-    KIND, CONSTANT, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD,
+    KIND, CONSTANT, FUNCTION, HEADS, WIDTH, VALUE_WIDTH, ACC, ROWS, BLOCK, PAD, VALUE_PAD,
 ):  # fmt: skip
     """Output, log-sum-exp, maximum and total of ROWS items, whole rows or parts.
 
@@ -34,9 +36,12 @@ def attend_rows(
     """
     first = tl.program_id(0).to(tl.int64) * ROWS
     row, item_ok, start, length, part = work(items, num_items, first, ROWS)
-    q = query_vectors(query, row, item_ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD, ROWS,
-                      ACC)  # fmt: skip
-    v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
+    if FUNCTION is not None:
+        q = addresses(query, row, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK)
+    else:
+        q = query_vectors(query, row, item_ok, QUERY_ROW, QUERY_HEAD, HEADS, BLOCK, WIDTH, PAD,
+                          ROWS, ACC)  # fmt: skip
+        v = head_vectors(vector, HEADS, BLOCK, WIDTH, PAD, ACC)
 
     largest = tl.full([ROWS, BLOCK], float("-inf"), ACC)
     total = tl.zeros([ROWS, BLOCK], ACC)
@@ -47,20 +52,30 @@ def attend_rows(
         slot = start + step
         node = following.to(tl.int64)
         following = tl.load(other + slot + 1, mask=step + 1 < length, other=0)
-        k = vectors(key, node, ok, KEY_ROW, KEY_HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
-        x = k
+        if FUNCTION is not None:
+            k = addresses(key, node, KEY_ROW, KEY_HEAD, HEADS, BLOCK)
+        else:
+            k = vectors(key, node, ok, KEY_ROW, KEY_HEAD, HEADS, BLOCK, WIDTH, PAD, ACC)
+        x, own = k, k
         if value is not None:
             x = vectors(value, node, ok, VALUE_ROW, VALUE_HEAD, HEADS, BLOCK, VALUE_WIDTH,
                         VALUE_PAD, ACC)  # fmt: skip
         if place is not None:
             pair = tl.load(place + slot, mask=ok, other=0).to(tl.int64)
             if pair_key is not None:
-                k += vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK, WIDTH,
-                             PAD, ACC)  # fmt: skip
+                if FUNCTION is not None:
+                    own = addresses(pair_key, pair, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK)
+                else:
+                    k += vectors(pair_key, pair, ok, PAIR_KEY_ROW, PAIR_KEY_HEAD, HEADS, BLOCK,
+                                 WIDTH, PAD, ACC)  # fmt: skip
             if pair_value is not None:
                 x += vectors(pair_value, pair, ok, PAIR_VALUE_ROW, PAIR_VALUE_HEAD, HEADS, BLOCK,
                              VALUE_WIDTH, VALUE_PAD, ACC)  # fmt: skip
-        logit = logits(q, k, v, KIND, CONSTANT, ACC)
+        if FUNCTION is not None:
+            logit = tl.sum(generated("logits", FUNCTION, q, k, own, vector, None, ok, HEADS, BLOCK,
+                                     ROWS), 2)  # fmt: skip
+        else:
+            logit = logits(q, k, v, KIND, CONSTANT, ACC)
         if bias is not None:
             logit += numbers(bias, pair, ok, BIAS_ROW, BIAS_HEAD, HEADS, BLOCK, ACC)
         logit = tl.where(ok[:, None], logit, float("-inf"))

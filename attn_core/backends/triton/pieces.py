@@ -174,6 +174,21 @@ def logits(query, key, vector, KIND: tl.constexpr, CONSTANT: tl.constexpr, ACC: 
 
 
 @triton.jit
+def addresses(x, row, ROW, HEAD, HEADS, BLOCK):
+    """Where the vectors of rows and heads begin, `[R, H, 1]`."""
+    return x + (row[:, None, None] * ROW + (heads_at(HEADS, BLOCK) * HEAD)[None, :, None])
+
+
+@triton.jit
+def generated(WHAT, FUNCTION, query, key, pair, parameters, grad, ok, HEADS, BLOCK, ROWS):
+    """What a generated score makes of vectors at these addresses, `[R, H, C]`: see
+    `attn_core.backends.generated.tiles`."""
+    there, head = among(ok, HEADS, BLOCK)[:, :, None], heads_at(HEADS, BLOCK)[None, :, None]
+    found = FUNCTION(WHAT, query, key, pair, parameters, grad, head, there, ROWS, BLOCK)
+    return tl.where(there, found, 0.0)
+
+
+@triton.jit
 def mix(x):
     """The bijection of 32-bit integers of `attn_core.dropout`."""
     x = x ^ (x >> 16)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 import triton
 from torch import Tensor
 
+from attn_core.backends import generated
 from attn_core.backends.problem import Problem
 from attn_core.backends.triton.backward import by_key, by_query, mean_rows
 from attn_core.backends.triton.forward import attend_rows, combine_rows, merge_windows
 from attn_core.backends.triton.plan import Items, side_of
 from attn_core.backends.triton.tiles import ACC, padded
+from attn_core.score_functions import FUNCTION
 
 TILE = 1024  # numbers in a tile of rows × heads × channels: 8 for each of 128 threads
 WARPS = 4
@@ -23,6 +27,7 @@ _MOST_ROWS = 16
 _MOST_PARTS = 16
 WINDOW = 128  # parts of a row that are merged first, side by side with other windows
 LARGE = 32.0  # a score of which the mean gradient is looked at, as in attn_core/backends/cpu
+_WIDE = 4  # times wider than all else, the gradients of parameters have tiles of their own
 MOST_BYTES = 2**26  # of the gradients of a vector, one from each program
 
 
@@ -37,11 +42,17 @@ class Laid(Problem):
         return p
 
     @cached_property
+    def function(self) -> generated.Function | None:
+        """The Triton of a score that is a function."""
+        return generated.function_of(self) if self.kind.startswith(FUNCTION) else None
+
+    @cached_property
     def value_is_key(self) -> bool:
         """Whether keys and values are the same numbers, which need not be read twice."""
         key, value = self.key, self.value
         return (
-            key.data_ptr() == value.data_ptr()
+            self.function is None  # which reads what it needs of a key
+            and key.data_ptr() == value.data_ptr()
             and key.dtype == value.dtype
             and key.shape == value.shape
             and key.stride() == value.stride()
@@ -83,17 +94,53 @@ class Laid(Problem):
             found[f"{name}_head".upper()] = 0 if x is None or x.shape[1] == 1 else x.stride(1)
         return found
 
+    @property
+    def widest(self) -> int:
+        """Channels of the widest tile, but those of the parameters of a function."""
+        widest = max(self.key.shape[2], self.value.shape[2])
+        return widest if self.function is None else max(widest, self.function.widest)
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What else a kernel is compiled for."""
         width, value_width = self.key.shape[2], self.value.shape[2]
-        block, rows = _tile(self.heads, max(width, value_width), _MOST_ROWS)
+        function = self.function
+        block, rows = _tile(self.heads, self.widest, _MOST_ROWS)
         return {
-            "KIND": self.kind, "CONSTANT": float(self.constant), "HEADS": self.heads,
+            "KIND": self.kind if function is None else "function",
+            "FUNCTION": None if function is None else function.score,
+            "CONSTANT": float(self.constant), "HEADS": self.heads,
             "WIDTH": width, "VALUE_WIDTH": value_width, "ACC": ACC[self.dtype], "ROWS": rows,
             "BLOCK": block, "PAD": padded(width), "VALUE_PAD": padded(value_width),
             "num_warps": WARPS,
         }  # fmt: skip
+
+    @cached_property
+    def of_query(self) -> dict[str, int]:
+        """What the kernel of gradients by query is compiled for besides."""
+        pair_width = vector_width = self.key.shape[2]
+        if self.pair_key is not None:
+            pair_width = self.pair_key.shape[2]
+        if self.function is not None:
+            vector_width = self.function.width
+        return {
+            "PAIR_WIDTH": pair_width, "PAIR_PAD": padded(pair_width), "PAIR_HEADS": self.pair_heads,
+            "VECTOR_WIDTH": vector_width, "VECTOR_PAD": padded(vector_width),
+        }  # fmt: skip
+
+    @property
+    def pair_heads(self) -> int:
+        """Of the gradient of `pair_key`: where all heads share one, each program sums its own."""
+        shared = self.pair_key is not None and self.pair_key.shape[1] < self.heads
+        return triton.cdiv(self.heads, self.settings["BLOCK"]) if shared else self.heads
+
+    def with_tiles_for(self, width: int) -> Laid:
+        """The same with smaller tiles, of wider vectors."""
+        alike = copy(self)
+        block, rows = _tile(self.heads, width, _MOST_ROWS)
+        alike.settings = {**self.settings, "BLOCK": block, "ROWS": rows}
+        alike.__dict__.pop("of_query", None)
+        return alike
 
     def grid(self, items: Items) -> tuple[int, int]:
         """The programs: items by heads."""
@@ -179,7 +226,7 @@ def _missed(p: Laid, given: dict[str, Tensor | None]) -> Tensor:
     by_query[p.grid(items)](
         **p.of_pairs(items, "query"), **given, rest=None, missed=missed, part_missed=parts,
         turns=1, MANY=False, grad_query=None, part_query=None, part_vector=None,
-        **dict.fromkeys(_OF_PAIRS),
+        grad_bias=None, grad_pair_key=None, grad_pair_value=None, **p.of_query,
     )  # fmt: skip
     if parts is not None:
         combine(items, parts.unsqueeze(-1), missed.unsqueeze(-1))
@@ -199,29 +246,17 @@ def grads_of(p: Laid, needed: list[bool], make: Any) -> list[Tensor | None]:
 
 def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -> None:
     """Fill in gradients, given those of the output and its statistics, or those of the scores."""
-    grad_query, grad_key, grad_value, grad_vector, *grad_pairs = grads
-    scored = given["grad_score"] is not None
-    if any(grads[i] is not None for i in (0, 3, 4, 5, 6)):
-        items = side_of(p.edges, "query")
-        programs, blocks = p.grid(items)
-        part_query = None if grad_query is None else p.parts(items, p.key.shape[2])
-        part_vector, turns = None, 1
-        if grad_vector is not None:
-            size = grad_vector.numel() * p.dtype.itemsize
-            turns = triton.cdiv(programs, max(1, MOST_BYTES // max(1, size)))
-            programs = triton.cdiv(programs, turns)
-            part_vector = p.value.new_empty(programs, *grad_vector.shape, dtype=p.dtype)
-        by_query[programs, blocks](
-            **p.of_pairs(items, "query", scored), **given, turns=turns, MANY=turns > 1,
-            missed=None, part_missed=None, grad_query=grad_query, part_query=part_query,
-            part_vector=part_vector,
-            **dict(zip(_OF_PAIRS, grad_pairs, strict=True)),
-        )  # fmt: skip
-        combine(items, part_query, grad_query)
-        if part_vector is not None:
-            grads[3] = part_vector.sum(0)
+    _, grad_key, grad_value, grad_vector, *_ = grads
+    of_query = [None if i in (1, 2) else x for i, x in enumerate(grads)]
+    if grad_vector is not None and p.function is not None and p.function.width > _WIDE * p.widest:
+        alone = [grad_vector if i == 3 else None for i in range(len(grads))]
+        grads[3], _ = _differentiate_by_query(p.with_tiles_for(p.function.width), alone, given)
+        of_query[3] = None
+    if any(x is not None for x in of_query):
+        of_vector, of_pair = _differentiate_by_query(p, of_query, given)
+        grads[3], grads[5] = grads[3] if of_vector is None else of_vector, of_pair
     if grad_key is not None or grad_value is not None:
-        items = side_of(p.edges, "key")
+        items, scored = side_of(p.edges, "key"), given["grad_score"] is not None
         part_key = None if grad_key is None else p.parts(items, p.key.shape[2])
         part_value = None if grad_value is None else p.parts(items, p.value.shape[2])
         if len(items.table):
@@ -233,7 +268,37 @@ def differentiate(p: Laid, grads: list[Tensor | None], **given: Tensor | None) -
         combine(items, part_value, grad_value)
 
 
-_OF_PAIRS = "grad_bias", "grad_pair_key", "grad_pair_value"
+def _differentiate_by_query(
+    p: Laid, grads: list[Tensor | None], given: dict[str, Tensor | None]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Fill in those of queries and of pairs; those of the vector and of `pair_key`, which may be
+    sums of what is made here."""
+    grad_query, _, _, grad_vector, grad_bias, grad_pair_key, grad_pair_value = grads
+    items, function = side_of(p.edges, "query"), p.function
+    programs, blocks = p.grid(items)
+    part_query = None if grad_query is None else p.parts(items, p.key.shape[2])
+    part_vector, turns, of_pair = None, 1, grad_pair_key
+    if grad_vector is not None:
+        shape = grad_vector.shape if function is None else (p.heads, function.width)
+        size = math.prod(shape) * p.dtype.itemsize
+        turns = triton.cdiv(programs, max(1, MOST_BYTES // max(1, size)))
+        programs = triton.cdiv(programs, turns)
+        part_vector = p.value.new_empty(programs, *shape, dtype=p.dtype)
+    if grad_pair_key is not None and grad_pair_key.shape[1] != p.pair_heads:
+        rows, _, width = grad_pair_key.shape
+        of_pair = grad_pair_key.new_zeros(rows, p.pair_heads, width, dtype=p.dtype)
+    by_query[programs, blocks](
+        **p.of_pairs(items, "query", given["grad_score"] is not None), **given, **p.of_query,
+        turns=turns, MANY=turns > 1, missed=None, part_missed=None, grad_query=grad_query,
+        part_query=part_query, part_vector=part_vector, grad_bias=grad_bias,
+        grad_pair_key=of_pair, grad_pair_value=grad_pair_value,
+    )  # fmt: skip
+    combine(items, part_query, grad_query)
+    if of_pair is not None and of_pair is not grad_pair_key:
+        of_pair = of_pair.sum(1, keepdim=True)
+    if part_vector is None:
+        return None, of_pair
+    return part_vector.sum(0) if function is None else function.gradient(part_vector), of_pair
 
 
 def combine(
@@ -278,6 +343,8 @@ def _tile(heads: int, width: int, most: int) -> tuple[int, int]:
 def _packed(x: Tensor) -> Tensor:
     """With the channels of a head side by side, and its heads within a row; one that is expanded
     stays so. Then no stride depends on the number of rows, which a kernel is not compiled for."""
+    if x.dim() < 2:  # the parameters of a function
+        return x
     channels_apart = x.dim() == 3 and x.shape[-1] > 1 and x.stride(-1) != 1
     heads_apart = x.shape[1] > 1 and x.stride(1) > x.stride(0) > 0
     return x.contiguous() if channels_apart or heads_apart else x

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ def tell(compiled: Compiled) -> None:
     print(compiled.kernel, compiled.capability, compiled.registers)
 
 
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+
 def compile_all(capabilities: list[int]) -> None:
     """One forward and backward pass of each score, with everything and with nothing per pair."""
     from attn_core import Additive, Dot, Edges, Entmax, attend, scatter_softmax
@@ -30,9 +35,6 @@ def compile_all(capabilities: list[int]) -> None:
     plan.CHUNK, run.WINDOW = 4, 2
     hub = torch.tensor([[0, 1, 2, 1, 0, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     support = Edges.from_edge_index(torch.cat([hub, hub.flip(0)], 1), 4)
-
-    def leaf(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(*shape, dtype=dtype, requires_grad=True)
 
     for score, heads, width, dtype, per_pair in (
         ("dot", 8, 16, torch.bfloat16, True),
@@ -63,6 +65,7 @@ def compile_all(capabilities: list[int]) -> None:
                 0.2, 0.0, None, None,
             )  # fmt: skip
             logits.sum().backward()
+    compile_functions(capabilities, support)
     for dtype, columns in ((torch.float16, 300), (torch.float64, 1)):
         x = leaf(support.num_edges, columns, dtype=dtype)
         with compiling(capabilities, tell):
@@ -82,6 +85,36 @@ def compile_all(capabilities: list[int]) -> None:
                 *tokens, leaf(2, width, dtype=dtype), activation, 0.2
             )
             logits.sum().backward()
+
+
+def compile_functions(capabilities: list[int], support: Any) -> None:
+    """Scores that are functions, with loops, joins and parameters, and a vector for each pair."""
+    from attn_core import attend, score_function
+
+    @score_function
+    def joined(query, key, pair, matrix, vector):
+        x = torch.cat([query, key[..., ::2], pair.flip(-1)], -1)
+        hidden = torch.einsum("...hd,de->...he", x, matrix).sigmoid()
+        return (hidden * vector).sum(-1) + (query - key).norm(dim=-1)
+
+    @score_function
+    def functions(query, key):
+        x, y = query * key, query.square() + 1
+        x = x.tanh() + x.erf() + x.expm1() + x.sin() + x.cos() + x.floor() + x.sign() + x.abs()
+        return (x + y.log() + y.log2() + y.log1p() + y**1.7 + y.sqrt() + x.clamp(0, 1)).sum(-1)
+
+    def tell_of_functions(compiled: Compiled) -> None:
+        tell(compiled._replace(kernel=f"function:{compiled.kernel}"))
+
+    num = support.num_edges
+    for dtype, score, pair in (
+        (torch.bfloat16, joined(leaf(14, 5), leaf(3, 5)), leaf(num, 1, 2)),
+        (torch.float64, functions(), None),
+    ):
+        tokens = (leaf(4, 3, 8, dtype=dtype) for _ in range(3))
+        with compiling(capabilities, tell_of_functions):
+            output = attend(*tokens, score=score, support=support, pair_key=pair).output
+            output.sum().backward()
 
 
 if __name__ == "__main__":

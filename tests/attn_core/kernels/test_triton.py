@@ -532,6 +532,8 @@ def test_they_compile_for_gpus(tmp_path: Path) -> None:
         "cut_rows", "put_in_order",
     }  # fmt: skip
     compiled = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
+    functions = {"attend_rows", "mean_rows", "by_query", "by_key", "combine_rows", "merge_windows"}
+    names |= {f"function:{name}" for name in functions}
     assert compiled == {(name, "90") for name in names}
 
 
