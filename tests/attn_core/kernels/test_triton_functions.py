@@ -80,7 +80,7 @@ CASES: dict[Any, tuple[tuple[tuple[int, ...], ...], tuple[int, ...] | None, int]
     radial: (((),), None, 3),
     rotary: ((), (1, D), 0),
     gated: (((H, D), (D,)), None, 0),
-    joined: (((), (D + D // 2 + 1, 2), (H, 2)), (H, 1), 0),
+    joined: (((), (D + D // 2 + 2, 2), (H, 2)), (H, 2), 0),
     activated: (((D,),), None, 0),
 }
 every_case = pytest.mark.parametrize("cls", CASES, ids=lambda cls: cls.__name__)
@@ -171,11 +171,11 @@ def test_large_scores_and_pairs_that_do_not_exist(device: str) -> None:
 @pytest.mark.usefixtures("_no_blocks")
 def test_lower_precision(dtype: torch.dtype, device: str) -> None:
     """Computed in float32, whatever the dtype that is read."""
-    given = arguments(joined, device, dtype)
+    given = arguments(gated, device, dtype)
     exact = {k: v.detach().double() if isinstance(v, Tensor) else v for k, v in given.items()}
     score = vars(given["score"]).items()
     own = {k: v.detach().double().requires_grad_() for k, v in score}
-    exact["score"] = joined(**own)
+    exact["score"] = gated(**own)
     for x in exact.values():
         if isinstance(x, Tensor):
             x.requires_grad_()
