@@ -21,8 +21,8 @@ from attn_core.dropout import dropout_scale
 from attn_core.score_functions import known
 from attn_core.scores import Score
 
-# Numbers in a block of pairs × heads × channels: 1 MiB of float32 in a CPU's cache; on GPUs a launch
-# takes as long as some millions of them
+# Numbers in a block of pairs × heads × channels: 1 MiB of float32 in a CPU's cache; on a GPU one
+# launch takes as long as some millions of them
 _BLOCK, _GPU_BLOCK = 2**18, 2**24
 
 

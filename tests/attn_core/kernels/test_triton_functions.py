@@ -274,7 +274,9 @@ def test_a_triton_that_takes_no_functions_is_named(
     monkeypatch.setattr("triton.__version__", "3.2.0")
     x = torch.randn(N, H, D, dtype=DOUBLE, device=device)
     edges = Edges(graph().to(device), N, N)
-    with pytest.warns(UserWarning, match=r"product needs Triton 3\.3 on a GPU, and 3\.2\.0 is inst"):
+    with pytest.warns(
+        UserWarning, match=r"product needs Triton 3\.3 on a GPU, and 3\.2\.0 is inst"
+    ):
         found = attend(x, x, x, score=product(), support=edges).output
     with backend("reference"):
         expected = attend(x, x, x, score=product(), support=edges).output
