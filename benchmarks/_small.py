@@ -72,8 +72,8 @@ def _layers(*, tiny: bool) -> Table:
         rows,
         f"{PEER} ÷ ours: time of the process with one thread, {IN_CHANNELS} channels to {HEADS} × "
         f"{CHANNELS}, medians over rounds in which the two take turns. A new graph is a tensor "
-        "that the layer has not seen. With equal parameters both were shown to compute the same. The "
-        "last column is what torch takes for a step of one linear map of as many numbers.",
+        "that the layer has not seen. With equal parameters both were shown to compute the same. "
+        "The last column is what torch takes for a step of one linear map of as many numbers.",
         findings=findings,
     )
 
@@ -102,7 +102,9 @@ def _of_layer(name: str, nodes: int, edges: int, *, tiny: bool) -> dict[str, Tim
     runs: dict[str, dict[str, Callable[[], Any]]] = {
         INFERENCE: {who: partial(without_gradients, layer) for who, layer in layers.items()},
         FORWARD: known,
-        STEP: with_backward({**known, LINEAR: partial(nn.Linear(IN_CHANNELS, HEADS * CHANNELS), x)}),
+        STEP: with_backward(
+            {**known, LINEAR: partial(nn.Linear(IN_CHANNELS, HEADS * CHANNELS), x)}
+        ),
         NEW: with_backward({who: new(layer) for who, layer in layers.items()}),
     }
     times, rounds = (2, 2) if tiny else (max(4, 3000 // (nodes + edges)), 25)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks._processes import Task, python_with, started
 from benchmarks._report import Cell, Report, Table
@@ -162,8 +162,8 @@ def _renumbered(words: Tensor) -> Tensor:
 
 def build(kind: str, sizes: dict[str, int]) -> Model:
     """Ours."""
-    symbols = {"pad": PAD, "bos": BOS, "eos": EOS}
-    words = {side: sizes[side] for side in ("source_size", "target_size")}
+    symbols: dict[str, Any] = {"pad": PAD, "bos": BOS, "eos": EOS}
+    words: dict[str, Any] = {side: sizes[side] for side in ("source_size", "target_size")}
     width, state = sizes["width"], sizes["state"]
     if kind == "transformer":
         return Transformer(
@@ -199,5 +199,5 @@ def of_kind(kind: str, given: dict[str, Any]) -> Contender:
         )  # fmt: skip
         return torch.tensor([best.log_prob for best, *_ in found])
 
-    embedding: nn.Embedding = model.source_embedding
+    embedding: Any = model.source_embedding
     return of_translation(model, loss, find, embedding.weight)

@@ -121,7 +121,8 @@ class Rounding(TorchDispatchMode):
         eps = torch.finfo(dtype).eps
         with self.none():
             near_zero = torch.where(x == 0, 0.0, smallest(dtype) * self._drawn(x))
-            return (x * (1 + eps * self._drawn(x)) + near_zero).to(dtype).to(x.dtype)
+            kept = (x * (1 + eps * self._drawn(x)) + near_zero).to(dtype).to(x.dtype)
+            return torch.where(kept.isinf() & (x.abs() <= torch.finfo(dtype).max), x, kept)
 
 
 class _Kept(torch.autograd.Function):

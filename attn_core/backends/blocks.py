@@ -21,7 +21,9 @@ from attn_core.dropout import dropout_scale
 from attn_core.score_functions import known
 from attn_core.scores import Score
 
-_BLOCK = 2**18  # numbers in a block of pairs × heads × channels: 1 MiB of float32
+# Numbers in a block of pairs × heads × channels: 1 MiB of float32 in a CPU's cache; on a GPU one
+# launch takes as long as some millions of them
+_BLOCK, _GPU_BLOCK = 2**18, 2**24
 
 
 def score_of(p: Problem, vector: Tensor | None) -> Score:
@@ -51,7 +53,8 @@ class _Blocks(Problem):
     def slices(self) -> Iterator[slice]:
         assert self.query is not None
         widths = (x.shape[-1] for x in (self.query, self.key, self.value))
-        step = max(1, _BLOCK // max(1, self.heads * max(widths)))
+        most = _BLOCK if self.key.is_cpu else _GPU_BLOCK
+        step = max(1, most // max(1, self.heads * max(widths)))
         for start in range(0, len(self.pair), step):
             yield slice(start, start + step)
 

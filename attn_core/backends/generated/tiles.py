@@ -8,6 +8,7 @@ rows, heads and one loop over channels, or broadcasts to it; a loop within that 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import linecache
 import math
 from collections.abc import Callable, Iterator
@@ -280,8 +281,11 @@ def function(traced: Traced, sizes: Sizes, dtype: torch.dtype) -> Function:
     """The Triton function of a score.
 
     Raises:
-        Unsupported: an op, or a way to move numbers, that has no Triton.
+        Unsupported: an op, or a way to move numbers, that has no Triton; an older Triton.
     """
+    release = importlib.import_module("triton").__version__
+    if tuple(int(n) for n in release.split(".")[:2]) < (3, 3):  # which take no functions
+        raise Unsupported(f"needs Triton 3.3 on a GPU, and {release} is installed")
     if any(node.target is aten.atan.default for node in traced.graph.nodes):
         raise Unsupported("uses aten.atan.default")
     if sizes.query != sizes.key:
