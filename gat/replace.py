@@ -31,6 +31,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 _OURS: dict[type[MessagePassing], type[AttentionConv]] = {
     getattr(torch_geometric.nn, name): getattr(conv, name) for name in _ARGUMENTS
 }
+_THEIR_GAT = torch_geometric.nn.GAT  # a user may let the name stand for ours later
 # These attend as well, but are no MessagePassing: nothing but their forward differs
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     torch_geometric.nn.DenseGATConv: conv.DenseGATConv,
@@ -107,8 +108,8 @@ def replace(model: nn.Module, dropout: bool = False) -> Replacement:
         scripted = getattr(module, "original_name", "")  # which compiled code keeps
         if isinstance(module, torch.jit.ScriptModule) and scripted in _NAMES:
             report.left[name] = f"{scripted}: compiled by TorchScript"
-        elif isinstance(module, torch_geometric.nn.GAT):
-            if type(module) is not torch_geometric.nn.GAT:
+        elif isinstance(module, _THEIR_GAT):
+            if type(module) is not _THEIR_GAT:
                 report.left[name] = f"{type(module).__name__}: {_SUBCLASS.format('GAT')}"
             elif "forward" in module.__dict__:
                 report.left[name] = f"{type(module).__name__}: {_STEP.format('forward')}"
@@ -121,7 +122,7 @@ def replace(model: nn.Module, dropout: bool = False) -> Replacement:
             if obstacle is None:
                 report.replaced[name] = type(module).__name__
                 module.__class__ = _PLAIN[plain]
-                if plain is torch_geometric.nn.DenseGATConv:
+                if _PLAIN[plain] is conv.DenseGATConv:
                     with_sparse_linears(module)
             else:
                 report.left[name] = f"{type(module).__name__}: {obstacle}"

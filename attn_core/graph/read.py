@@ -103,6 +103,11 @@ def as_sizes(size: Any) -> tuple[int | None, int | None]:
     if size is None:
         return None, None
     pair = size if isinstance(size, (tuple, list)) else (size, size)
+    if torch.jit.is_tracing() and any(isinstance(num, Tensor) for num in pair):
+        raise TypeError(
+            "torch.jit.trace, and torch.onnx.export(dynamo=False) by it, would keep the one graph "
+            "they see: use torch.export, torch.compile or torch.onnx.export(dynamo=True)"
+        )
     if any(num is not None and not hasattr(num, "__index__") for num in pair):
         raise TypeError(f"size is {size}; expected whole numbers of nodes")
     if len(pair) != 2 or any(num is not None and num < 0 for num in pair):

@@ -130,8 +130,8 @@ class FAConv(AttentionConv, torch_geometric.nn.FAConv):
             # propagate_type: (x: Tensor, alpha: tuple[Tensor, Tensor], edge_weight: Tensor | None)
             given = x, x_0, plain_index(edge_index, loops), edge_weight
             if asked is False:
-                return torch_geometric.nn.FAConv.forward(self, *given)
-            out, attention = torch_geometric.nn.FAConv.forward(self, *given, True)
+                return super().forward(*given)
+            out, attention = super().forward(*given, True)
             if isinstance(asked, Tensor) and isinstance(attention, tuple):
                 support = self._support(edge_index, x, x.shape[0], loops)
                 pairs, alpha = attention

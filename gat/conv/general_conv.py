@@ -132,7 +132,7 @@ class GeneralConv(AttentionConv, torch_geometric.nn.GeneralConv):
             # propagate_type: (x: tuple[Tensor, Tensor | None], edge_attr: Tensor | None)
             given = plain_index(edge_index)
             both = x if first is None else (x_src, x_dst)
-            out = torch_geometric.nn.GeneralConv.forward(self, both, given, edge_attr, size)
+            out = super().forward(both, given, edge_attr, size)
             if need_weights is False:
                 return out
         support = self._support(edge_index, x_src, x_dst.shape[0], self_loops=False)

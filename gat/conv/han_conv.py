@@ -99,9 +99,7 @@ class HANConv(AttentionConv, torch_geometric.nn.HANConv):
         check_types(type(self).__name__, x_dict, edge_index_dict, edge_types)
         if not self._is_fused() and not return_attention_weights:
             # propagate_type: (x: tuple[Tensor, Tensor], alpha: tuple[Tensor, Tensor])
-            return torch_geometric.nn.HANConv.forward(
-                self, x_dict, edge_index_dict, return_semantic_attention_weights
-            )
+            return super().forward(x_dict, edge_index_dict, return_semantic_attention_weights)
         nodes = {
             name: self.proj[name](x).view(-1, self.heads, self.out_channels // self.heads)
             for name, x in x_dict.items()
@@ -144,7 +142,7 @@ class HANConv(AttentionConv, torch_geometric.nn.HANConv):
         for name, of_types in given.items():
             found[name], shares[name] = self._joined(of_types)
         if not self._is_fused():
-            found, shares = torch_geometric.nn.HANConv.forward(self, x_dict, edge_index_dict, True)
+            found, shares = super().forward(x_dict, edge_index_dict, True)
         results: list[Any] = [found]
         if return_semantic_attention_weights:
             results.append(shares)

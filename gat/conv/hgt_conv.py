@@ -74,7 +74,7 @@ class HGTConv(AttentionConv, torch_geometric.nn.HGTConv):
         check_types(type(self).__name__, x_dict, edge_index_dict, self.edge_types)
         if not self._is_fused() and not return_attention_weights:
             # propagate_type: (k: Tensor, q: Tensor, v: Tensor, edge_attr: Tensor)
-            return torch_geometric.nn.HGTConv.forward(self, x_dict, edge_index_dict)
+            return super().forward(x_dict, edge_index_dict)
         heads, width = self.heads, self.out_channels // self.heads
         projected = {
             name: found.view(found.shape[0], 3, heads, width).unbind(1)
@@ -106,7 +106,7 @@ class HGTConv(AttentionConv, torch_geometric.nn.HGTConv):
         )  # fmt: skip
         found = self._finished(out.flatten(1), x_dict, first)
         if not self._is_fused():
-            found = torch_geometric.nn.HGTConv.forward(self, x_dict, edge_index_dict)
+            found = super().forward(x_dict, edge_index_dict)
         if weights is None:
             return found
         return found, by_type(weights, list(edge_index_dict), parts)

@@ -127,9 +127,8 @@ class HypergraphConv(AttentionConv, torch_geometric.nn.HypergraphConv):
         fused = self._is_fused() and self.use_attention
         if not fused:
             # propagate_type: (x: Tensor, norm: Tensor, alpha: Tensor | None)
-            out = torch_geometric.nn.HypergraphConv.forward(
-                self, x, plain_index(hyperedge_index), hyperedge_weight, hyperedge_attr, num_edges
-            )
+            given = plain_index(hyperedge_index)
+            out = super().forward(x, given, hyperedge_weight, hyperedge_attr, num_edges)
             if asked is False:
                 return out
         assert hyperedge_attr is not None

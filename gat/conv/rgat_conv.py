@@ -166,8 +166,8 @@ class RGATConv(AttentionConv, torch_geometric.nn.RGATConv):
                 size,
             )
             if asked is False:
-                return torch_geometric.nn.RGATConv.forward(self, *given)
-            out, attention = torch_geometric.nn.RGATConv.forward(self, *given, True)
+                return super().forward(*given)
+            out, attention = super().forward(*given, True)
             if isinstance(asked, Tensor) and isinstance(attention, tuple):
                 support = self._support(edge_index, x_src, x_dst.shape[0], False)
                 pairs, alpha = attention

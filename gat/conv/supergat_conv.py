@@ -147,7 +147,7 @@ class SuperGATConv(AttentionConv, torch_geometric.nn.SuperGATConv):
         else:
             given = plain_index(edge_index, self.add_self_loops)
             # propagate_type: (x: Tensor)
-            out = torch_geometric.nn.SuperGATConv.forward(self, x, given, neg_edge_index, batch)
+            out = super().forward(x, given, neg_edge_index, batch)
             attention = None if need_weights is False else self._watched(x, edge_index)
         if attention is None:
             return out

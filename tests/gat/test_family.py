@@ -214,6 +214,22 @@ def test_a_layer_becomes_ours_and_computes_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOLD)
+def test_torch_geometrics_name_may_stand_for_ours(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program does whose code is not to change."""
+    case = CASES[name]
+    layer, inputs = case.ours().eval(), case.call(10, 41)
+    expected = layer(*inputs, return_attention_weights=True)
+    monkeypatch.setattr(THEIRS, case.name, getattr(gat, case.name))
+    steps: list[str] = []
+    layer.register_message_forward_hook(lambda *_: steps.append("message"))
+    found = layer(*inputs, return_attention_weights=True)
+    torch.testing.assert_close(tensors(found), tensors(expected))
+    assert steps
+
+
+@pytest.mark.parametrize("name", TOLD)
 def test_a_layer_in_a_model_tells_what_it_attends_to(name: str) -> None:
     case = CASES[name]
     model, inputs = nn.ModuleDict({"conv": case.ours().eval()}), case.call(10, 41)

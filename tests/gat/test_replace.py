@@ -160,6 +160,19 @@ def test_a_whole_model_becomes_ours(options: Any) -> None:
     assert_same(again(X, EDGES, edge_attr=EDGE_ATTR), expected)
 
 
+@pytest.mark.parametrize("make", [lambda: THEIRS.GAT(4, 8, 2), lambda: THEIRS.DenseGATConv(4, 8)])
+def test_a_model_that_was_built_before_the_name_stood_for_ours(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    name = type(model).__name__
+    monkeypatch.setattr(THEIRS, name, getattr(gat, name))
+    assert replace(model).replaced[""] == name
+    assert all(
+        isinstance(m, gat.sparse.Linear) for n, m in model.named_modules() if n.endswith("lin")
+    )
+
+
 def test_a_model_with_changes_of_its_own_keeps_its_class() -> None:
     class Own(THEIRS.GAT):
         """A user's."""
