@@ -67,7 +67,8 @@ INLINE void weigh(Lot<N> x, N exponent, Lot<N>& weight, Lot<N>& slope) {
     weight = v * v;
     slope = v;
   } else {
-    weight = exp<N, WIDEST<N>>(exponent * log<N>(v, x));
+    const Lot<N> inside = v > N(0) ? v : none + N(1);  // the bits of others are no logarithm's
+    weight = exp<N, WIDEST<N>>(exponent * log<N>(inside, x));
     slope = weight / v;
   }
   weight = v > N(0) ? weight : none;
