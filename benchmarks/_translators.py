@@ -97,14 +97,15 @@ def measure_peers(report: Report, arguments: Namespace) -> None:
 def described(given: dict[str, Any]) -> str:
     """What is measured, and what remains unequal."""
     sizes, target = given["sizes"], given["target"]
-    tokens = int((target[:, 1:] != PAD).sum())
+    tokens, layers = int((target[:, 1:] != PAD).sum()), sizes["layers"]
     return (
         f"float32, no dropout; vocabularies of {sizes['source_size']} and {sizes['target_size']} "
         f"words, embeddings {sizes['width']} wide. GRUs, one each way in the encoder, with a state "
-        f"of {sizes['state']}, and input feeding; a Transformer with {sizes['layers']} layers, "
+        f"of {sizes['state']}, and input feeding; a Transformer of {layers} + {layers} layers, "
         f"{sizes['heads']} heads and {sizes['feed_forward']} hidden units, norms first, its output "
-        f"matrix the target's embedding. A step is forward and backward, over {len(target)} pairs "
-        f"and {tokens} target tokens, without the optimiser's. The search writes "
+        "matrix the target's embedding. A step is forward and backward, over a batch of median "
+        f"length, {len(target)} pairs with {tokens} target tokens, without the optimiser's. The "
+        "search writes "
         f"{given['longest']} tokens for each of {len(given['sentences'])} sentences at once; the "
         "end symbol is too improbable to come before. All were shown to compute the same loss, "
         "gradient of the source's embedding, and log-probabilities of what is found. Not equal: "
@@ -131,7 +132,8 @@ def inputs(tiny: bool) -> dict[str, Any]:
         **({"width": 16, "state": 16, "layers": 1, "heads": 2, "feed_forward": 16} if tiny else
            {"width": 256, "state": 512, "layers": 3, "heads": 8, "feed_forward": 512}),
     }  # fmt: skip
-    learn = bucketed(corpus.encoded("train"), batch_size=8 if tiny else 128, seed=0, epoch=0)[0]
+    batches = bucketed(corpus.encoded("train"), batch_size=8 if tiny else 128, seed=0, epoch=0)
+    learn = sorted(batches, key=lambda batch: batch.target.shape[1])[len(batches) // 2]
     say = in_order(corpus.encoded("test"), batch_size=4 if tiny else 64)[0]
     parameters = {}
     for kind in KINDS:

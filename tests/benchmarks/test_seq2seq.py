@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as program
-from benchmarks import _translators
+from benchmarks import _translators, _worker
 from benchmarks._translators import KINDS, PEERS
 from benchmarks._worker import Contender, fill
 
@@ -30,10 +31,15 @@ def test_makes_every_table(tmp_path: Path) -> None:
     assert [row[0] for row in decoding["rows"]] == ["with caches, beam 1", "without, beam 1"]
 
 
+inputs = cache(_translators.inputs)
+
+
 def beside(folder: Path, maker: str | None) -> dict[str, Any]:
     """The table of peers, of which Joey NMT is made by this, and OpenNMT-py is not there."""
     module, option, _ = PEERS["Joey NMT"]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_translators, "inputs", inputs)
+        patch.setattr(_worker, "SHORT", 0.0)  # each is timed once
         patch.setattr(_translators, "python_with", lambda asked, *_: (
             sys.executable if maker and asked == module else None
         ))  # fmt: skip
