@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._worker import Contender, fill, in_one_process, of_translation
+from benchmarks._worker import Contender, fill, of_translation, translators
 
 # What its parameters are called, and what they are called here
 NAMES = {
@@ -51,10 +51,7 @@ ATTENTIONS = {"luong": "general", "additive": "mlp"}
 
 def translation(inputs: str) -> Contender:
     """Its models, with the inputs and parameters that `benchmarks._translators` wrote."""
-    given = torch.load(inputs, weights_only=True)
-    contender = in_one_process({kind: of_kind(kind, given) for kind in given["parameters"]})
-    contender.facts = {**contender.facts, "version": import_module("onmt").__version__}
-    return contender
+    return translators("onmt", of_kind, inputs)
 
 
 def of_kind(kind: str, given: dict[str, Any]) -> Contender:

@@ -216,6 +216,16 @@ def of_translation(
     return Contender(runs, model.zero_grad, results, {"parameters": str(size)})
 
 
+def translators(
+    package: str, of_kind: Callable[[str, dict[str, Any]], Contender], inputs: str
+) -> Contender:
+    """A peer's models, one of each kind, of what `benchmarks._translators` wrote."""
+    given = torch.load(inputs, weights_only=True)
+    contender = in_one_process({kind: of_kind(kind, given) for kind in given["parameters"]})
+    contender.facts = {**contender.facts, "version": importlib.import_module(package).__version__}
+    return contender
+
+
 def in_one_process(contenders: Mapping[str, Contender]) -> Contender:
     """Several contenders as one, their names before those of their runs, results and facts."""
 
