@@ -161,8 +161,11 @@ class GATConv(ProjectingConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
-        x, first = self._sources(x, edge_index)
         need_weights = self.weights_for(return_attention_weights)
+        apart = None
+        if isinstance(x, Tensor) and self._is_apart(need_weights, x, edge_index):
+            apart = GATConv.forward(self, x, edge_index, edge_attr, size)
+        x, first = self._sources(x, edge_index)
         fused = self._is_fused()
         in_one = fused and need_weights is False and self._hands_all_on()
         h_src, h_dst, residual = self._project(x, first, in_one)
@@ -200,7 +203,7 @@ class GATConv(ProjectingConv):
                 score=Separable(activation="leaky_relu", negative_slope=self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._score_edges(edge_attr).unsqueeze(-1),
-                dropout=self.dropout if self.training else 0.0,
+                dropout=self.dropout if self.training and apart is None else 0.0,
                 need_weights=need_weights,
             )
             pairs = pairs_of_chosen(support, need_weights)
@@ -214,7 +217,7 @@ class GATConv(ProjectingConv):
             )
             pairs, weights = self._chosen(pairs, weights, support, need_weights)
 
-        out = self._finish(out, residual, h_src.dtype, fused)
+        out = self._finish(out, residual, h_src.dtype, fused) if apart is None else apart
         if need_weights is False:
             return out
         assert pairs is not None and weights is not None

@@ -137,8 +137,11 @@ class GATv2Conv(ProjectingConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
-        x, first = self._sources(x, edge_index)
         need_weights = self.weights_for(return_attention_weights)
+        apart = None
+        if self._is_apart(need_weights, x, edge_index):
+            apart = GATv2Conv.forward(self, x, edge_index, edge_attr)
+        x, first = self._sources(x, edge_index)
         fused = self._is_fused()
         in_one = fused and need_weights is False
         h_l, h_r, residual = self._project(x, first, in_one)
@@ -168,7 +171,7 @@ class GATv2Conv(ProjectingConv):
                 score=Additive(self.att.squeeze(0), "leaky_relu", self.negative_slope),
                 support=support,
                 pair_key=None if edge_attr is None else self._project_edges(edge_attr),
-                dropout=self.dropout if self.training else 0.0,
+                dropout=self.dropout if self.training and apart is None else 0.0,
                 need_weights=need_weights,
             )
             pairs = pairs_of_chosen(support, need_weights)
@@ -178,7 +181,7 @@ class GATv2Conv(ProjectingConv):
             out, weights = self._pass_messages(pairs, (h_l, h_r), edge_attr)
             pairs, weights = self._chosen(pairs, weights, support, need_weights)
 
-        out = self._finish(out, residual, h_l.dtype, fused)
+        out = self._finish(out, residual, h_l.dtype, fused) if apart is None else apart
         if need_weights is False:
             return out
         assert pairs is not None and weights is not None

@@ -138,9 +138,12 @@ class TransformerConv(ProjectingConv):
         Raises:
             ValueError, TypeError, IndexError: arguments that do not fit each other.
         """
+        need_weights = self.weights_for(return_attention_weights)
+        apart = None
+        if self.lin_beta is None and self._is_apart(need_weights, x, edge_index):
+            apart = TransformerConv.forward(self, x, edge_index, edge_attr)
         x, first = self._sources(x, edge_index)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)
-        need_weights = self.weights_for(return_attention_weights)
         fused = self._is_fused()
         in_one = fused and need_weights is False and self.lin_beta is None
         linears = self.lin_query, self.lin_key, self.lin_value
@@ -180,7 +183,7 @@ class TransformerConv(ProjectingConv):
                 support=support,
                 pair_key=of_edges,
                 pair_value=of_edges,
-                dropout=self.dropout if self.training else 0.0,
+                dropout=self.dropout if self.training and apart is None else 0.0,
                 need_weights=need_weights,
             )
             pairs = pairs_of_chosen(support, need_weights)
@@ -199,8 +202,8 @@ class TransformerConv(ProjectingConv):
                     "return_attention_weights=None"
                 )
 
-        out = self._merge_heads(out)
-        if self.root_weight:
+        out = self._merge_heads(out) if apart is None else apart
+        if self.root_weight and apart is None:
             skip = self.lin_skip(x_dst)
             if self.lin_beta is None:  # a plain linear map does not save what it gives
                 out = add_to(skip, out) if is_plain(self.lin_skip) else out + skip

@@ -630,3 +630,27 @@ def test_moves_to_another_dtype(nets: Any) -> None:
         out = copy.deepcopy(net).to(dtype)(X.to(dtype), EDGES)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", [*ALL, "GraphAttentionConv", "SuperGATConv"])
+def test_a_trace_over_a_graph_is_refused_in_words(name: str) -> None:
+    layer = getattr(gat, name)(*(() if name == "AGNNConv" else (4, 3))).double()
+    for _ in range(2):  # whether the graph was seen before or not
+        with pytest.raises(TypeError, match=r"torch\.jit\.trace, and .* use torch\.export"):
+            torch.jit.trace(layer, (X, EDGES))
+        layer(X, EDGES)
+
+
+@pytest.mark.parametrize("name", PROJECTING)
+def test_to_look_at_the_weights_changes_no_bit_of_what_comes_out(name: str) -> None:
+    """Theirs neither: their tests compare numbers near zero by `allclose`."""
+    for _ in range(20):
+        layer, x = getattr(gat, name)(8, 32, heads=2, dropout=0.5), torch.randn(4, 8)
+        edge_index = torch.randint(4, (2, 6))
+        for _ in range(2):
+            torch.manual_seed(1)
+            out = layer(x, edge_index)
+            torch.manual_seed(1)
+            assert torch.equal(layer(x, edge_index, return_attention_weights=True)[0], out)
+            layer.eval()
