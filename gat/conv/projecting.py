@@ -140,6 +140,8 @@ class ProjectingConv(AttentionConv):
             and values_are_visible()
             and compiled.is_on()
             and self._is_fused()
+            and not any_global_hook()  # which should see one product of each map
+            and all(is_plain(part) for part in self.children() if part is not self.aggr_module)
         )
 
     def _mapped(self, linear: Any, x: Tensor) -> Mapped:

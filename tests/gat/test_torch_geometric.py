@@ -654,3 +654,9 @@ def test_to_look_at_the_weights_changes_no_bit_of_what_comes_out(name: str) -> N
             torch.manual_seed(1)
             assert torch.equal(layer(x, edge_index, return_attention_weights=True)[0], out)
             layer.eval()
+    calls: list[str] = []
+    next(m for n, m in layer.named_children() if n.startswith("lin")).register_forward_hook(
+        lambda *_: calls.append(name)
+    )
+    layer(x, edge_index, return_attention_weights=True)
+    assert calls == [name]
