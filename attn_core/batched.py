@@ -67,5 +67,5 @@ def fold(x: Tensor, batch: tuple[int, ...]) -> Tensor:
 
 
 def unfold(x: Tensor, batch: tuple[int, ...], heads: int) -> Tensor:
-    """`[N, B·H, …]` as `[..., N, H, …]`, the reverse of `fold`."""
-    return x.unflatten(1, (*batch, heads)).movedim(0, len(batch))
+    """`[N, B·H, …]` as `[..., N, H, …]`, the reverse of `fold`, laid out as it reads."""
+    return x.unflatten(1, (*batch, heads)).movedim(0, len(batch)).contiguous()

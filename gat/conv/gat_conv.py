@@ -163,7 +163,7 @@ class GATConv(ProjectingConv):
         """
         need_weights = self.weights_for(return_attention_weights)
         apart = None
-        if isinstance(x, Tensor) and self._is_apart(need_weights, x, edge_index):
+        if isinstance(x, Tensor) and self._is_apart(need_weights, x):
             apart = GATConv.forward(self, x, edge_index, edge_attr, size)
         x, first = self._sources(x, edge_index)
         fused = self._is_fused()

@@ -139,7 +139,7 @@ class GATv2Conv(ProjectingConv):
         """
         need_weights = self.weights_for(return_attention_weights)
         apart = None
-        if self._is_apart(need_weights, x, edge_index):
+        if self._is_apart(need_weights, x):
             apart = GATv2Conv.forward(self, x, edge_index, edge_attr)
         x, first = self._sources(x, edge_index)
         fused = self._is_fused()

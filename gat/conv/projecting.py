@@ -124,24 +124,20 @@ class ProjectingConv(AttentionConv):
             )
         )
 
-    def _is_apart(self, need_weights: bool | Tensor, x: Any, edge_index: Any) -> bool:
+    def _is_apart(self, need_weights: bool | Tensor, x: Any) -> bool:
         """Whether the output is computed without the weights that are asked for beside it.
 
         In a small graph one step attends and maps, which rounds otherwise than one after the other:
         to look at the weights should change no bit of what comes out.
         """
-        if need_weights is False or isinstance(edge_index, Edges):
-            return False
-        one = x[0] if isinstance(x, (tuple, list)) and x else x
+        given = [one for one in (x if isinstance(x, (tuple, list)) else (x,)) if one is not None]
+        maps = [part for part in self.children() if part is not self.aggr_module]
         return (
-            isinstance(one, Tensor)
-            and one.numel() <= _MOST_MAPPED
-            and self.out_channels % 4 == 0
+            need_weights is not False
             and values_are_visible()
-            and compiled.is_on()
             and self._is_fused()
-            and not any_global_hook()  # which should see one product of each map
-            and all(is_plain(part) for part in self.children() if part is not self.aggr_module)
+            and all(isinstance(one, Tensor) for one in given)
+            and self._may_wait(maps, *given)
         )
 
     def _mapped(self, linear: Any, x: Tensor) -> Mapped:

@@ -140,7 +140,7 @@ class TransformerConv(ProjectingConv):
         """
         need_weights = self.weights_for(return_attention_weights)
         apart = None
-        if self.lin_beta is None and self._is_apart(need_weights, x, edge_index):
+        if self.lin_beta is None and self._is_apart(need_weights, x):
             apart = TransformerConv.forward(self, x, edge_index, edge_attr)
         x, first = self._sources(x, edge_index)
         x_src, x_dst = both_sides(type(self).__name__, x, (self.lin_key, self.lin_query), first)

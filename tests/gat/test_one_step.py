@@ -273,7 +273,6 @@ WATCHERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
     "functional call": lambda layer, given: torch.func.functional_call(
         layer, {k: v.detach() for k, v in layer.named_parameters()}, (), given
     ),
-    "weights asked for": lambda layer, given: layer(**given, return_attention_weights=True)[0],
     "bfloat16": lambda layer, given: layer.bfloat16()(
         given["x"].bfloat16(), given["edge_index"]
     ).double(),

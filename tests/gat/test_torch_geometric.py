@@ -23,6 +23,7 @@ from torch_geometric.nn import HeteroConv, SAGPooling, SumAggregation, to_hetero
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 import gat
+from attn_core import Edges
 from gat import AGNNConv, GATConv, GATv2Conv, TransformerConv
 
 TheirGATConv = torch_geometric.nn.GATConv
@@ -648,12 +649,13 @@ def test_to_look_at_the_weights_changes_no_bit_of_what_comes_out(name: str) -> N
     for _ in range(20):
         layer, x = getattr(gat, name)(8, 32, heads=2, dropout=0.5), torch.randn(4, 8)
         edge_index = torch.randint(4, (2, 6))
-        for _ in range(2):
-            torch.manual_seed(1)
-            out = layer(x, edge_index)
-            torch.manual_seed(1)
-            assert torch.equal(layer(x, edge_index, return_attention_weights=True)[0], out)
-            layer.eval()
+        for graph in (edge_index, Edges(edge_index, 4)):
+            for _ in range(2):
+                torch.manual_seed(1)
+                out = layer(x, graph)
+                torch.manual_seed(1)
+                assert torch.equal(layer(x, graph, return_attention_weights=True)[0], out)
+                layer.train(not layer.training)
     calls: list[str] = []
     next(m for n, m in layer.named_children() if n.startswith("lin")).register_forward_hook(
         lambda *_: calls.append(name)
