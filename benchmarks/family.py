@@ -23,6 +23,7 @@ from benchmarks._measure import take_turns
 from benchmarks._report import Report, Table
 
 NODE_TYPES, EDGE_TYPES = 5, 20
+STATES, UNION = "8 states of one graph", "the union of 8 graphs"
 RELATIONS = 20
 
 
@@ -60,8 +61,9 @@ def run(arguments: argparse.Namespace) -> Report:
         f"HGTConv, HANConv: {NODE_TYPES} types of nodes and {EDGE_TYPES} of edges; RGATConv: "
         f"{RELATIONS} relations, a tenth of the edges. Medians of {size.rounds} rounds, by turns; "
         "the last column is the median of the rounds' own ratios. GPSConv: one graph, of an eighth "
-        "of the nodes, whose "
-        "global attention is quadratic; DenseGATConv: 8 graphs of an eightieth of them.",
+        "of the nodes, whose global attention is quadratic; DenseGATConv: 8 graphs of an eightieth "
+        "of them. States, unions: graphs of an eighth of nodes and edges, of which torch_geometric "
+        "takes the union in both cases.",
     )
     report = Report("The family of graph attention layers")
     report.add(table)
@@ -71,13 +73,15 @@ def run(arguments: argparse.Namespace) -> Report:
 def _times(name: str, size: Size) -> Any:
     torch.manual_seed(0)
     kind, arguments, options, inputs = _CASES[name](size)
+    alike = _joined(*inputs) if name.endswith(STATES) else inputs
     ours, theirs = (
         getattr(library, kind)(*arguments, **options) for library in (gat, torch_geometric.nn)
     )
     ours.load_state_dict(theirs.state_dict())
-    for mine, other in zip(_results(ours, inputs), _results(theirs, inputs), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)  # the same is compared
-    contenders = {"ours": partial(_step, ours, inputs), "theirs": partial(_step, theirs, inputs)}
+    for mine, other in zip(_results(ours, inputs), _results(theirs, alike), strict=True):
+        # The same is compared
+        torch.testing.assert_close(mine.view(other.shape), other, rtol=1e-3, atol=1e-3)
+    contenders = {"ours": partial(_step, ours, inputs), "theirs": partial(_step, theirs, alike)}
     return take_turns(contenders, size.rounds)
 
 
@@ -103,6 +107,24 @@ def _graph(size: Size) -> tuple[Tensor, Tensor]:
 def _plain(kind: str, options: dict[str, Any], size: Size) -> Built:
     width = size.heads * size.width
     return kind, (width, size.width), {"heads": size.heads, **options}, _graph(size)
+
+
+def _states(kind: str, size: Size) -> Built:
+    """Several states of one graph, of which torch_geometric takes the union of as many graphs."""
+    x, edge_index = _graph(replace(size, nodes=size.nodes // 8, edges=size.edges // 8))
+    states = torch.randn(8, *x.shape)
+    return kind, (x.shape[1], size.width), {"heads": size.heads}, (states, edge_index)
+
+
+def _joined(states: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+    nodes = states.shape[1]
+    union = torch.cat([edge_index + nodes * i for i in range(len(states))], dim=1)
+    return states.flatten(0, 1), union
+
+
+def _union(kind: str, size: Size) -> Built:
+    kind, arguments, options, inputs = _states(kind, size)
+    return kind, arguments, options, _joined(*inputs)
 
 
 def _fa(size: Size) -> Built:
@@ -160,4 +182,9 @@ _CASES: dict[str, Callable[[Size], Built]] = {
     "HypergraphConv": _hypergraph,
     "DenseGATConv": _dense,
     "GPSConv": _gps,
+    **{
+        f"{kind}, {what}": partial(case, kind)
+        for kind in ("GATConv", "GATv2Conv", "TransformerConv")
+        for what, case in ((STATES, _states), (UNION, _union))
+    },
 }
