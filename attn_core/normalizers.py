@@ -86,7 +86,7 @@ class Normalizer(metaclass=ABCMeta):
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask has dtype {mask.dtype}; expected bool, True = may attend")
         rows = DenseRows(mask)
-        return self.normalize(rows.allow(at_least_float32(scores)), rows).to(scores.dtype)
+        return _weights(self, rows.allow(at_least_float32(scores)), rows).to(scores.dtype)
 
     def segment(self, scores: Tensor, index: Tensor, num: int | None = None) -> Tensor:
         """Weights over the edges of each query.
@@ -106,20 +106,20 @@ class Normalizer(metaclass=ABCMeta):
         tensor([0.5000, 1.0000, 0.5000])
         """
         rows = EdgeRows(index, _check_index(scores, index, num))
-        return apart(_over_edges(self, at_least_float32(scores), rows).to(scores.dtype))[0]
+        return apart(_weights(self, at_least_float32(scores), rows).to(scores.dtype))[0]
 
 
-def _plainly(normalizer: Normalizer, scores: Tensor, rows: EdgeRows) -> Tensor:
+def _plainly(normalizer: Normalizer, scores: Tensor, rows: Rows) -> Tensor:
     return normalizer.normalize(scores, rows)
 
 
-_over_edges: Callable[[Normalizer, Tensor, EdgeRows], Tensor] = _plainly
+_weights: Callable[[Normalizer, Tensor, Rows], Tensor] = _plainly
 
 
-def use_over_edges(way: Callable[[Normalizer, Tensor, EdgeRows], Tensor]) -> None:
-    """Have `Normalizer.segment` take another way than the definition, which this file holds."""
-    global _over_edges
-    _over_edges = way
+def use_for_weights(way: Callable[[Normalizer, Tensor, Rows], Tensor]) -> None:
+    """Have `dense` and `segment` take another way than the definition, which this file holds."""
+    global _weights
+    _weights = way
 
 
 @dataclass(frozen=True, eq=False)

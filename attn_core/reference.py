@@ -50,11 +50,16 @@ class Steps:
         return call.support.rows(scores, call.num_keys)
 
     def normalize(self, call: Call, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """The weights, and the log-sum-exp if it was asked for."""
-        normalizer: Normalizer = call.normalizer
-        if call.need_log_sum_exp and isinstance(normalizer, Softmax):
-            return normalizer.with_log_sum_exp(scores, rows)
-        return normalizer.normalize(scores, rows), None
+        return normalize(call.normalizer, scores, rows, call.need_log_sum_exp)
 
     def aggregate(self, call: Call, weights: Tensor) -> Tensor:
         return call.support.aggregate(weights, call.value, call.pair_value)
+
+
+def normalize(
+    normalizer: Normalizer, scores: Tensor, rows: Rows, need_log_sum_exp: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The weights, and the log-sum-exp of a softmax if it was asked for."""
+    if need_log_sum_exp and isinstance(normalizer, Softmax):
+        return normalizer.with_log_sum_exp(scores, rows)
+    return normalizer.normalize(scores, rows), None

@@ -6,10 +6,12 @@ What is compared is first shown to compute the same, then takes turns in one run
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,20 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from attn_core import Additive, Dense, ScaledDot, Window, attend, patterns, weights
+from attn_core import (
+    Additive,
+    Dense,
+    Entmax,
+    ScaledDot,
+    Softmax,
+    Sparsemax,
+    Window,
+    attend,
+    patterns,
+    weights,
+)
 from benchmarks._measure import Timings, assert_agree, peak_memory, take_turns, with_backward
 from benchmarks._processes import Task, python_with, started
 from benchmarks._report import Cell, Report, Table
@@ -79,22 +93,30 @@ def measure_window(report: Report, arguments: argparse.Namespace) -> None:
         "blocks in plain torch": lambda: blocked_window(query, key, value, radius),
         "Window": lambda: in_window(query, key, value, radius),
     }
+    peers = list(contenders)[:2]
+    if not arguments.tiny:  # it is compiled for a quarter of a minute
+        blocks = create_block_mask(
+            lambda _batch, _head, i, j: (i - j).abs() <= radius, None, None, length, length, "cpu"
+        )
+        flex = partial(torch.compile(flex_attention), *heads, block_mask=blocks)
+        contenders["torch, FlexAttention, compiled"] = lambda: flex().transpose(1, 2)
     with torch.no_grad():
         assert_agree(contenders)
         timings = take_turns(contenders, rounds)
-    fastest = min(timings.ratio(name, "Window") for name in list(contenders)[:2])
+    fastest = min(timings.ratio(name, "Window") for name in peers)
     report.add(
         Table(
             f"Windowed self-attention, n = {length}, radius {radius}, 4 heads × 32, batch 1",
             ["forward", "ms, median", "ms, fastest", "times Window"],
             _rows(timings, to="Window"),
-            "float32, without gradients. The masks are made beforehand.",
+            "float32, without gradients, of which FlexAttention has none on CPUs. Masks are made "
+            "beforehand.",
             findings={"the faster dense kernel takes × as long as Window": fastest},
         )
     )
     for leaf in (query, key, value):
         leaf.requires_grad_()
-    sparse = {name: run for name, run in contenders.items() if "dense" not in name}
+    sparse = {name: contenders[name] for name in ("blocks in plain torch", "Window")}
     timings = take_turns(with_backward(sparse), rounds)
     report.add(
         Table(
@@ -251,6 +273,65 @@ def in_masked_image(inputs: str, size: int, kernel: int) -> Contender:
     return of_attention(
         call, inputs, lambda x: x.transpose(0, 1)[None], lambda x: x[0].transpose(0, 1)
     )
+
+
+# --- Normalisers ---
+
+
+def measure_normalizers(report: Report, arguments: argparse.Namespace) -> None:
+    """Sparse weights of dense rows beside those of the package entmax, and torch's softmax."""
+    rows, keys, rounds = (4, 8, 2) if arguments.tiny else (4096, 512, 15)
+    logits = torch.randn(rows, keys, requires_grad=True)
+    grad = torch.randn(rows, keys)
+    softmax = "torch, softmax"
+    contenders: dict[str, Callable[[], Tensor]] = {softmax: lambda: logits.softmax(-1)}
+    ours = {"softmax": Softmax(), "sparsemax": Sparsemax(), "1.5-entmax": Entmax(),
+            "1.3-entmax": Entmax(1.3)}  # fmt: skip
+    pairs = []
+    for name, normalizer in ours.items():
+        contenders[f"ours, {name}"] = partial(normalizer.dense, logits)
+    note = "The package entmax is not among them: it is not installed."
+    if find_spec("entmax") is not None:
+        theirs: Any = importlib.import_module("entmax")
+        note = (
+            "k: how many of the largest scores the package entmax sorts at first; one row has 512."
+        )
+        peers: dict[str, Callable[[], Tensor]] = {
+            "1.3-entmax": partial(theirs.entmax_bisect, logits, 1.3)
+        }
+        for k in (None, 64):
+            suffix = "" if k is None else f", k = {k}"
+            peers[f"sparsemax{suffix}"] = partial(theirs.sparsemax, logits, k=k)
+            peers[f"1.5-entmax{suffix}"] = partial(theirs.entmax15, logits, k=k)
+        for name, run in peers.items():
+            contenders[f"entmax, {name}"] = run
+            pairs.append((f"entmax, {name}", f"ours, {name.partition(',')[0]}"))
+            assert_agree({one: contenders[one] for one in pairs[-1]}, tolerance=1e-5)
+
+    def step(run: Callable[[], Tensor]) -> None:
+        torch.autograd.grad(run(), logits, grad)
+
+    steps = {name: partial(step, run) for name, run in contenders.items()}
+    with torch.no_grad():
+        forward = take_turns(contenders, rounds)
+    both = take_turns(steps, rounds)
+    report.add(
+        Table(
+            f"Weights of {rows:,} rows of {keys}, which nothing masks",
+            ["", *(f"{what}, {unit}" for what in PASSES for unit in ("ms", "times softmax"))],
+            [
+                [name, *(x for t in (forward, both)
+                         for x in (t.milliseconds(name), t.ratio(name, softmax)))]
+                for name in contenders
+            ],
+            f"float32; scores drawn from a normal distribution. {note}",
+            findings={
+                f"{theirs} × ours, {what}": timings.ratio(theirs, to=mine)
+                for theirs, mine in pairs
+                for what, timings in zip(PASSES, (forward, both), strict=True)
+            },
+        )
+    )  # fmt: skip
 
 
 # --- Additive scores ---
@@ -500,6 +581,7 @@ PARTS: dict[str, Callable[[Report, argparse.Namespace], None]] = {
     "window": measure_window,
     "memory": measure_memory,
     "neighborhood": measure_neighborhood,
+    "normalizers": measure_normalizers,
     "additive": measure_additive,
     "multihead": measure_multihead,
     "looped": measure_looped,

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core import gpu
+from attn_core import gpu, reference
 from attn_core.backends.cpu import pairs
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.graph.grouping import grouping_of
-from attn_core.normalizers import Entmax, Normalizer, Softmax, use_over_edges
+from attn_core.normalizers import Entmax, Normalizer, Softmax
 from attn_core.rows import EdgeRows
 from attn_core.transforms import needs_plain_torch
 
@@ -92,16 +92,11 @@ def normalize(
         rows = Segments(rows.index, rows.num, rows.exists)
     on_gpu = gpu.serves(scores) and alpha in _KNOWN
     if alpha is None or needs_plain_torch() or not (on_gpu or pairs.serves_rows(scores)):
-        if need_log_sum_exp and isinstance(normalizer, Softmax):
-            return normalizer.with_log_sum_exp(scores, rows)
-        return normalizer.normalize(scores, rows), None
+        return reference.normalize(normalizer, scores, rows, need_log_sum_exp)
     scores = normalizer.cooled(scores, rows)
     if alpha == 1:
         return softmax(scores, rows.handle, rows.num)
     return torch.ops.attn_core.segment_entmax(scores, rows.handle, rows.num, alpha), None
-
-
-use_over_edges(lambda normalizer, scores, rows: normalize(normalizer, scores, rows)[0])
 
 
 # --- The ops ---

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from attn_core.call import Call
-from attn_core.normalizers import Softmax
-from attn_core.ops import additive, edge_scores, segments
+from attn_core.normalizers import Normalizer, use_for_weights
+from attn_core.ops import additive, dense_rows, edge_scores, segments
 from attn_core.reference import Steps
 from attn_core.rows import EdgeRows, Rows
 from attn_core.supports.dense import Dense
 from attn_core.supports.edges import Edges
 from attn_core.supports.pairs import Pairs
-from attn_core.transforms import values_are_visible
 
 
 class OpSteps(Steps):
@@ -51,11 +48,7 @@ class OpSteps(Steps):
         return segments.Segments(support.query_index, support.num_queries, support.exists, handle)
 
     def normalize(self, call: Call, scores: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        if isinstance(rows, EdgeRows):
-            return segments.normalize(call.normalizer, scores, rows, call.need_log_sum_exp)
-        if isinstance(call.normalizer, Softmax) and scores.shape[-1] > 0:
-            return _softmax(call.normalizer.cooled(scores, rows), call.need_log_sum_exp)
-        return super().normalize(call, scores, rows)
+        return normalize(call.normalizer, scores, rows, call.need_log_sum_exp)
 
     def aggregate(self, call: Call, weights: Tensor) -> Tensor:
         support = call.support
@@ -68,14 +61,13 @@ class OpSteps(Steps):
         return output
 
 
-def _softmax(scores: Tensor, need_log_sum_exp: bool) -> tuple[Tensor, Tensor | None]:
-    """Torch's softmax, which keeps nothing but the weights, with zeros in a row without pairs."""
-    empty = scores.detach().amax(-1, keepdim=True) == -math.inf
-    # A look at the rows costs less than another tensor of all pairs, but would stall a GPU
-    if values_are_visible() and scores.device.type == "cpu" and not empty.any():
-        return scores.softmax(-1), scores.logsumexp(-1) if need_log_sum_exp else None
-    scores = scores.masked_fill(empty, 0)
-    log_sum_exp = None
-    if need_log_sum_exp:
-        log_sum_exp = scores.logsumexp(-1).masked_fill(empty.squeeze(-1), -math.inf)
-    return scores.softmax(-1).masked_fill(empty, 0), log_sum_exp
+def normalize(
+    normalizer: Normalizer, scores: Tensor, rows: Rows, need_log_sum_exp: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The weights, and the log-sum-exp of a softmax where it is asked for or costs nothing."""
+    if isinstance(rows, EdgeRows):
+        return segments.normalize(normalizer, scores, rows, need_log_sum_exp)
+    return dense_rows.normalize(normalizer, scores, rows, need_log_sum_exp)
+
+
+use_for_weights(lambda normalizer, scores, rows: normalize(normalizer, scores, rows)[0])

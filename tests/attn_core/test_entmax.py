@@ -99,6 +99,57 @@ def test_any_shape_equals_the_definition(
     assert_true(scores, group, num, alpha)
 
 
+@given(
+    alpha=st.sampled_from(list(NORMALIZERS)),
+    shape=st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, DOUBLE]),
+    absent=st.floats(0, 1),
+    layout=st.sampled_from(["packed", "every second", "turned", "one for all"]),
+)
+def test_dense_rows_equal_the_definition(
+    alpha: float, shape: list[int], dtype: torch.dtype, absent: float, layout: str
+) -> None:
+    scores = torch.randn(shape, dtype=dtype).mul_(1.5)
+    if layout == "every second":
+        scores = torch.stack([scores, scores], -1)[..., 0]
+    elif layout == "turned":
+        scores = scores.movedim(0, -1)
+    elif layout == "one for all":
+        scores = scores[:1].expand(scores.shape)
+    assert_dense(scores, torch.rand(scores.shape) >= absent, alpha)
+
+
+@pytest.mark.parametrize("alpha", NORMALIZERS)
+def test_dense_rows_of_more_numbers_than_a_task_takes(alpha: float) -> None:
+    assert_dense(torch.randn(2, 10_001), None, alpha)
+
+
+@pytest.mark.parametrize("alpha", NORMALIZERS)
+def test_dense_rows_are_differentiable_twice_and_in_batches(alpha: float) -> None:
+    scores = torch.randn(3, 5, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(NORMALIZERS[alpha].dense, scores, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(NORMALIZERS[alpha].dense, scores)
+
+
+def assert_dense(scores: Tensor, mask: Tensor | None, alpha: float) -> None:
+    """Over the last axis, the weights and their gradient are those of the definition in double."""
+
+    def outcome(scores: Tensor) -> tuple[Tensor, Tensor]:
+        scores = scores.detach().requires_grad_()
+        weights = NORMALIZERS[alpha].dense(scores, mask)
+        numbers = torch.arange(weights.numel(), dtype=weights.dtype).view(weights.shape).cos()
+        return weights, torch.autograd.grad((weights * numbers).sum(), scores)[0]
+
+    with backend("reference"):
+        expected = outcome(scores.double())
+    single = scores.dtype == torch.float32
+    for ours, right in zip(outcome(scores), expected, strict=True):
+        assert ours.dtype == scores.dtype
+        torch.testing.assert_close(
+            ours.double(), right, rtol=1e-5 if single else 1e-11, atol=3e-6 if single else 1e-12
+        )
+
+
 @pytest.mark.parametrize("alpha", NORMALIZERS)
 def test_differentiable_twice(alpha: float) -> None:
     index = torch.tensor([2, 0, 2, 2, 0, 5])

@@ -29,13 +29,17 @@ def serves(edges: Edges, x: Tensor) -> bool:
 
 
 def serves_rows(x: Tensor) -> bool:
-    """Whether the kernels compute weights from such scores."""
+    """Whether the kernels compute weights from such scores `[E, ...]`."""
+    return serves_numbers(x) and 0 < math.prod(x.shape[1:]) <= _WIDEST
+
+
+def serves_numbers(x: Tensor) -> bool:
+    """Whether the kernels compute with such numbers, however they are laid out."""
     return (
         available()
         and x.device.type == "cpu"
         and x.dtype in _DTYPES
-        and (torch.compiler.is_compiling() or x.shape[0] > 0)  # asked again in the op's body
-        and 0 < math.prod(x.shape[1:]) <= _WIDEST
+        and (torch.compiler.is_compiling() or x.numel() > 0)  # asked again in the op's body
     )
 
 
