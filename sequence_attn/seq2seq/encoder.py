@@ -21,7 +21,8 @@ def run(cells: nn.RNNBase, x: Any, state: Any = None) -> Any:
     An LSTM computes in float32 what autocast asks of a CPU that has no kernel for it: without
     AVX-512, oneDNN has none for bfloat16 or float16, and torch asks it all the same.
     """
-    if state is not None and x.shape[1] == 1 and _is_bare(cells):
+    bare = state is not None and x.shape[1] == 1 and not is_autocast(x.device.type)
+    if bare and _is_bare(cells):
         return _one_step(cells, x.squeeze(1), state)
     asked = cells.mode == "LSTM" and cells.weight_hh_l0.dtype == torch.float32
     asked = asked and torch.is_autocast_enabled("cpu")
@@ -32,11 +33,11 @@ def run(cells: nn.RNNBase, x: Any, state: Any = None) -> Any:
         return cells(x.float(), wide)
 
 
-_STEPS = {nn.GRU: torch.gru_cell, nn.LSTM: torch.lstm_cell}
+_STEPS: dict[type, Callable[..., Any]] = {nn.GRU: torch.gru_cell, nn.LSTM: torch.lstm_cell}
 
 
 def _is_bare(cells: nn.RNNBase) -> bool:
-    """Whether these are one layer of torch's, with no hook or autocast around it."""
+    """Whether these are one layer of torch's, with no hook around it."""
     return (
         type(cells) in _STEPS
         and len(cells._parameters) == 4
@@ -46,7 +47,6 @@ def _is_bare(cells: nn.RNNBase) -> bool:
             or cells._backward_hooks
             or cells._backward_pre_hooks
             or any_global_hook()
-            or is_autocast(cells.weight_hh_l0.device.type)
             or torch.compiler.is_compiling()
         )
     )

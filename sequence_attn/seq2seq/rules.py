@@ -77,7 +77,8 @@ class Rules:
         """
         number = min(number, logits.shape[1])
         if self._changes(written.shape[1]):
-            return tuple(self.log_probs(logits, written, source).topk(number))
+            log_probs, token = self.log_probs(logits, written, source).topk(number)
+            return log_probs, token
         # Summed up in float64, in which there is no need to have each of them
         logits = at_least_float32(logits)
         best, token = logits.topk(number)
