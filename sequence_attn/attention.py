@@ -22,14 +22,15 @@ class Memory(NamedTuple):
         lengths: how many keys of each sequence are real, `[B]`; None for all.
         stands: where the last query stands, a weight for each key, `[B, Tk]`, in attentions that
             move along the keys (`MonotonicAttention`); None before the first one, and in others.
-        support: all pairs with the keys that are real, which many steps then look up once.
+        support: all pairs with the keys that are real, which many steps then look up once; None for
+            all keys, and in compiled code, which hands out tensors alone.
     """
 
     key: Tensor
     value: Tensor
     lengths: Tensor | None
     stands: Tensor | None = None
-    support: Dense = Dense()
+    support: Dense | None = None
 
     def select(self, index: Tensor) -> Memory:
         """The memories of the sequences `index` `[n]`, in that order; one may occur often."""
@@ -278,7 +279,9 @@ class Attention(ScoredAttention):
         lengths = memory.lengths
         if key_mask is None and (lengths is None or not causal):
             plain = mask is None and not causal
-            return memory.support if plain else Dense(mask, lengths, causal), bias, self.normalizer
+            if plain and (memory.support is not None or lengths is None):
+                return memory.support or _ALL, bias, self.normalizer
+            return Dense(mask, lengths, causal), bias, self.normalizer
         keys = memory.key.shape[1]
         where = places(query.shape[1], keys, lengths)
         support = dense(mask, key_mask, lengths, causal, 1, keys, where)
@@ -288,9 +291,10 @@ class Attention(ScoredAttention):
 _ALL = Dense()
 
 
-def _real(lengths: Tensor | None) -> Dense:
+def _real(lengths: Tensor | None) -> Dense | None:
     """All pairs with keys that are real."""
-    return _ALL if lengths is None else Dense(lengths=lengths)
+    compiling = torch.compiler.is_compiling()
+    return None if lengths is None or compiling else Dense(lengths=lengths)
 
 
 def _of_pairs(name: str, x: Tensor, query: Tensor, memory: Memory) -> Tensor:

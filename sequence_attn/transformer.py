@@ -450,7 +450,8 @@ class TransformerDecoder(_Transformer):
         if key_mask is not None:
             check_mask("memory_key_mask", key_mask, memory)
         layers = tuple(layer.start(memory) for layer in self._stack)
-        support = Dense(lengths=lengths) if key_mask is None else None
+        alone = key_mask is None and not torch.compiler.is_compiling()
+        support = Dense(lengths=lengths) if alone else None  # compiled code hands out tensors
         return TransformerCache(layers, lengths, key_mask, None, support)
 
     def forward(
