@@ -93,8 +93,13 @@ def attend(
         call = replace(call, value=value.float())
     with _without_autocast(key) if autocast else _NOTHING:
         call = call.prepared()
-        each = [_attended(state, chosen) for state in call.states()]
-        output, weights, log_sum_exp = (call.joined(list(x)) for x in zip(*each, strict=True))
+        found: tuple[Tensor | None, ...]
+        if not call.batch:
+            found = _attended(call, chosen)
+        else:
+            each = [_attended(state, chosen) for state in call.states()]
+            found = tuple(call.joined(list(x)) for x in zip(*each, strict=True))
+    output, weights, log_sum_exp = found
     output, weights = (None if x is None else x.to(dtype) for x in (output, weights))
     return Attended(*apart(output, weights, log_sum_exp))
 

@@ -592,5 +592,8 @@ def _per_head(name: str, weight: Tensor, token: Tensor, axis: int) -> Tensor:
             f"with {token.shape[-1]} channels each"
         )
     dtype = torch.promote_types(token.dtype, weight.dtype)  # they differ under autocast
-    weight = weight.to(dtype)
-    return torch.einsum("...hi,hij->...hj", token.to(dtype), weight if axis == 1 else weight.mT)
+    weight, token = weight.to(dtype), token.to(dtype)
+    weight = weight if axis == 1 else weight.mT
+    if len(weight) == 1:  # one head is a plain product
+        return token @ weight.squeeze(0)
+    return torch.einsum("...hi,hij->...hj", token, weight)

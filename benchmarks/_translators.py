@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks._processes import Task, python_with, started
 from benchmarks._report import Cell, Report, Table
@@ -168,10 +168,14 @@ def build(kind: str, sizes: dict[str, int]) -> Model:
     words: dict[str, Any] = {side: sizes[side] for side in ("source_size", "target_size")}
     width, state = sizes["width"], sizes["state"]
     if kind == "transformer":
-        return Transformer(
+        model = Transformer(
             **words, **symbols, size=width, heads=sizes["heads"], layers=sizes["layers"],
             feed_forward_size=sizes["feed_forward"], dropout=0.0,
         )  # fmt: skip
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-6  # as the peers have it
+        return model
     encoder = RecurrentEncoder(width, state // 2, bidirectional=True)
     attention: Any = "general" if kind == "luong" else BahdanauAttention(state)
     return Seq2Seq(encoder, luong(width, state, state, attention=attention), **words, **symbols)

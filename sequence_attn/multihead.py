@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 import attn_core
 from attn_core import Dense, Edges, Normalizer, Score, Support, Window
-from attn_core.parameters import named_normalizer, named_score, redraw, register, with_own
+from attn_core.parameters import (
+    learned,
+    named_normalizer,
+    named_score,
+    redraw,
+    register,
+    with_own,
+)
 from attn_core.registry import check_part
 from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
 from sequence_attn.pairs import (
@@ -55,7 +62,7 @@ class KeyValueCache(NamedTuple):
 
     def select(self, index: Tensor) -> KeyValueCache:
         """The sequences `index` `[n]` of a batch, in that order; one may occur often."""
-        return KeyValueCache(self.key[index], self.value[index])
+        return KeyValueCache(self.key.index_select(0, index), self.value.index_select(0, index))
 
 
 class MultiHead(nn.Module):
@@ -171,6 +178,8 @@ class MultiHead(nn.Module):
         self._score, self._normalizer = score, named_normalizer(normalizer)
         register(self, "score", self._score)
         register(self, "normalizer", self._normalizer)
+        self._learns_score = bool(learned(self._score))
+        self._learns_normalizer = bool(learned(self._normalizer))
 
     def reset_parameters(self) -> None:
         """Draw the projections and the parameters of a score given by name anew."""
@@ -183,12 +192,14 @@ class MultiHead(nn.Module):
     @property
     def score(self) -> Score:
         """The score with its parameters, for `attn_core.attend`."""
-        return with_own(self, "score", self._score)
+        return with_own(self, "score", self._score) if self._learns_score else self._score
 
     @property
     def normalizer(self) -> Normalizer:
         """The normaliser with its parameters, for `attn_core.attend`."""
-        return with_own(self, "normalizer", self._normalizer)
+        if self._learns_normalizer:
+            return with_own(self, "normalizer", self._normalizer)
+        return self._normalizer
 
     def precompute(
         self, keys: Tensor, values: Tensor | None = None, *, cache: KeyValueCache | None = None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import Dense, Support, Window
+from attn_core.compat import renewed
 from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
 from sequence_attn.pairs import check_mask, in_window, per_head
@@ -25,12 +26,15 @@ class TransformerCache(NamedTuple):
         memory_key_mask: which steps of the memory are real, `[..., Tm]`; None for all.
         positions: of the steps that it holds, int64 `[..., T]`, -1 where one is padding; None where
             all sequences have 0, 1, …
+        memory_support: all pairs with the memory that memory_lengths leave, which many steps then
+            look up once; None beside a memory_key_mask.
     """
 
     layers: tuple[LayerCache, ...]
     memory_lengths: Tensor | None
     memory_key_mask: Tensor | None = None
     positions: Tensor | None = None
+    memory_support: Dense | None = None
 
     @property
     def length(self) -> int:
@@ -45,10 +49,13 @@ class TransformerCache(NamedTuple):
         of one that reads the same memory.
         """
         lengths, mask, positions = self.memory_lengths, self.memory_key_mask, self.positions
+        support = self.memory_support
         if memory:
-            lengths = None if lengths is None else lengths[index]
-            mask = None if mask is None else mask[index]
-        positions = None if positions is None else positions[index]
+            lengths, mask = (
+                None if x is None else x.index_select(0, index) for x in (lengths, mask)
+            )
+            support = None if support is None else Dense(lengths=lengths)
+        positions = None if positions is None else positions.index_select(0, index)
         layers = tuple(
             LayerCache(
                 None if itself is None else itself.select(index),
@@ -56,7 +63,7 @@ class TransformerCache(NamedTuple):
             )
             for itself, of_memory in self.layers
         )
-        return TransformerCache(layers, lengths, mask, positions)
+        return TransformerCache(layers, lengths, mask, positions, support)
 
 
 class Transformed(NamedTuple):
@@ -157,8 +164,7 @@ class _Transformer(nn.Module):
             x = x.masked_fill((here < 0)[..., None], 0)
         elif lengths is not None:
             x = x.masked_fill(padding(lengths, x), 0)
-        of_memory = cache.memory_lengths, cache.memory_key_mask
-        after = TransformerCache(tuple(caches), *of_memory, everywhere)
+        after = renewed(cache, layers=tuple(caches), positions=everywhere)
         return x, after, tuple(weights) if need_weights else None
 
     def _run_split(
@@ -444,7 +450,9 @@ class TransformerDecoder(_Transformer):
         if key_mask is not None:
             check_mask("memory_key_mask", key_mask, memory)
         layers = tuple(layer.start(memory) for layer in self._stack)
-        return TransformerCache(layers, lengths, key_mask)
+        alone = key_mask is None and not torch.compiler.is_compiling()
+        support = Dense(lengths=lengths) if alone else None  # compiled code hands out tensors
+        return TransformerCache(layers, lengths, key_mask, None, support)
 
     def forward(
         self,
@@ -498,11 +506,13 @@ class TransformerDecoder(_Transformer):
             raise ValueError("memory is needed, unless cache holds it")
         else:
             before = self.start(memory, lengths=memory_lengths, key_mask=memory_key_mask)
-        pairs = {
-            "mask": memory_mask,
-            "key_mask": before.memory_key_mask,
-            "key_lengths": before.memory_lengths,
-        }
+        pairs: dict[str, Any] = {"support": before.memory_support}
+        if memory_mask is not None or before.memory_support is None:
+            pairs = {
+                "mask": memory_mask,
+                "key_mask": before.memory_key_mask,
+                "key_lengths": before.memory_lengths,
+            }
         output, after, weights = self._run(
             x, before, cache is not None, lengths, key_mask, positions, mask, None, pairs,
             return_attention_weights,

@@ -26,24 +26,23 @@ def run(call: Call) -> Attended:
     """The output `[..., Tq, H, Dv]` and the weights `[..., H, Tq, Tk]`."""
     call = call.in_full_precision()
     scale, temperature = factors(call)
-    value = call.value.movedim(-2, -3)
-    *batch, heads, keys, _ = value.shape  # [..., H, Tk, Dv]
+    *batch, keys, heads, _ = call.value.shape
     queries = 1 if call.query is None else call.query.shape[-3]
-    flat = math.prod(batch) * heads
-    value = value.reshape(flat, keys, value.shape[-1])
+    value = _flat(call.value)
     added, empty = _added(call, (*batch, heads, queries, keys), temperature)
     if call.formula is not None and call.formula.kind == "dot" and call.query is not None:
-        query = call.query.movedim(-2, -3).reshape(flat, queries, call.query.shape[-1])
-        key = call.key.movedim(-2, -3).reshape(flat, keys, call.key.shape[-1])
+        query, key = _flat(call.query), _flat(call.key)
+        one = queries == 1  # keys first: their gradient is then laid out as they are
+        start = query.new_zeros(()) if added is None else added.mT if one else added
         scores = torch.baddbmm(
-            query.new_zeros(()) if added is None else added,
-            query,
-            key.mT,
+            start,
+            *((key, query.mT) if one else (query, key.mT)),
             beta=0 if added is None else 1,
             alpha=scale / temperature,
         )
+        scores = scores.mT if one else scores
     else:
-        scores = call.score.dense(call.query, call.key).reshape(flat, queries, keys)
+        scores = call.score.dense(call.query, call.key).reshape(-1, queries, keys)
         scores = scores if temperature == 1 else scores / temperature
         scores = scores if added is None else scores + added
     log_sum_exp = scores.logsumexp(-1) if call.need_log_sum_exp else None  # [B H, Tq]
@@ -55,11 +54,22 @@ def run(call: Call) -> Attended:
         weights = weights.masked_fill(empty, 0)
         if log_sum_exp is not None:
             log_sum_exp = log_sum_exp.masked_fill(empty.squeeze(-1), -math.inf)
-    output = torch.bmm(F.dropout(weights, call.dropout), value)
-    output, weights = (x.view(*batch, heads, *x.shape[1:]) for x in (output, weights))
+    dropped = F.dropout(weights, call.dropout) if call.dropout > 0 else weights
+    output = torch.bmm(dropped, value)  # [B H, Tq, Dv]
+    weights = weights.view(*batch, heads, queries, keys)
     if log_sum_exp is not None:
         log_sum_exp = log_sum_exp.view(*batch, heads, queries)
-    return Attended(output.movedim(-3, -2), weights, log_sum_exp)
+    if heads == 1:
+        output = output.view(*batch, queries, 1, output.shape[-1])
+    else:
+        output = output.view(*batch, heads, queries, output.shape[-1]).movedim(-3, -2)
+    return Attended(output, weights, log_sum_exp)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """`[..., T, H, D]` as `[B H, T, D]`; no copy of one head."""
+    *_, steps, heads, width = x.shape
+    return (x if heads == 1 else x.movedim(-2, -3)).reshape(-1, steps, width)
 
 
 def _added(
@@ -71,6 +81,12 @@ def _added(
     if call.bias is None and support.mask is support.lengths and not support.causal:  # all pairs
         return None, None
     *batch, heads, queries, keys = shape
+    if call.bias is None and support.is_padded:
+        of_lengths = support.padding(tuple(batch), keys, call.key.dtype)
+        added, empty = (
+            None if x is None else x.expand(*batch, heads, 1, -1).flatten(0, -3) for x in of_lengths
+        )
+        return added, empty
     mask = support.allowed(tuple(batch), heads, queries, keys, call.key.device)
     bias = call.key.new_zeros(()) if call.bias is None else call.bias / temperature
     added = bias if mask is None else torch.where(mask, bias, -math.inf)

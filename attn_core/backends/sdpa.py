@@ -52,7 +52,25 @@ def factors(call: Call) -> tuple[float, float]:
 
 def serves(call: Call) -> bool:
     """Whether torch's kernel computes this call, of which it gives the output alone."""
-    return not call.need_weights and not call.need_log_sum_exp and is_product(call)
+    if call.need_weights or call.need_log_sum_exp or _is_one_row(call):
+        return False
+    return is_product(call)
+
+
+def _is_one_row(call: Call) -> bool:
+    """Whether a product of matrices takes less than torch's kernel: a decoder's one query.
+
+    Its scores are fewer numbers than its keys, and one head is no copy.
+    """
+    query, key = call.query, call.key
+    return (
+        call.heads == 1
+        and query is not None
+        and query.shape[-3] == 1
+        and key.device.type == "cpu"
+        and query.dtype == key.dtype == call.value.dtype
+        and key.dtype in (torch.float32, torch.float64)
+    )
 
 
 def run(call: Call) -> Attended:
@@ -62,13 +80,19 @@ def run(call: Call) -> Attended:
     *batch, heads, queries, _ = query.shape  # [..., H, T, D]
     keys = key.shape[-2]
     support = call.support
+    scale, temperature = factors(call)
+    if support.is_padded and call.bias is None:
+        dtype = torch.promote_types(query.dtype, torch.promote_types(key.dtype, value.dtype))
+        added, empty = support.padding(tuple(batch), keys, dtype)
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+        output = _kernel(query, key, value, added, empty, call.dropout, scale / temperature, False)
+        return Attended(output.movedim(-3, -2), None, None)
     plain = support.mask is None and support.lengths is None and call.bias is None
     # A branch, not the comparison itself: torch.compile makes that a symbol, which SDPA refuses
     triangle = True if support.causal and plain and queries == keys else False  # noqa: SIM210
     mask = None
     if not triangle:
         mask = support.allowed(tuple(batch), heads, queries, keys, query.device)
-    scale, temperature = factors(call)
     output = masked(
         query,
         key,
@@ -114,7 +138,21 @@ def masked(
     elif mask is not None and not never_empty:
         empty = ~mask.any(-1, keepdim=True)
         mask = mask | empty
-    heads, scale = query.shape[-3], scale / temperature
+    return _kernel(query, key, value, mask, empty, dropout, scale / temperature, triangle)
+
+
+def _kernel(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    empty: Tensor | None,
+    dropout: float,
+    scale: float,
+    triangle: bool,
+) -> Tensor:
+    """Torch's kernel on tensors of one dtype, with zeros in the rows that are `empty`."""
+    heads = query.shape[-3]
     grouped = heads != key.shape[-3] or heads != value.shape[-3]
     if _is_flash(query, key, value, mask, dropout, triangle):
         if grouped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from attn_core.supports.base import (
     check_tokens,
     first_place,
 )
+from attn_core.transforms import nobody_watches, outside_inference
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +77,13 @@ class Dense(Support):
         None where every query may attend to every key.
         """
         allowed = self._shaped_mask((*batch, heads, queries, keys))
+        causal = self.causal and (self.lengths is not None or queries != 1)  # one sees all the keys
         if self.lengths is not None:
             check_lengths(self.lengths, batch, keys)
             real = torch.arange(keys, device=self.lengths.device) < self.lengths[..., None]
             real = real[..., None, None, :]
             allowed = real if allowed is None else allowed & real
-        if self.causal:
+        if causal:
             device = device if allowed is None else allowed.device
             first = first_place(queries, keys, self.lengths)
             order: Tensor
@@ -90,6 +93,44 @@ class Dense(Support):
                 order = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(first)
             allowed = order if allowed is None else allowed & order
         return allowed
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether lengths are all that leaves pairs out."""
+        return self.lengths is not None and self.mask is None and not self.causal
+
+    def padding(
+        self, batch: tuple[int, ...], keys: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """What lengths add to scores, `[..., 1, 1, Tk]`, and rows without keys, `[..., 1, 1, 1]`.
+
+        The latter, None if there are none, get zeros, and are to be erased. Decoders ask the same
+        at every step, so that the answer is remembered: on a CPU, and as long as lengths are what
+        they were.
+        """
+        lengths = self.lengths
+        assert lengths is not None
+        if torch.compiler.is_compiling() or lengths.is_inference() or not nobody_watches(lengths):
+            return self._padding(batch, keys, dtype)
+        question = batch, keys, dtype, lengths._version
+        if self.__dict__.get("_question") != question:
+            with outside_inference():
+                added, empty = self._padding(batch, keys, dtype)
+            if lengths.device.type != "cpu":
+                return added, empty
+            answer = added, empty if empty.any() else None
+            self.__dict__.update(_question=question, _answer=answer)
+        found: tuple[Tensor, Tensor | None] = self.__dict__["_answer"]
+        return found
+
+    def _padding(
+        self, batch: tuple[int, ...], keys: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        real = self.allowed(batch, 1, 1, keys)
+        assert real is not None and self.lengths is not None
+        empty = (self.lengths == 0)[..., None, None, None]
+        added = torch.zeros(real.shape, dtype=dtype, device=real.device)
+        return added.masked_fill(~(real | empty), -math.inf), empty
 
     def _shaped_mask(self, shape: tuple[int, ...]) -> Tensor | None:
         if self.mask is None:

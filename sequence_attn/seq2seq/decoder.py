@@ -268,10 +268,13 @@ class AttentionDecoder(nn.Module):
         else:
             summary = None if state.summary is None else state.summary.unsqueeze(1)
             top, after = self._run(x, summary, state.fed, before)
-            read = self._read(self._ask(after), state, need_weights)
+            # What the top layer gave is its new state
+            read = self._read(top if self.query == "top" else self._ask(after), state, need_weights)
         seen = before[0][-1].unsqueeze(1) if self.readout_state == "previous" else top
         output = self.dropout(self._combine(x, seen, read.context)).squeeze(1)
-        fed = {"context": read.context.squeeze(1), "attentional": output}.get(self.feed or "")
+        fed = None
+        if self.feed is not None:
+            fed = output if self.feed == "attentional" else read.context.squeeze(1)
         return output, state.after(read, cell=after, fed=fed, step=state.step + 1), read
 
     def forward(
@@ -327,8 +330,7 @@ class AttentionDecoder(nn.Module):
             return self._decode(inputs, state, need_weights)
         outputs: list[Tensor] = []
         reads: list[Read] = []
-        for t in range(inputs.shape[1]):
-            x = inputs[:, t]
+        for t, x in enumerate(inputs.unbind(1)):
             if own is not None and loop_function is not None and t > 0:
                 x = torch.where(own[:, t, None], loop_function(outputs[-1], t), x)
             output, state, read = self.step(x, state, need_weights=need_weights)
@@ -389,7 +391,8 @@ class AttentionDecoder(nn.Module):
             read(query, memory, step=state.step, need_weights=need_weights)
             for read, memory in zip(self._attentions, state.memories, strict=True)
         ]
-        context = torch.cat([read.context for read in reads], -1)
+        contexts = [read.context for read in reads]
+        context = contexts[0] if len(reads) == 1 else torch.cat(contexts, -1)
         weights = torch.stack([read.weights for read in reads], 1) if need_weights else None
         memories = tuple(
             read.memory if isinstance(read, MonotonicContext) else memory

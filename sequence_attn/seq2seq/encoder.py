@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from attn_core.compat import any_global_hook
+from attn_core.transforms import is_autocast
 from sequence_attn.checks import check_lengths
 
 
@@ -19,6 +21,9 @@ def run(cells: nn.RNNBase, x: Any, state: Any = None) -> Any:
     An LSTM computes in float32 what autocast asks of a CPU that has no kernel for it: without
     AVX-512, oneDNN has none for bfloat16 or float16, and torch asks it all the same.
     """
+    bare = state is not None and x.shape[1] == 1 and not is_autocast(x.device.type)
+    if bare and _is_bare(cells):
+        return _one_step(cells, x.squeeze(1), state)
     asked = cells.mode == "LSTM" and cells.weight_hh_l0.dtype == torch.float32
     asked = asked and torch.is_autocast_enabled("cpu")
     if not asked or _has_kernel(torch.get_autocast_dtype("cpu")):
@@ -26,6 +31,35 @@ def run(cells: nn.RNNBase, x: Any, state: Any = None) -> Any:
     with torch.autocast("cpu", enabled=False):
         wide = None if state is None else tuple(part.float() for part in state)
         return cells(x.float(), wide)
+
+
+_STEPS: dict[type, Callable[..., Any]] = {nn.GRU: torch.gru_cell, nn.LSTM: torch.lstm_cell}
+
+
+def _is_bare(cells: nn.RNNBase) -> bool:
+    """Whether these are one layer of torch's, with no hook around it."""
+    return (
+        type(cells) in _STEPS
+        and len(cells._parameters) == 4
+        and not (
+            cells._forward_hooks
+            or cells._forward_pre_hooks
+            or cells._backward_hooks
+            or cells._backward_pre_hooks
+            or any_global_hook()
+            or torch.compiler.is_compiling()
+        )
+    )
+
+
+def _one_step(cells: nn.RNNBase, x: Tensor, state: Any) -> Any:
+    """What they make of one step `[B, I]`, without what torch does for sequences."""
+    step, parameters = _STEPS[type(cells)], cells._parameters.values()
+    if isinstance(state, tuple):
+        hidden, memory = step(x, [half.squeeze(0) for half in state], *parameters)
+        return hidden.unsqueeze(1), (hidden.unsqueeze(0), memory.unsqueeze(0))
+    hidden = step(x, state.squeeze(0), *parameters)
+    return hidden.unsqueeze(1), hidden.unsqueeze(0)
 
 
 @functools.cache
@@ -59,8 +93,9 @@ class Encoded(NamedTuple):
 
     def select(self, index: Tensor) -> Encoded:
         """The sequences `index` `[n]`, in that order; one may occur often."""
-        lengths = None if self.lengths is None else self.lengths[index]
-        return Encoded(self.output[index], lengths, tuple(x[:, :, index] for x in self.state))
+        lengths = None if self.lengths is None else self.lengths.index_select(0, index)
+        state = tuple(x.index_select(2, index) for x in self.state)
+        return Encoded(self.output.index_select(0, index), lengths, state)
 
     def last(self) -> Tensor:
         """What was made of the whole of each sequence, `[B, D]`: the top layer's last state."""

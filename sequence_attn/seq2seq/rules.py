@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attn_core.normalizers import at_least_float32
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -65,6 +67,34 @@ class Rules:
                         f"prefix has the token {token}; expected tokens of the target, 0 to "
                         f"{tokens - 1}, and not the end symbol, {self.eos}"
                     )
+
+    def best(
+        self, logits: Tensor, number: int, written: Tensor, source: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The log-probabilities, float64 `[n, number]`, of the best tokens that follow, and they.
+
+        Arguments as of `log_probs`; there may be fewer tokens than `number`.
+        """
+        number = min(number, logits.shape[1])
+        if self._changes(written.shape[1]):
+            log_probs, token = self.log_probs(logits, written, source).topk(number)
+            return log_probs, token
+        # Summed up in float64, in which there is no need to have each of them
+        logits = at_least_float32(logits)
+        best, token = logits.topk(number)
+        largest = best[:, :1]
+        total = (logits - largest).exp_().sum(-1, keepdim=True, dtype=torch.float64)
+        return best.double() - (largest.double() + total.log()), token
+
+    def _changes(self, length: int) -> bool:
+        """Whether anything is banned or penalised behind so many tokens."""
+        return bool(
+            self.forbid
+            or length < self.min_length
+            or self.no_repeat_ngram is not None
+            or self.repetition_penalty != 1
+            or any(len(one) > length for one in self.prefix)
+        )
 
     def log_probs(self, logits: Tensor, written: Tensor, source: Tensor) -> Tensor:
         """The log-probabilities of what follows each hypothesis, float64 `[n, V]`.

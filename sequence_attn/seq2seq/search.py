@@ -186,7 +186,8 @@ def generate(
     rules.check(model.target_size, len(source), max_length)
     scale = Scale(alpha, penalty)
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         encoded = model.encode(source, source_lengths)
         if sample:
@@ -224,31 +225,34 @@ def _beam(
     token = torch.full((sources,), model.bos, device=device)
     written = token.new_zeros(sources, 1, 0)  # [sources, width, T]
     total = encoded.output.new_zeros(sources, 1, dtype=torch.float64)
-    room = torch.full((sources,), beam, device=device)  # the places of a beam that are not taken
+    room = torch.full((sources, 1), beam, device=device)  # places of a beam that are not taken
+    places = torch.arange(beam, device=device)
     for length in range(max_length + 1):
         if not len(live):
             break
+        logits, state = _next(model, token, state, length)
         of_source = live.repeat_interleave(width)
-        log_probs, state = _next(model, token, state, rules, written.flatten(0, 1), of_source)
-        log_probs = log_probs.view(len(live), width, -1)
-        vocabulary = log_probs.shape[-1]
-        candidates = (total.unsqueeze(-1) + log_probs).flatten(1)
-        best, place = candidates.topk(min(beam, candidates.shape[1]))
-        best = best.masked_fill(
-            torch.arange(best.shape[1], device=device) >= room[:, None], -math.inf
-        )
-        origin, word = place // vocabulary, place % vocabulary
+        log_probs, words = rules.best(logits, beam, written.flatten(0, 1), of_source)
+        each = words.shape[1]  # the best of a source are among those of its hypotheses
+        candidates = (total.unsqueeze(-1) + log_probs.view(len(live), width, each)).flatten(1)
+        best, place = candidates.topk(min(beam, width * each))
+        best = best.masked_fill(places[: best.shape[1]] >= room, -math.inf)
+        origin, word = place // each, words.view(len(live), -1).gather(1, place)
         before = written.gather(1, origin.unsqueeze(-1).expand(-1, -1, length))
         ends = (word == model.eos) & (best > -math.inf)
-        ending = best.masked_fill(~ends, -math.inf)
-        _collect(ended, n_best, live, before, ending, scale, finished=True)
+        some_end = bool(ends.any())
+        if some_end:
+            ending = best.masked_fill(~ends, -math.inf)
+            _collect(ended, n_best, live, before, ending, scale, finished=True)
         if length == max_length:
             columns = torch.arange(width, device=device)
             has_ended = ((origin.unsqueeze(-1) == columns) & ends.unsqueeze(-1)).any(1)
             total = total.masked_fill(has_ended, -math.inf)
             _collect(cut_off, n_best, live, written, total, scale, finished=False)
             break
-        total, room = best.masked_fill(ends, -math.inf), room - ends.sum(1)
+        total = best
+        if some_end:
+            total, room = best.masked_fill(ends, -math.inf), room - ends.sum(1, keepdim=True)
         written = torch.cat([before, word.unsqueeze(-1)], -1)
         rows = torch.arange(len(live), device=device)[:, None] * width + origin
         going = _still_going(ended, live, total, length + 1, n_best, scale, max_length)
@@ -265,20 +269,19 @@ def _beam(
     return [(good + bad)[:n_best] for good, bad in zip(ended, cut_off, strict=True)]
 
 
-def _next(
-    model: Decodable, token: Tensor, state: Any, rules: Rules, written: Tensor, source: Tensor
-) -> tuple[Tensor, Any]:
-    """The log-probabilities of what follows each hypothesis, float64, and the next state."""
+def _next(model: Decodable, token: Tensor, state: Any, length: int) -> tuple[Tensor, Any]:
+    """The logits of what follows each hypothesis, and the next state."""
     logits, state = model.step(token, state)
-    bad = logits.isnan().any(-1) | (logits == math.inf).any(-1) | (logits == -math.inf).all(-1)
+    # The largest is not finite if any is NaN or +inf, or all are -inf
+    bad = ~logits.amax(-1).isfinite()
     if bool(bad.any()):
         # NaN is neither the best nor the worst, and would end a search with nothing found
         raise ValueError(
-            f"the logits of step {written.shape[1]} are no distribution for hypothesis "
+            f"the logits of step {length} are no distribution for hypothesis "
             f"{int(bad.nonzero()[0])}: they contain NaN or +inf, or are -inf throughout. Look for "
             "parameters that are not finite, such as after a loss that was not"
         )
-    return rules.log_probs(logits, written, source), state
+    return logits, state
 
 
 def _collect(
@@ -344,7 +347,8 @@ def _sample(
         if not going.any():
             break
         written = torch.stack(words, 1) if words else token.new_zeros(len(each), 0)
-        log_probs, state = _next(model, token, state, rules, written.clamp(min=0), each)
+        logits, state = _next(model, token, state, step)
+        log_probs = rules.log_probs(logits, written.clamp(min=0), each)
         stuck = (log_probs == -math.inf).all(-1)
         if bool((stuck & going).any()):
             raise ValueError(

@@ -39,13 +39,13 @@ class DecoderState(NamedTuple):
         With `memory=False` only what the steps have changed is reordered: enough where every
         sequence takes the place of one that reads the same memory.
         """
-        cell = tuple(x[:, index] for x in self.cell)
-        fed = None if self.fed is None else self.fed[index]
+        cell = tuple(x.index_select(1, index) for x in self.cell)
+        fed = None if self.fed is None else self.fed.index_select(0, index)
         if not memory:
             moved = tuple(memory.moved(index) for memory in self.memories)
             return self._replace(cell=cell, fed=fed, memories=moved)
         memories = tuple(memory.select(index) for memory in self.memories)
-        summary = None if self.summary is None else self.summary[index]
+        summary = None if self.summary is None else self.summary.index_select(0, index)
         return DecoderState(cell, fed, self.step, memories, summary)
 
 

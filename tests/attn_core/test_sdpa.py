@@ -47,3 +47,22 @@ def test_torchs_own_kernel_has_second_derivatives(name: str, key_heads: int) -> 
         found.append([*first, *second, hessian, *batched])
     for x, y in zip(*found, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_lengths_that_change_in_place_are_looked_at_again(heads: int, queries: int) -> None:
+    query, key = torch.randn(2, queries, heads, 3), torch.randn(2, 5, heads, 3)
+    lengths = torch.tensor([5, 2])
+    support = Dense(lengths=lengths)
+    for now in ([5, 2], [5, 2], [1, 4], [0, 3]):
+        lengths.copy_(torch.tensor(now))
+        with torch.inference_mode():  # what is remembered serves training too
+            attend(query, key, key, score=ScaledDot(), support=support)
+        found = []
+        for using in ("auto", "reference"):
+            leaf = key.clone().requires_grad_()
+            with backend(using):
+                output = attend(query, leaf, leaf, score=ScaledDot(), support=support).output
+            found.append((output, *torch.autograd.grad(output.square().sum(), leaf)))
+        torch.testing.assert_close(*found)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sequence_attn.seq2seq.decoder as decoding
 from sequence_attn import (
     Attention,
     BahdanauAttention,
@@ -373,9 +374,9 @@ def test_autocast(name, dtype):
 
 
 class Counted:
-    """How often a method of a class was called."""
+    """How often a method of a class, or a function of a module, was called."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: object, method: str) -> None:
         self.times = 0
         original = getattr(owner, method)
 
@@ -403,11 +404,29 @@ def test_keys_are_projected_once_for_each_read(name, monkeypatch):
 def test_in_one_call_means_one_call(name, monkeypatch):
     decoder, read, x = made(name), encoded(), inputs()
     queries = Counted(monkeypatch, Attention, "_project_query")
-    cells = Counted(monkeypatch, type(decoder.cell), "forward")
+    cells = Counted(monkeypatch, decoding, "run")
     decoder(x, read)
     assert cells.times == (1 if name in IN_ONE_CALL else T)
     if name in IN_ONE_CALL:
         assert queries.times == len(decoder.reads)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_step_is_what_the_cell_computes(cell):
+    """Also where somebody hooks the cell, who is called at every step."""
+    options = {"cell": cell, "initial": "zeros", "feed": "attentional"}
+    decoder = decoder_with(attention(), **options).double()
+    read, x = encoded(), inputs()
+    expected, calls = decoder(x, read), []
+    decoder.cell.register_forward_hook(lambda *_: calls.append(1))
+    found = decoder(x, read)
+    assert len(calls) == T
+    assert_same((found.output, found.state.cell), (expected.output, expected.state.cell))
+    gradients = [
+        torch.autograd.grad(one.output.square().sum(), list(decoder.parameters()))
+        for one in (found, expected)
+    ]
+    assert_same(*gradients)
 
 
 # The switches one by one

@@ -21,6 +21,7 @@ from sequence_attn.seq2seq import (
     luong,
     plain,
 )
+from sequence_attn.seq2seq.rules import Rules
 
 SOURCE, TARGET, EOS, LONGEST = 8, 5, 3, 3
 WORDS = [word for word in range(TARGET) if word != EOS]
@@ -217,3 +218,15 @@ def test_coverage_needs_attention_to_the_source() -> None:
     model = Seq2Seq(encoder, plain(3, 4, 4), source_size=SOURCE, target_size=TARGET)
     with pytest.raises(ValueError, match="coverage needs the attention to the source"):
         generate(model, source(), beam=2, coverage=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"forbid": [4]}, {"min_length": 3}])
+def test_the_best_tokens_are_those_of_all_log_probabilities(dtype, options) -> None:
+    logits, rules = 9 * torch.randn(3, 50, dtype=dtype), Rules(EOS, **options)
+    written, of_source = torch.zeros(3, 2, dtype=torch.int64), torch.arange(3)
+    found, tokens = rules.best(logits, 4, written, of_source)
+    every = rules.log_probs(logits, written, of_source)
+    torch.testing.assert_close(found, every.topk(4).values, rtol=1e-6, atol=1e-6)
+    assert found.dtype == torch.float64 and torch.equal(tokens, every.topk(4).indices)
+    assert rules.best(logits, 99, written, of_source)[1].shape == (3, 50)
