@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attn_core import Dense, Normalizer, Score, Support
 from sequence_attn.checks import real_steps
-from sequence_attn.pairs import both, check_mask, dense, places
+from sequence_attn.pairs import both, check_mask, dense, places, real_keys
 from sequence_attn.scored import Parts, ScoredAttention, SequenceAttention
 
 
@@ -22,30 +22,22 @@ class Memory(NamedTuple):
         lengths: how many keys of each sequence are real, `[B]`; None for all.
         stands: where the last query stands, a weight for each key, `[B, Tk]`, in attentions that
             move along the keys (`MonotonicAttention`); None before the first one, and in others.
-        support: all pairs with the keys that are real, which many steps then look up once; None for
-            all keys, and in compiled code, which hands out tensors alone.
     """
 
     key: Tensor
     value: Tensor
     lengths: Tensor | None
     stands: Tensor | None = None
-    support: Dense | None = None
 
     def select(self, index: Tensor) -> Memory:
         """The memories of the sequences `index` `[n]`, in that order; one may occur often."""
-        key, value, lengths, stands = (
-            None if x is None else x.index_select(0, index) for x in self[:4]
-        )
-        return Memory(key, value, lengths, stands, _real(lengths))  # type: ignore[arg-type]
+        return Memory(*(None if x is None else x.index_select(0, index) for x in self))  # type: ignore[arg-type]
 
     def moved(self, index: Tensor) -> Memory:
         """The same memories, with where the sequences `index` `[B]` stand in them."""
-        return (
-            self
-            if self.stands is None
-            else self._replace(stands=self.stands.index_select(0, index))
-        )
+        if self.stands is None:
+            return self
+        return self._replace(stands=self.stands.index_select(0, index))
 
     def repeat(self, times: int) -> Memory:
         """Each sequence so many times in a row, for as many hypotheses about it."""
@@ -152,7 +144,7 @@ class Attention(ScoredAttention):
             same = values is keys
             keys = real_steps(keys, lengths)
             values = keys if same else real_steps(values, lengths)
-        return Memory(self._project_keys(keys), values, lengths, None, _real(lengths))
+        return Memory(self._project_keys(keys), values, lengths)
 
     def forward(
         self,
@@ -279,22 +271,12 @@ class Attention(ScoredAttention):
         lengths = memory.lengths
         if key_mask is None and (lengths is None or not causal):
             plain = mask is None and not causal
-            if plain and (memory.support is not None or lengths is None):
-                return memory.support or _ALL, bias, self.normalizer
-            return Dense(mask, lengths, causal), bias, self.normalizer
+            support = real_keys(lengths) if plain else Dense(mask, lengths, causal)
+            return support, bias, self.normalizer
         keys = memory.key.shape[1]
         where = places(query.shape[1], keys, lengths)
         support = dense(mask, key_mask, lengths, causal, 1, keys, where)
         return support, bias, self.normalizer
-
-
-_ALL = Dense()
-
-
-def _real(lengths: Tensor | None) -> Dense | None:
-    """All pairs with keys that are real."""
-    compiling = torch.compiler.is_compiling()
-    return None if lengths is None or compiling else Dense(lengths=lengths)
 
 
 def _of_pairs(name: str, x: Tensor, query: Tensor, memory: Memory) -> Tensor:

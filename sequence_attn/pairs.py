@@ -35,6 +35,23 @@ def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one & other
 
 
+_last = Dense()
+
+
+def real_keys(lengths: Tensor | None) -> Dense:
+    """All pairs with the keys that are real: one support for all steps that read one memory.
+
+    The last one is kept, by which a decoder's next step finds what was computed of the lengths.
+    """
+    global _last
+    if torch.compiler.is_compiling():
+        return Dense(lengths=lengths)
+    support = _last
+    if support.lengths is not lengths:
+        support = _last = Dense(lengths=lengths)
+    return support
+
+
 def in_window(pairs: Tensor, window: Window, queries: int, keys: int) -> Tensor:
     """What of `[..., H, Tq, Tk]` (any may be 1) lies in a window: `[..., H, Tq, W]`."""
     positions, _ = window.positions(queries, keys, pairs.device)

@@ -12,7 +12,7 @@ from attn_core import Dense, Support, Window
 from attn_core.compat import renewed
 from attn_core.supports.base import broadcasts_to
 from sequence_attn.checks import check_lengths, check_tokens, padding
-from sequence_attn.pairs import check_mask, in_window, per_head
+from sequence_attn.pairs import check_mask, in_window, per_head, real_keys
 from sequence_attn.shards import Split, refuse, split
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
 
@@ -26,15 +26,12 @@ class TransformerCache(NamedTuple):
         memory_key_mask: which steps of the memory are real, `[..., Tm]`; None for all.
         positions: of the steps that it holds, int64 `[..., T]`, -1 where one is padding; None where
             all sequences have 0, 1, …
-        memory_support: all pairs with the memory that memory_lengths leave, which many steps then
-            look up once; None beside a memory_key_mask.
     """
 
     layers: tuple[LayerCache, ...]
     memory_lengths: Tensor | None
     memory_key_mask: Tensor | None = None
     positions: Tensor | None = None
-    memory_support: Dense | None = None
 
     @property
     def length(self) -> int:
@@ -49,12 +46,10 @@ class TransformerCache(NamedTuple):
         of one that reads the same memory.
         """
         lengths, mask, positions = self.memory_lengths, self.memory_key_mask, self.positions
-        support = self.memory_support
         if memory:
             lengths, mask = (
                 None if x is None else x.index_select(0, index) for x in (lengths, mask)
             )
-            support = None if support is None else Dense(lengths=lengths)
         positions = None if positions is None else positions.index_select(0, index)
         layers = tuple(
             LayerCache(
@@ -63,7 +58,7 @@ class TransformerCache(NamedTuple):
             )
             for itself, of_memory in self.layers
         )
-        return TransformerCache(layers, lengths, mask, positions, support)
+        return TransformerCache(layers, lengths, mask, positions)
 
 
 class Transformed(NamedTuple):
@@ -450,9 +445,7 @@ class TransformerDecoder(_Transformer):
         if key_mask is not None:
             check_mask("memory_key_mask", key_mask, memory)
         layers = tuple(layer.start(memory) for layer in self._stack)
-        alone = key_mask is None and not torch.compiler.is_compiling()
-        support = Dense(lengths=lengths) if alone else None  # compiled code hands out tensors
-        return TransformerCache(layers, lengths, key_mask, None, support)
+        return TransformerCache(layers, lengths, key_mask)
 
     def forward(
         self,
@@ -506,8 +499,8 @@ class TransformerDecoder(_Transformer):
             raise ValueError("memory is needed, unless cache holds it")
         else:
             before = self.start(memory, lengths=memory_lengths, key_mask=memory_key_mask)
-        pairs: dict[str, Any] = {"support": before.memory_support}
-        if memory_mask is not None or before.memory_support is None:
+        pairs: dict[str, Any] = {"support": real_keys(before.memory_lengths)}
+        if memory_mask is not None or before.memory_key_mask is not None:
             pairs = {
                 "mask": memory_mask,
                 "key_mask": before.memory_key_mask,

@@ -279,7 +279,7 @@ def test_a_memory_holds_any_choice_of_its_sequences(score: str, lengths) -> None
         attention(query, chosen, need_weights=True),
     )
     twice = memory.repeat(2)  # sequences 0, 0, 1, 1
-    for have, want in zip(twice[:4], memory.select(torch.tensor([0, 0, 1, 1]))[:4], strict=True):
+    for have, want in zip(twice, memory.select(torch.tensor([0, 0, 1, 1])), strict=True):
         torch.testing.assert_close(have, want)
     assert len(memory.key) == 2  # as it was
     with pytest.raises(AttributeError):
