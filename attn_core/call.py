@@ -178,7 +178,7 @@ class Call:
     def without_temperature(self) -> Call:
         """The same softmax with its temperature in the query of a product, or in the vector."""
         normalizer, formula = self.normalizer, self.formula
-        if not isinstance(normalizer, Softmax) or formula is None:
+        if not Softmax.is_one(normalizer) or formula is None:
             return self
         temperature, key = normalizer.temperature, self.key
         # In float32 at least, as are the weights that are computed with it one by one

@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class Normalizer(metaclass=ABCMeta):
     def __init_subclass__(cls, name: str | None = None, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         register(Normalizer.named, name, cls)
+        # What is told of the weights of a class holds not of a subclass that makes others
+        if "normalize" in vars(cls) and "entmax_alpha" not in vars(cls):
+            cls.entmax_alpha = Normalizer.entmax_alpha  # type: ignore[method-assign]
 
     @abstractmethod
     def normalize(self, scores: Tensor, rows: Rows) -> Tensor:
@@ -86,7 +89,8 @@ class Normalizer(metaclass=ABCMeta):
         if mask is not None and mask.dtype != torch.bool:
             raise TypeError(f"mask has dtype {mask.dtype}; expected bool, True = may attend")
         rows = DenseRows(mask)
-        return _weights(self, rows.allow(at_least_float32(scores)), rows).to(scores.dtype)
+        weights = _weights(self, rows.allow(at_least_float32(scores)), rows)
+        return apart(weights.to(scores.dtype))[0]
 
     def segment(self, scores: Tensor, index: Tensor, num: int | None = None) -> Tensor:
         """Weights over the edges of each query.
@@ -164,6 +168,11 @@ class Softmax(Normalizer, name="softmax"):
         divisor = torch.where(total == 0, 1, total)
         log_sum_exp = torch.where(total == 0, -math.inf, largest + divisor.log())
         return exponentials / rows.spread(divisor), rows.per_query(log_sum_exp)
+
+    @staticmethod
+    def is_one(normalizer: Normalizer) -> TypeGuard[Softmax]:
+        """Whether this is a softmax, and no subclass with weights of its own."""
+        return isinstance(normalizer, Softmax) and normalizer.entmax_alpha() == 1
 
     def log_sum_exp(self, scores: Tensor, rows: Rows) -> Tensor:
         """`log Σ exp(s/τ)` of each row; -inf where there is no pair."""

@@ -60,6 +60,6 @@ def normalize(
     normalizer: Normalizer, scores: Tensor, rows: Rows, need_log_sum_exp: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The weights, and the log-sum-exp of a softmax if it was asked for."""
-    if need_log_sum_exp and isinstance(normalizer, Softmax):
+    if need_log_sum_exp and Softmax.is_one(normalizer):
         return normalizer.with_log_sum_exp(scores, rows)
     return normalizer.normalize(scores, rows), None

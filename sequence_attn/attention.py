@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_core import Dense, Normalizer, Score, Support
-from sequence_attn.checks import real_steps
+from sequence_attn.checks import chosen, real_steps
 from sequence_attn.pairs import both, check_mask, dense, places, real_keys
 from sequence_attn.scored import Parts, ScoredAttention, SequenceAttention
 
@@ -31,13 +31,13 @@ class Memory(NamedTuple):
 
     def select(self, index: Tensor) -> Memory:
         """The memories of the sequences `index` `[n]`, in that order; one may occur often."""
-        return Memory(*(None if x is None else x.index_select(0, index) for x in self))  # type: ignore[arg-type]
+        return Memory(*(chosen(x, index) for x in self))
 
     def moved(self, index: Tensor) -> Memory:
         """The same memories, with where the sequences `index` `[B]` stand in them."""
         if self.stands is None:
             return self
-        return self._replace(stands=self.stands.index_select(0, index))
+        return self._replace(stands=chosen(self.stands, index))
 
     def repeat(self, times: int) -> Memory:
         """Each sequence so many times in a row, for as many hypotheses about it."""

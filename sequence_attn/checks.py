@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from attn_core.transforms import values_are_visible
+
+
+def chosen(x: Any, index: Any, dim: int = 0) -> Any:
+    """What an index of sequences chooses of a tensor or of None.
+
+    `index_select` copies long rows several times as fast as indexing, which takes masks and lists.
+    """
+    if x is None:
+        return None
+    plain = isinstance(index, Tensor) and index.dtype == torch.int64 and index.dim() == 1
+    if plain and index.device == x.device:
+        return x.index_select(dim, index)
+    return x[(slice(None),) * dim + (index,)]
 
 
 def check_window(window: int | None) -> None:

@@ -18,7 +18,7 @@ from attn_core.parameters import (
     with_own,
 )
 from attn_core.registry import check_part
-from sequence_attn.checks import check_lengths, check_tokens, check_window, padding
+from sequence_attn.checks import check_lengths, check_tokens, check_window, chosen, padding
 from sequence_attn.pairs import (
     both,
     check_mask,
@@ -62,7 +62,7 @@ class KeyValueCache(NamedTuple):
 
     def select(self, index: Tensor) -> KeyValueCache:
         """The sequences `index` `[n]` of a batch, in that order; one may occur often."""
-        return KeyValueCache(self.key.index_select(0, index), self.value.index_select(0, index))
+        return KeyValueCache(chosen(self.key, index), chosen(self.value, index))
 
 
 class MultiHead(nn.Module):
@@ -180,6 +180,9 @@ class MultiHead(nn.Module):
         register(self, "normalizer", self._normalizer)
         self._learns_score = bool(learned(self._score))
         self._learns_normalizer = bool(learned(self._normalizer))
+
+    # Of a layer that was pickled before it knew: looked up each time
+    _learns_score = _learns_normalizer = True
 
     def reset_parameters(self) -> None:
         """Draw the projections and the parameters of a score given by name anew."""

@@ -35,20 +35,23 @@ def both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one & other
 
 
-_last = Dense()
+_recent: list[Dense] = []
 
 
 def real_keys(lengths: Tensor | None) -> Dense:
-    """All pairs with the keys that are real: one support for all steps that read one memory.
+    """All pairs with the keys that are real: one support for the steps that read one memory.
 
-    The last one is kept, by which a decoder's next step finds what was computed of the lengths.
+    The last four are kept, by which a decoder's next step finds what was computed of the lengths.
     """
-    global _last
+    global _recent
     if torch.compiler.is_compiling():
         return Dense(lengths=lengths)
-    support = _last
-    if support.lengths is not lengths:
-        support = _last = Dense(lengths=lengths)
+    recent = _recent
+    for support in recent:
+        if support.lengths is lengths:
+            return support
+    support = Dense(lengths=lengths)
+    _recent = [support, *recent[:3]]
     return support
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attn_core import Dense, Support, Window
 from attn_core.compat import renewed
 from attn_core.supports.base import broadcasts_to
-from sequence_attn.checks import check_lengths, check_tokens, padding
+from sequence_attn.checks import check_lengths, check_tokens, chosen, padding
 from sequence_attn.pairs import check_mask, in_window, per_head, real_keys
 from sequence_attn.shards import Split, refuse, split
 from sequence_attn.transformer_layer import LayerCache, LayerWeights, TransformerLayer
@@ -47,10 +47,8 @@ class TransformerCache(NamedTuple):
         """
         lengths, mask, positions = self.memory_lengths, self.memory_key_mask, self.positions
         if memory:
-            lengths, mask = (
-                None if x is None else x.index_select(0, index) for x in (lengths, mask)
-            )
-        positions = None if positions is None else positions.index_select(0, index)
+            lengths, mask = chosen(lengths, index), chosen(mask, index)
+        positions = chosen(positions, index)
         layers = tuple(
             LayerCache(
                 None if itself is None else itself.select(index),

@@ -20,7 +20,7 @@ def is_softmax(call: Call) -> bool:
     """Whether a call is a plain softmax of scores, with nothing but a bias per pair."""
     normalizer = call.normalizer
     return (
-        isinstance(normalizer, Softmax)
+        Softmax.is_one(normalizer)
         and not isinstance(normalizer.temperature, Tensor)
         and call.pair_key is None
         and call.pair_value is None

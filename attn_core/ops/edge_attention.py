@@ -37,7 +37,7 @@ def serves(call: Call) -> bool:
     """Whether the fused op computes this call."""
     return (
         isinstance(call.support, (Edges, PendingEdges))
-        and isinstance(call.normalizer, Softmax)
+        and Softmax.is_one(call.normalizer)
         and call.formula is not None
     )
 
@@ -106,7 +106,7 @@ def plain_output(p: Problem, normalizer: Normalizer) -> tuple[Tensor, Tensor | N
     edges, log_sum_exp = p.edges, None
     scores = logits(p)
     rows = edges.rows(scores, p.num_keys)
-    if isinstance(normalizer, Softmax):
+    if Softmax.is_one(normalizer):
         weights, log_sum_exp = normalizer.with_log_sum_exp(scores, rows)
     else:
         weights = normalizer.normalize(scores, rows)

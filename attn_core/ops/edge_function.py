@@ -18,7 +18,7 @@ def serves(call: Call) -> bool:
     return (
         _of_one_state(call.score)[0].compiles
         and isinstance(call.support, (Edges, PendingEdges))
-        and isinstance(normalizer, Softmax)
+        and Softmax.is_one(normalizer)
         and isinstance(normalizer.temperature, (int, float))
         and normalizer.temperature == 1
         and call.query is not None

@@ -161,8 +161,17 @@ def attend(
         return None  # a row for each pair, of which some were left out
     seed = draw_seed(torch.device("cpu")) if dropout > 0 else None
     _, heads, width = value.shape
-    setting = _Setting(
-        edges, tuple(places), self_loops, *formula[:2], dropout, concat, heads, width, hidden
+    setting = _Setting(  # the kernels take no whole numbers for others
+        edges,
+        tuple(places),
+        self_loops,
+        formula.kind,
+        float(formula.constant),
+        float(dropout),
+        concat,
+        heads,
+        width,
+        hidden,
     )
     if grad and torch.is_grad_enabled():
         # Without what Function.apply does for torch.func, which is not at work, as was asked above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attn_core import compiled, reference
 from attn_core.call import Call
 from attn_core.normalizers import Normalizer, use_for_weights
 from attn_core.ops import additive, dense_rows, edge_scores, segments
@@ -65,6 +66,8 @@ def normalize(
     normalizer: Normalizer, scores: Tensor, rows: Rows, need_log_sum_exp: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The weights, and the log-sum-exp of a softmax where it is asked for or costs nothing."""
+    if compiled.is_reference():
+        return reference.normalize(normalizer, scores, rows, need_log_sum_exp)
     if isinstance(rows, EdgeRows):
         return segments.normalize(normalizer, scores, rows, need_log_sum_exp)
     return dense_rows.normalize(normalizer, scores, rows, need_log_sum_exp)

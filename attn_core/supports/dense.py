@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,15 @@ from attn_core.supports.base import (
     first_place,
 )
 from attn_core.transforms import nobody_watches, outside_inference
+
+
+class _Padding(NamedTuple):
+    """What was computed of the lengths that were, for so many keys."""
+
+    question: tuple[object, ...]
+    lengths: Tensor
+    added: Tensor
+    empty: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +120,23 @@ class Dense(Support):
         """
         lengths = self.lengths
         assert lengths is not None
-        if torch.compiler.is_compiling() or lengths.is_inference() or not nobody_watches(lengths):
+        if torch.compiler.is_compiling() or not nobody_watches(lengths):
             return self._padding(batch, keys, dtype)
-        question = batch, keys, dtype, lengths._version
-        if self.__dict__.get("_question") != question:
+        if lengths.device.type != "cpu":
+            return self._padding(batch, keys, dtype)
+        known: _Padding | None = self.__dict__.get("_known")
+        question = batch, keys, dtype
+        # The numbers themselves: torch does not count what is written by NumPy or through .data
+        if known is None or known.question != question or not known.lengths.equal(lengths):
             with outside_inference():
                 added, empty = self._padding(batch, keys, dtype)
-            if lengths.device.type != "cpu":
-                return added, empty
-            answer = added, empty if empty.any() else None
-            self.__dict__.update(_question=question, _answer=answer)
-        found: tuple[Tensor, Tensor | None] = self.__dict__["_answer"]
-        return found
+                some = empty if empty.any() else None
+                known = _Padding(question, lengths.clone(), added, some)
+            self.__dict__["_known"] = known
+        return known.added, known.empty
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: x for name, x in self.__dict__.items() if name != "_known"}
 
     def _padding(
         self, batch: tuple[int, ...], keys: int, dtype: torch.dtype

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attn_core.compat import any_global_hook
 from attn_core.transforms import is_autocast
-from sequence_attn.checks import check_lengths
+from sequence_attn.checks import check_lengths, chosen
 
 
 def run(cells: nn.RNNBase, x: Any, state: Any = None) -> Any:
@@ -37,12 +37,15 @@ _STEPS: dict[type, Callable[..., Any]] = {nn.GRU: torch.gru_cell, nn.LSTM: torch
 
 
 def _is_bare(cells: nn.RNNBase) -> bool:
-    """Whether these are one layer of torch's, with no hook around it."""
+    """Whether these are one layer of torch's in one direction, with no hook around it."""
     return (
         type(cells) in _STEPS
-        and len(cells._parameters) == 4
+        and cells.num_layers == 1
+        and cells.bias
         and not (
-            cells._forward_hooks
+            cells.bidirectional
+            or cells.proj_size
+            or cells._forward_hooks
             or cells._forward_pre_hooks
             or cells._backward_hooks
             or cells._backward_pre_hooks
@@ -54,7 +57,9 @@ def _is_bare(cells: nn.RNNBase) -> bool:
 
 def _one_step(cells: nn.RNNBase, x: Tensor, state: Any) -> Any:
     """What they make of one step `[B, I]`, without what torch does for sequences."""
-    step, parameters = _STEPS[type(cells)], cells._parameters.values()
+    # By name: pruned and normalised parameters lie in another order
+    names = "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
+    step, parameters = _STEPS[type(cells)], (getattr(cells, name) for name in names)
     if isinstance(state, tuple):
         hidden, memory = step(x, [half.squeeze(0) for half in state], *parameters)
         return hidden.unsqueeze(1), (hidden.unsqueeze(0), memory.unsqueeze(0))
@@ -93,9 +98,8 @@ class Encoded(NamedTuple):
 
     def select(self, index: Tensor) -> Encoded:
         """The sequences `index` `[n]`, in that order; one may occur often."""
-        lengths = None if self.lengths is None else self.lengths.index_select(0, index)
-        state = tuple(x.index_select(2, index) for x in self.state)
-        return Encoded(self.output.index_select(0, index), lengths, state)
+        state = tuple(chosen(x, index, 2) for x in self.state)
+        return Encoded(chosen(self.output, index), chosen(self.lengths, index), state)
 
     def last(self) -> Tensor:
         """What was made of the whole of each sequence, `[B, D]`: the top layer's last state."""

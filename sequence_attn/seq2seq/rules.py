@@ -83,7 +83,7 @@ class Rules:
         logits = at_least_float32(logits)
         best, token = logits.topk(number)
         largest = best[:, :1]
-        total = (logits - largest).exp_().sum(-1, keepdim=True, dtype=torch.float64)
+        total = (logits - largest).exp().sum(-1, keepdim=True, dtype=torch.float64)
         return best.double() - (largest.double() + total.log()), token
 
     def _changes(self, length: int) -> bool:

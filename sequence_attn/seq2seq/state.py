@@ -10,6 +10,7 @@ from torch import Tensor
 from attn_core.compat import renewed
 from attn_core.supports.base import broadcasts_to
 from sequence_attn.attention import Memory
+from sequence_attn.checks import chosen
 
 
 class DecoderState(NamedTuple):
@@ -39,14 +40,13 @@ class DecoderState(NamedTuple):
         With `memory=False` only what the steps have changed is reordered: enough where every
         sequence takes the place of one that reads the same memory.
         """
-        cell = tuple(x.index_select(1, index) for x in self.cell)
-        fed = None if self.fed is None else self.fed.index_select(0, index)
+        cell = tuple(chosen(x, index, 1) for x in self.cell)
+        fed = chosen(self.fed, index)
         if not memory:
             moved = tuple(memory.moved(index) for memory in self.memories)
             return self._replace(cell=cell, fed=fed, memories=moved)
         memories = tuple(memory.select(index) for memory in self.memories)
-        summary = None if self.summary is None else self.summary.index_select(0, index)
-        return DecoderState(cell, fed, self.step, memories, summary)
+        return DecoderState(cell, fed, self.step, memories, chosen(self.summary, index))
 
 
 class Decoded(NamedTuple):

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attn_core import (
+    Dense,
+    Edges,
     Entmax,
     Normalizer,
+    ScaledDot,
     Softmax,
     Sparsemax,
+    attend,
     backend,
     compiled,
     scatter_softmax,
@@ -129,6 +133,34 @@ def test_dense_rows_are_differentiable_twice_and_in_batches(alpha: float) -> Non
     scores = torch.randn(3, 5, dtype=DOUBLE, requires_grad=True)
     assert torch.autograd.gradcheck(NORMALIZERS[alpha].dense, scores, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(NORMALIZERS[alpha].dense, scores)
+
+
+@pytest.mark.parametrize("alpha", NORMALIZERS)
+def test_the_weights_of_dense_rows_are_the_callers_to_edit(alpha: float) -> None:
+    scores = torch.randn(3, 4, requires_grad=True)
+    grads = []
+    for edit in (lambda w: w.mul_(2), lambda w: w * 2):
+        weights = edit(NORMALIZERS[alpha].dense(scores))
+        grads.append(torch.autograd.grad(weights.square().sum(), scores)[0])
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("kind", [Softmax, Sparsemax, Entmax])
+@pytest.mark.parametrize("support", [Dense(), Edges.from_edge_index(torch.ones(3, 3).nonzero().T)])
+def test_a_subclass_has_the_weights_that_it_makes(kind: type[Normalizer], support: Any) -> None:
+    class Even(kind):  # type: ignore[misc, valid-type]
+        def normalize(self, scores: Tensor, rows: Any) -> Tensor:
+            return torch.full_like(scores, 0.25)
+
+    x = torch.randn(3, 1, 2)
+    assert Even().entmax_alpha() is None
+    assert (Even().dense(torch.randn(2, 4)) == 0.25).all()
+    assert (Even().segment(torch.randn(4, 2), torch.tensor([0, 0, 1, 0])) == 0.25).all()
+    for weights in (False, True):
+        found = attend(
+            x, x, x, score=ScaledDot(), normalizer=Even(), support=support, need_weights=weights
+        )
+        torch.testing.assert_close(found.output, x.sum(0, keepdim=True).expand(3, 1, 2) / 4)
 
 
 def assert_dense(scores: Tensor, mask: Tensor | None, alpha: float) -> None:

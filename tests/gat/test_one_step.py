@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -261,6 +262,22 @@ def test_some_gradients_alone(name: str) -> None:
             other.requires_grad_(other is parameter)
         (found,) = torch.autograd.grad((layer(**given) * weights).sum(), parameter)
         torch.testing.assert_close(found, expected[wanted])
+
+
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0}, {"dropout": 1}, {"negative_slope": 0}, {"negative_slope": 1}]
+)
+@pytest.mark.parametrize("name", [*LAYERS, "GraphAttentionConv", "SuperGATConv"])
+def test_whole_numbers_serve_as_others(name: str, options: dict[str, int]) -> None:
+    ((option, number),), x = options.items(), torch.randn(6, 8)
+    layer = getattr(gat, name)
+    if option not in inspect.signature(layer.__init__).parameters:
+        pytest.skip("has no such option")
+    whole = layer(8, 8, **options)
+    other = layer(8, 8, **{option: float(number)})
+    other.load_state_dict(whole.state_dict())
+    edge_index = torch.randint(6, (2, 20))
+    assert torch.equal(whole(x, edge_index), other(x, edge_index))
 
 
 WATCHERS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {

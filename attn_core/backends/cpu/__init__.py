@@ -169,7 +169,7 @@ def _arguments(problem: Problem, in_16_bits: bool = True) -> tuple[tuple[Any, ..
         pair_id,
         KINDS[kind],
         float(problem.constant),
-        0.0 if seed is None else problem.dropout,
+        0.0 if seed is None else float(problem.dropout),
         0 if seed is None else int(seed),
         num_rows,
         torch.get_num_threads(),

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sequence_attn.seq2seq.decoder as decoding
 from sequence_attn import (
@@ -427,6 +428,32 @@ def test_a_step_is_what_the_cell_computes(cell):
         for one in (found, expected)
     ]
     assert_same(*gradients)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "bias_ih_l0"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_step_knows_parameters_by_name(cell, name):
+    """Those that were pruned lie behind the others."""
+    decoder = decoder_with(attention(), cell=cell, initial="zeros", feed="attentional").double()
+    prune.l1_unstructured(decoder.cell, name, amount=0.3)
+    prune.remove(decoder.cell, name)
+    read, x = encoded(), inputs()
+    found = decoder(x, read)
+    decoder.cell.register_forward_hook(lambda *_: None)  # goes by the cell itself
+    assert_same(found.output, decoder(x, read).output)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2, "bias": False}, {"bias": False}])
+def test_a_cell_of_ones_own_is_stepped_as_it_is(options):
+    decoder = decoder_with(attention(), cell="gru", initial="zeros", feed="attentional").double()
+    own = decoder.cell
+    if "num_layers" not in options:
+        decoder.cell = nn.GRU(own.input_size, own.hidden_size, batch_first=True, **options).double()
+        assert decoder(inputs(), encoded()).output.isfinite().all()
+    else:
+        cells = nn.GRU(own.input_size, own.hidden_size, batch_first=True, **options).double()
+        x, state = torch.randn(3, 1, own.input_size).double(), torch.randn(2, 3, own.hidden_size)
+        assert_same(decoding.run(cells, x, state.double()), cells(x, state.double()))
 
 
 # The switches one by one
