@@ -254,8 +254,7 @@ def _probe(numbers: Tensor, like: Tensor) -> Tensor:
 def rounded(case: Case, given: Tensors, seed: int) -> Tensors:
     """The definition in float64, each step of which is off by what the case's dtype rounds."""
     wide = torch.promote_types(case.dtype, torch.float32)
-    eps = torch.finfo(wide).eps
-    rounding = Rounding(eps, DIGITS, seed)
+    rounding = Rounding(wide, DIGITS, seed)
 
     def kept(x: Tensor) -> Tensor:
         return rounding.kept(x, case.dtype)

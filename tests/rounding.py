@@ -44,17 +44,20 @@ def smallest(dtype: torch.dtype) -> float:
 
 
 class Rounding(TorchDispatchMode):
-    """Within it, steps in float64 are rounded at random, as a type with this `eps` rounds.
+    """Within it, steps in float64 are rounded at random, to numbers of a shorter type.
+
+    Numbers of that type: two scores that lie near may become one, whose weights are alike.
 
     Args:
-        eps: the distance from 1 to the next number of that type.
+        dtype: that type.
         digits: by how many of its units a step is off at most.
         seed: of what is drawn.
     """
 
-    def __init__(self, eps: float, digits: float, seed: int) -> None:
+    def __init__(self, dtype: torch.dtype, digits: float, seed: int) -> None:
         super().__init__()
-        self.eps, self.digits, self.active = eps, digits, True
+        self.dtype, self.digits, self.active = dtype, digits, True
+        self.eps = torch.finfo(dtype).eps
         self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(
@@ -69,7 +72,8 @@ class Rounding(TorchDispatchMode):
         result = func(*args, **kwargs)
         if result.dtype == torch.float64 and result.numel():
             off = self.eps * self._drawn(result) * (result if size is None else size)
-            kept = torch.where(torch.isfinite(result) & torch.isfinite(off), result + off, result)
+            kept = (result + off).to(self.dtype).double()
+            kept = torch.where(torch.isfinite(result) & torch.isfinite(kept), kept, result)
             result = result.copy_(kept) if name != plain else kept
         return result
 
