@@ -64,6 +64,16 @@ is_exporting: Callable[[], bool] = getattr(
 )
 
 
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether somebody watches the calls of a module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 # After torch 2.6: torch.nn.modules.module._has_any_global_hook.
 def any_global_hook() -> bool:
     """Whether there are hooks that act on all modules."""

@@ -355,6 +355,15 @@ class Identity(Normalizer, name="identity"):
         return torch.where(scores == -math.inf, 0, scores)
 
 
+def entmax_gradient(grad: Tensor, weights: Tensor, rows: Rows, alpha: float) -> Tensor:
+    """The gradient of the scores whose α-entmax the weights are, which has one of its own."""
+    inside = ~(weights <= 0)
+    u = torch.where(inside, torch.where(inside, weights, 1) ** (2 - alpha), 0)
+    total = rows.sum(u)
+    mean = rows.sum(u * grad) / torch.where(total == 0, 1, total)
+    return u * (grad - rows.spread(mean))
+
+
 def _is_above(parameter: float | Tensor, bound: float) -> bool:
     """Whether a parameter is above its bound, as far as its values may be looked at."""
     if not isinstance(parameter, Tensor):

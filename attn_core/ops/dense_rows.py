@@ -15,7 +15,7 @@ from torch import Tensor
 from attn_core import reference
 from attn_core.backends.cpu import pairs
 from attn_core.graph.read import Order
-from attn_core.normalizers import Entmax, Normalizer
+from attn_core.normalizers import Entmax, Normalizer, entmax_gradient
 from attn_core.rows import DenseRows, Rows
 from attn_core.transforms import needs_plain_torch, values_are_visible
 
@@ -60,7 +60,7 @@ def dense_entmax(scores: Tensor, alpha: float) -> Tensor:
 def dense_entmax_backward(grad: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """The gradient of the scores."""
     if not pairs.serves_numbers(weights):
-        return _gradient(grad, weights, alpha).contiguous()
+        return entmax_gradient(grad, weights, DenseRows(), alpha).contiguous()
     flat = grad.reshape(-1, 1), weights.reshape(-1, 1)
     return pairs.gradient(*flat, _order(weights), alpha).view(weights.shape)
 
@@ -70,15 +70,6 @@ def _order(x: Tensor) -> Order:
     pairs, places = x.numel(), torch.int32 if x.numel() < 2**31 else torch.int64
     pointer = torch.arange(0, pairs + 1, x.shape[-1], device=x.device)
     return Order(pointer, torch.arange(pairs, dtype=places, device=x.device))
-
-
-def _gradient(grad: Tensor, weights: Tensor, alpha: float) -> Tensor:
-    """The same in plain torch, which can be differentiated again: `u (g - Σ u g / Σ u)`."""
-    inside = ~(weights <= 0)
-    u = torch.where(inside, torch.where(inside, weights, 1) ** (2 - alpha), 0)
-    total = u.sum(-1, keepdim=True)
-    mean = (u * grad).sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
-    return u * (grad - mean)
 
 
 @dense_entmax.register_fake
@@ -98,9 +89,9 @@ def _keep(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (weights,) = ctx.saved_tensors
-    twice = torch.is_grad_enabled()
-    gradient = _gradient if twice else torch.ops.attn_core.dense_entmax_backward
-    return gradient(grad, weights, ctx.alpha), None
+    if torch.is_grad_enabled():  # to be differentiated again
+        return entmax_gradient(grad, weights, DenseRows(), ctx.alpha), None
+    return torch.ops.attn_core.dense_entmax_backward(grad, weights, ctx.alpha), None
 
 
 dense_entmax.register_autograd(_backward, setup_context=_keep)

@@ -19,7 +19,7 @@ from attn_core import gpu, reference
 from attn_core.backends.cpu import pairs
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.graph.grouping import grouping_of
-from attn_core.normalizers import Entmax, Normalizer, Softmax
+from attn_core.normalizers import Entmax, Normalizer, Softmax, entmax_gradient
 from attn_core.rows import EdgeRows
 from attn_core.transforms import needs_plain_torch
 
@@ -298,13 +298,7 @@ def _entmax_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 def _entmax_gradient(
     grad: Tensor, weights: Tensor, index: Tensor, num: int, alpha: float
 ) -> Tensor:
-    """The same in plain torch, which can be differentiated again."""
-    rows = Segments(_groups(index), num)
-    inside = ~(weights <= 0)
-    u = torch.where(inside, torch.where(inside, weights, 1) ** (2 - alpha), 0)
-    total = rows.sum(u)
-    mean = rows.sum(u * grad) / torch.where(total == 0, 1, total)
-    return u * (grad - rows.spread(mean))
+    return entmax_gradient(grad, weights, Segments(_groups(index), num), alpha)
 
 
 segment_sum.register_autograd(_sum_backward, setup_context=_keep)

@@ -120,9 +120,7 @@ class Dense(Support):
         """
         lengths = self.lengths
         assert lengths is not None
-        if torch.compiler.is_compiling() or not nobody_watches(lengths):
-            return self._padding(batch, keys, dtype)
-        if lengths.device.type != "cpu":
+        if not nobody_watches(lengths) or lengths.device.type != "cpu":
             return self._padding(batch, keys, dtype)
         known: _Padding | None = self.__dict__.get("_known")
         question = batch, keys, dtype

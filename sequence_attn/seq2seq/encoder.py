@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from attn_core.compat import any_global_hook
+from attn_core.compat import any_global_hook, has_hooks
 from attn_core.transforms import is_autocast
 from sequence_attn.checks import check_lengths, chosen
 
@@ -45,10 +45,7 @@ def _is_bare(cells: nn.RNNBase) -> bool:
         and not (
             cells.bidirectional
             or cells.proj_size
-            or cells._forward_hooks
-            or cells._forward_pre_hooks
-            or cells._backward_hooks
-            or cells._backward_pre_hooks
+            or has_hooks(cells)
             or any_global_hook()
             or torch.compiler.is_compiling()
         )
