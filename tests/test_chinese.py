@@ -73,5 +73,5 @@ def test_every_exercise_has_an_answer_with_code(folder: str) -> None:
 
 def test_a_change_in_one_language_is_seen() -> None:
     text = read("docs/zh/from-formula-to-code.md")
-    for parts, word in ((tables, "30.3"), (code, "need_weights"), (formulas, "S \\cdot")):
+    for parts, word in ((tables, "41.2"), (code, "need_weights"), (formulas, "S \\cdot")):
         assert parts(text.replace(word, "7")) != parts(text)
