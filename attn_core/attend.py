@@ -94,14 +94,22 @@ def attend(
     with _without_autocast(key) if autocast else _NOTHING:
         call = call.prepared()
         found: tuple[Tensor | None, ...]
-        if not call.batch:
-            found = _attended(call, chosen)
-        else:
-            each = [_attended(state, chosen) for state in call.states()]
-            found = tuple(call.joined(list(x)) for x in zip(*each, strict=True))
+        found = _of_states(call, chosen) if call.batch else _attended(call, chosen)
     output, weights, log_sum_exp = found
     output, weights = (None if x is None else x.to(dtype) for x in (output, weights))
     return Attended(*apart(output, weights, log_sum_exp))
+
+
+def _of_states(call: Call, chosen: Tensor | None) -> tuple[Tensor | None, ...]:
+    """A prepared call for many states of one graph: together, one by one, or as more heads."""
+    if not call.goes_by_states:
+        each = [_attended(call.folded(), chosen)]
+    else:
+        stacked = call.stacked()
+        if not call.need_weights and (together := ops.attend_states(stacked)) is not None:
+            return tuple(x if x is None else x.unflatten(0, call.batch) for x in together)
+        each = [_attended(state, chosen) for state in stacked.states()]
+    return tuple(call.joined(list(x)) for x in zip(*each, strict=True))
 
 
 def _attended(call: Call, chosen: Tensor | None) -> Attended:

@@ -123,22 +123,28 @@ class Call:
             call._check_dense_pairs(support, batch, heads)
         return call
 
-    def states(self) -> tuple[Call, ...]:
-        """The same without batch dimensions over edges: as more heads, or state by state.
+    @property
+    def goes_by_states(self) -> bool:
+        """Whether the states of a graph are taken one by one: one of them is enough work.
 
-        One call for all costs least until a state alone is enough work, and its rows fit the cache.
+        Its rows then fit the cache sooner; with less to do, one call for all costs least.
         """
-        support = self.support
-        if not self.batch:
-            return (self,)
         work = 0 if torch.compiler.is_compiling() else self.heads * self.key.shape[-1]
-        assert isinstance(support, (Pairs, PendingEdges))
-        if math.prod(self.batch) < 2 or support.num_rows * work < _ENOUGH:
-            return (self.folded(),)
+        assert isinstance(self.support, (Pairs, PendingEdges))
+        return math.prod(self.batch) > 1 and self.support.num_rows * work >= _ENOUGH
+
+    def stacked(self) -> Call:
+        """The same with all states in one dimension, and a seed of dropout for each."""
+        count = math.prod(self.batch)
         given = {n: x.flatten(0, -4 if n != "bias" else -3) for n, x in self._tensors().items()}
-        seeds = None if self.seed is None else draw_seed(self.value.device, math.prod(self.batch))
-        if seeds is not None:
-            given["seed"] = seeds
+        seed = None if self.seed is None else draw_seed(self.value.device, count)
+        return self._with(batch=(count,), seed=seed, **given)
+
+    def states(self) -> tuple[Call, ...]:
+        """The states of a stacked call, one by one."""
+        given = self._tensors()
+        if self.seed is not None:
+            given["seed"] = self.seed
         each = zip(*(x.unbind() for x in given.values()), strict=True)
         return tuple(self._with(batch=(), **dict(zip(given, xs, strict=True))) for xs in each)
 

@@ -22,6 +22,7 @@ _TYPES = {
 }
 _P = TypeVar("_P", bound="Problem")
 NAMES = "query", "key", "value", "vector", "bias", "pair_key", "pair_value"
+VECTOR = NAMES.index("vector")
 
 
 @dataclass(eq=False)
@@ -41,6 +42,8 @@ class Problem:
         dropout, seed: the probability, and the seed of the mask (`attn_core.dropout`).
         pair_id: int64 `[E]`, by which the mask knows the columns of edge_index. None: by their
             numbers, and an added self-loop by E + node.
+
+    One for many states of a graph has `[B, …]` tensors and seeds; the vector is that of all.
     """
 
     query: Tensor | None
@@ -72,6 +75,24 @@ class Problem:
             self.query, self.key, self.value, self.vector, self.bias, self.pair_key,
             self.pair_value,
         )  # fmt: skip
+
+    @property
+    def holds_states(self) -> bool:
+        """Whether it is one for many states of a graph."""
+        return self.value.dim() == 4
+
+    def states(self) -> list[Problem]:
+        """The problem of each state."""
+        rest, found = list(self.arguments[len(NAMES) :]), []
+        for i in range(len(self.value)):
+            tensors: Any = (
+                x if x is None or place == VECTOR else x[i] for place, x in enumerate(self.tensors)
+            )
+            state = Problem(*tensors, *rest)
+            state.seed = None if self.seed is None else self.seed[i]
+            state.__dict__.update(edges=self.edges, dtype=self.dtype)
+            found.append(state)
+        return found
 
     def laid(self: Problem, cls: type[_P], lay: Callable[[Tensor], Tensor]) -> _P:
         """The same problem with its tensors as a backend wants them."""
@@ -106,7 +127,7 @@ class Problem:
 
     @property
     def heads(self) -> int:
-        return self.value.shape[1]
+        return self.value.shape[-2]
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -31,7 +31,7 @@ _KERNELS: dict[type, tuple[Any, ...]] = {
 
 _FOLDED = Dense, Window
 
-__all__ = ["attend", "edge_sums", "fastest", "steps", "weights"]
+__all__ = ["attend", "attend_states", "edge_sums", "fastest", "steps", "weights"]
 
 
 def steps() -> Steps:
@@ -60,6 +60,13 @@ def attend(call: Call) -> Attended:
     if run is bmm.run and additive.serves(call):
         call = call.with_score(additive.in_blocks(call.score))
     return run(call.ungrouped())
+
+
+def attend_states(call: Call) -> Attended | None:
+    """All states of a stacked call in one step; None where that is not served."""
+    if steps() is not _OPS or not edge_attention.serves(call):
+        return None
+    return edge_attention.run_states(call.ungrouped())
 
 
 def weights(call: Call, log_sum_exp: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attn_core.backends import blocks, cpu, csr, generated, triton
-from attn_core.backends.problem import NAMES, SCHEMA, Problem
+from attn_core.backends.problem import NAMES, SCHEMA, VECTOR, Problem
 from attn_core.call import Attended, Call
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.dropout import dropout_scale
@@ -45,6 +45,20 @@ def serves(call: Call) -> bool:
 def run(call: Call) -> Attended:
     """The output `[Nq, H, Dv]` and the log-sum-exp `[Nq, H]`."""
     return attended(problem_of(call), call.support)  # type: ignore[arg-type]
+
+
+def run_states(call: Call) -> Attended | None:
+    """The same for all states of one graph, `[B, …]`, none of which is copied; None where that is
+    not served."""
+    p, support = problem_of(call), call.support
+    if p.kind not in cpu.KINDS or not nobody_watches(*p.tensors, p.edge_index):
+        return None
+    assert isinstance(support, (Edges, PendingEdges))
+    p.edges = support.resolve() if isinstance(support, PendingEdges) else support
+    if not cpu.serves(p) or cpu.rounds(p):
+        return None
+    output, log_sum_exp, *_ = _Straight.apply(p, torch.is_grad_enabled(), *p.tensors)
+    return Attended(output, None, log_sum_exp)
 
 
 def attended(problem: Problem, support: Edges | PendingEdges) -> Attended:
@@ -154,13 +168,14 @@ def backend_of(p: Problem) -> Any:
 
 
 def _forward(p: Problem) -> tuple[Tensor, ...]:
-    results: tuple[Tensor, ...] = backend_of(p).forward(p)
+    results: tuple[Tensor, ...] = (cpu.forward_each if p.holds_states else backend_of(p).forward)(p)
     return results
 
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of the tensors; those that are not needed are empty."""
-    gradients = backend_of(p).backward(p, *results, needed)
+    backward: Any = cpu.backward_each if p.holds_states else backend_of(p).backward
+    gradients = backward(p, *results, needed)
     return tuple(
         results[0].new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, p.tensors, strict=True)
@@ -262,14 +277,31 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 def _differentiate(
     p: Problem, grads: tuple[Tensor, ...], results: tuple[Tensor, ...], needed: list[bool]
 ) -> list[Tensor | None]:
+    alone = not torch.is_grad_enabled() and nobody_watches(*grads, *p.tensors, p.edge_index)
+    if p.holds_states and not alone:
+        return _differentiate_each(p, grads, results, needed)
     if torch.is_grad_enabled():  # of a gradient of a gradient
         return twice(plainly, p, tuple(grad.to(p.dtype) for grad in grads), needed)
-    if nobody_watches(*grads, *p.tensors, p.edge_index):
+    if alone:
         found = _gradients(p, (*grads, *results), needed)
     else:
         name_pairs(p, p.__dict__.get("edges"))  # not to be looked up while they are traced
         found = torch.ops.attn_core.edge_attention_backward(*grads, *results, needed, *p.arguments)
     return [g if need else None for g, need in zip(found, needed, strict=True)]
+
+
+def _differentiate_each(
+    p: Problem, grads: tuple[Tensor, ...], results: tuple[Tensor, ...], needed: list[bool]
+) -> list[Tensor | None]:
+    """The same state by state."""
+    each = [
+        _differentiate(state, tuple(x[i] for x in grads), tuple(x[i] for x in results), needed)
+        for i, state in enumerate(p.states())
+    ]
+    found = [None if x[0] is None else torch.stack(x) for x in zip(*each, strict=True)]
+    if (of_vector := found[VECTOR]) is not None:
+        found[VECTOR] = of_vector.sum(0)
+    return found
 
 
 edge_attention.register_autograd(_backward, setup_context=_setup_context)
@@ -284,7 +316,7 @@ class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: Problem, grad: bool, *tensors: Tensor | None) -> tuple[Any, ...]:
         ctx.edges = p.edges
-        if backend_of(p) is cpu and cpu.rounds(p):
+        if not p.holds_states and backend_of(p) is cpu and cpu.rounds(p):
             output, results = cpu.forward_rounded(p, grad and any(ctx.needs_input_grad))
         else:
             output, *_ = results = _forward(p)

@@ -255,9 +255,12 @@ class ProjectingConv(AttentionConv):
 def add_to(out: Tensor, more: Tensor) -> Tensor:
     """out + more, in the memory of `out`, which must be nobody else's.
 
-    Memory as large as a layer's output takes longer to be handed out than to be filled.
+    Memory as large as a layer's output takes longer to be handed out than to be filled. But the
+    gradient of what was added to a view, as a map of states gives, is copied three times.
     """
     if torch.compiler.is_compiling() or is_transformed() or out.dtype != more.dtype:
+        return out + more
+    if torch.is_grad_enabled() and out._is_view():
         return out + more
     return out.add_(more)
 

@@ -159,11 +159,11 @@ class TransformerConv(ProjectingConv):
                 "for these: build the Edges with self_loops=False"
             )
 
-        of_edges = None
+        of_edges: Tensor | None = None
+        skip: Any = None
         if fused and edge_attr is not None:
             of_edges = self._project_edges(edge_attr)
         if in_one:
-            skip: Any = None
             if self.root_weight:
                 skip = self._mapped(self.lin_skip, x_dst) if waits else self.lin_skip(x_dst)
             out = self._in_one_step(
@@ -174,6 +174,7 @@ class TransformerConv(ProjectingConv):
                 return out
             if waits:
                 query, key, value = (one.made() for one in (query, key, value))
+                skip = None
         if fused:
             out, weights, _ = attend(
                 query,
@@ -204,7 +205,7 @@ class TransformerConv(ProjectingConv):
 
         out = self._merge_heads(out) if apart is None else apart
         if self.root_weight and apart is None:
-            skip = self.lin_skip(x_dst)
+            skip = self.lin_skip(x_dst) if skip is None else skip
             if self.lin_beta is None:  # a plain linear map does not save what it gives
                 out = add_to(skip, out) if is_plain(self.lin_skip) else out + skip
             else:

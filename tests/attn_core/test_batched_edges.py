@@ -73,6 +73,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["as more heads", "one by one"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of its two ways a batch goes, as large and as small graphs do."""
+    enough = 0 if request.param == "one by one" else 2**62
+    monkeypatch.setattr("attn_core.call._ENOUGH", enough)
+
+
+both_ways = pytest.mark.usefixtures("_way")
+
+
 def graph(edges: int = E) -> Edges:
     return Edges.from_edge_index(torch.randint(0, N, (2, edges)), N)
 
@@ -98,10 +108,14 @@ def parameters(*parts: Any) -> list[Tensor]:
     return [x for part in parts for x in vars(part).values() if getattr(x, "requires_grad", False)]
 
 
+@both_ways
+@pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("using", ["auto", "torch", "reference"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("score", SCORES)
-def test_each_state_attends_as_it_would_alone(score: str, normalizer: str, using: str) -> None:
+def test_each_state_attends_as_it_would_alone(
+    score: str, normalizer: str, using: str, need_weights: bool
+) -> None:
     kind, edges = SCORES[score](), graph()
     query, key, value, bias = (
         randn(B, N, H, D),
@@ -111,7 +125,7 @@ def test_each_state_attends_as_it_would_alone(score: str, normalizer: str, using
     )
     bias, shared, own = randn(B, E, H), randn(E, 1, D), randn(B, E, H, 3)
     given: dict[str, Any] = {"score": kind, "normalizer": NORMALIZERS[normalizer]()}
-    given |= {"support": edges, "need_weights": True, "need_log_sum_exp": True}
+    given |= {"support": edges, "need_weights": need_weights, "need_log_sum_exp": True}
     leaves = [query, key, value, bias, shared, own, *parameters(kind)]
     with backend(using):
         batch = attend(query, key, value, bias=bias, pair_key=shared, pair_value=own, **given)
@@ -123,11 +137,19 @@ def test_each_state_attends_as_it_would_alone(score: str, normalizer: str, using
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_it_is_the_union_of_as_many_graphs() -> None:
+@both_ways
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [3, 4])
+def test_it_is_the_union_of_as_many_graphs(
+    width: int, dtype: torch.dtype, need_weights: bool
+) -> None:
     edges = graph()
     union = torch.cat([edges.edge_index + N * number for number in range(B)], dim=1)
-    query, key, value = (torch.randn(B, N, H, D) for _ in range(3))
-    given: dict[str, Any] = {"score": ScaledDot(), "need_weights": True}
+    query, key, value = (
+        torch.randn(B, N, H, width, dtype=dtype, requires_grad=True) for _ in range(3)
+    )
+    given: dict[str, Any] = {"score": ScaledDot(), "need_weights": need_weights}
     ours = attend(query, key, value, support=edges, **given)
     theirs = attend(
         *(x.flatten(0, 1) for x in (query, key, value)),
@@ -135,10 +157,19 @@ def test_it_is_the_union_of_as_many_graphs() -> None:
         **given,
     )
     torch.testing.assert_close(ours.output.flatten(0, 1), theirs.output)
-    assert ours.weights is not None
-    torch.testing.assert_close(ours.weights.flatten(0, 1), theirs.weights)
+    assert ours.output.is_contiguous()
+    for x in (query, key, value):
+        mine, of_union = (
+            torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0]
+            for y in (ours.output, theirs.output)
+        )
+        torch.testing.assert_close(mine, of_union)
+    if need_weights:
+        assert ours.weights is not None
+        torch.testing.assert_close(ours.weights.flatten(0, 1), theirs.weights)
 
 
+@both_ways
 def test_what_all_states_share_is_given_once() -> None:
     edges = graph()
     query, key, value = randn(N, H, D), randn(2, 1, N, 1, D), randn(B, N, H, D)
@@ -150,6 +181,7 @@ def test_what_all_states_share_is_given_once() -> None:
             torch.testing.assert_close(ours.output[outer, inner], theirs.output)
 
 
+@both_ways
 @pytest.mark.parametrize("batch", [(0,), (2, 0), (1,), (1, 1)])
 def test_empty_and_single_batches(batch: tuple[int, ...]) -> None:
     x, edges = torch.randn(*batch, N, H, D, requires_grad=True), graph()
@@ -205,14 +237,20 @@ def test_the_log_probability_of_what_was_drawn() -> None:
         torch.testing.assert_close(ours.entropy[number], alone.entropy)
 
 
+@both_ways
 def test_states_drop_pairs_of_their_own() -> None:
     edges, ones = graph(), torch.ones(B, N, H, 1)
-    out = attend(ones, ones, ones, score=Dot(), support=edges, dropout=0.5).output
+    value = torch.ones(B, N, H, 1, requires_grad=True)
+    out = attend(ones, ones, value, score=Dot(), support=edges, dropout=0.5).output
     assert not torch.equal(out[0], out[1])
+    # The backward pass drops the same pairs: a value's gradient is the sum of its weights
+    (grad,) = torch.autograd.grad(out.sum(), value)
+    torch.testing.assert_close(grad.sum((1, 3)), out.sum((1, 3)))
     every = attend(ones, ones, ones, score=Dot(), support=edges, dropout=1.0).output
     assert not every.any()
 
 
+@both_ways
 def test_keys_that_heads_share() -> None:
     edges, query = graph(), torch.randn(B, N, 4, D)
     key, value = torch.randn(B, N, 2, D), torch.randn(B, N, 2, D)
@@ -221,6 +259,7 @@ def test_keys_that_heads_share() -> None:
     torch.testing.assert_close(ours, attend(query, *full, score=ScaledDot(), support=edges).output)
 
 
+@both_ways
 @pytest.mark.parametrize("using", ["auto", "reference"])
 def test_it_can_be_differentiated_twice(using: str) -> None:
     edges = graph(12)
@@ -232,6 +271,23 @@ def test_it_can_be_differentiated_twice(using: str) -> None:
     x = randn(2, N, 1, 2)
     assert torch.autograd.gradcheck(of, (x,))
     assert torch.autograd.gradgradcheck(of, (x,))
+
+
+def test_gradients_of_many_states_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`is_grads_batched`, where torch watches the backward pass alone."""
+    monkeypatch.setattr("attn_core.call._ENOUGH", 0)
+    edges, vector = graph(), randn(H, D)
+    x = randn(B, N, H, D)
+    score = Additive(vector, "leaky_relu")
+    out = attend(x, x, x, score=score, support=edges).output
+    grads = torch.randn(2, *out.shape, dtype=out.dtype)
+    together = torch.autograd.grad(
+        out, [x, vector], grads, retain_graph=True, is_grads_batched=True
+    )
+    for number, grad in enumerate(grads):
+        alone = torch.autograd.grad(out, [x, vector], grad, retain_graph=True)
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[number], theirs)
 
 
 def test_compiled_in_one_graph() -> None:

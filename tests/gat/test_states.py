@@ -138,6 +138,14 @@ def test_any_number_of_batch_dimensions_compiled_too(name: str) -> None:
     torch.testing.assert_close(out[1, 2], conv(x[1, 2], edge_index))
 
 
+def test_each_map_of_a_layer_is_computed_once() -> None:
+    conv, calls = gat.TransformerConv(4, 4), []
+    conv.lin_skip.register_forward_hook(lambda *_: calls.append(1))
+    conv(torch.randn(B, N, 4), graph())
+    conv(torch.randn(N, 4), graph())
+    assert len(calls) == 2
+
+
 def test_dropout_differs_from_state_to_state() -> None:
     conv, edge_index = gat.GATConv(F, 5, dropout=0.5).double(), graph()
     conv.value_dropout = 0.5

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.backends.problem import NAMES, Problem
+from attn_core.backends.problem import NAMES, VECTOR, Problem
 from attn_core.transforms import bare
 
 KINDS = {"dot": 0, "leaky_relu": 1, "tanh": 2}
@@ -44,8 +44,8 @@ def serves(problem: Problem) -> bool:
         available()
         and problem.key.device.type == "cpu"
         and 0 < problem.heads <= _MOST_HEADS
-        and 0 < problem.key.shape[2] <= _WIDEST
-        and 0 < problem.value.shape[2] <= _WIDEST
+        and 0 < problem.key.shape[-1] <= _WIDEST
+        and 0 < problem.value.shape[-1] <= _WIDEST
         and max(problem.edges.num_keys, problem.edges.num_queries) < _LARGEST
         and problem.dtype in (torch.float32, torch.float64)
     )
@@ -56,6 +56,17 @@ def forward(problem: Problem) -> tuple[Tensor, ...]:
     output, _, statistics = _forward(problem, problem.dtype)
     assert output is not None
     return output, *statistics
+
+
+def forward_each(problem: Problem) -> tuple[Tensor, ...]:
+    """The same for many states of one graph, `[B, Nq, H, …]`, each written to where it stands."""
+    states, width = problem.states(), problem.value.shape[-1]
+    shape = len(states), problem.edges.num_queries, problem.heads
+    output = torch.empty(*shape, _up(width), dtype=problem.dtype, device="cpu")
+    statistics = [torch.empty(shape, dtype=problem.dtype, device="cpu") for _ in range(3)]
+    for i, state in enumerate(states):
+        compiled.call("forward", *(x[i] for x in statistics), *_arguments(state)[0], output[i])
+    return _cut(output, width), *statistics
 
 
 def forward_rounded(problem: Problem, keep: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -99,6 +110,47 @@ def backward(
     """Gradients of query, key, value, vector, bias, pair_key and pair_value, where needed."""
     arguments, dtype = _arguments(problem)
     gradients = _room_for_gradients(problem, arguments, needed)
+    given = grad_output, grad_log_sum_exp, output, maximum, total
+    _differentiate(problem, arguments, dtype, gradients, *given)
+    return _as_given(problem, gradients)
+
+
+def backward_each(
+    problem: Problem,
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    maximum: Tensor,
+    total: Tensor,
+    needed: list[bool],
+) -> list[Tensor | None]:
+    """The same for many states of one graph."""
+    given = grad_output, grad_log_sum_exp, output, maximum, total
+    states = problem.states()
+    gradients: list[Tensor | None] = []
+    for i, state in enumerate(states):
+        arguments, dtype = _arguments(state)
+        if not gradients:
+            gradients = _room_for_gradients(state, arguments, needed, len(states))
+        room = [None if x is None else x[i] for x in gradients]
+        _differentiate(state, arguments, dtype, room, *(x[i] for x in given))
+    if (of_vector := gradients[VECTOR]) is not None:
+        gradients[VECTOR] = of_vector.sum(0)
+    return _as_given(problem, gradients)
+
+
+def _differentiate(
+    problem: Problem,
+    arguments: tuple[Any, ...],
+    dtype: torch.dtype,
+    gradients: list[Tensor | None],
+    grad_output: Tensor,
+    grad_log_sum_exp: Tensor,
+    output: Tensor,
+    maximum: Tensor,
+    total: Tensor,
+) -> None:
+    """Writes the gradients that there is room for."""
     numbers = problem.kind != "dot" and problem.key.shape[-1] == 1  # these need the pairs by key
     turned = numbers or gradients[1] is not None or gradients[2] is not None
     kept = dtype if problem.pair_value is not None else _kept(grad_output, dtype)
@@ -113,11 +165,10 @@ def backward(
         _plain(grad_log_sum_exp, dtype),
         *gradients,
     )
-    return _as_given(problem, gradients)
 
 
 def _room_for_gradients(
-    problem: Problem, arguments: tuple[Any, ...], needed: list[bool]
+    problem: Problem, arguments: tuple[Any, ...], needed: list[bool], *states: int
 ) -> list[Tensor | None]:
     """Memory for the gradients of the tensors, as wide as the kernels take these."""
     pairs = problem.edges.num_edges
@@ -126,9 +177,9 @@ def _room_for_gradients(
         if not need or like is None:
             gradients.append(None)
         elif i < 4 or problem.num_rows == pairs:
-            gradients.append(torch.empty(like.shape, dtype=like.dtype, device="cpu"))
+            gradients.append(torch.empty(*states, *like.shape, dtype=like.dtype, device="cpu"))
         else:  # rows of self-loops that were replaced
-            gradients.append(torch.zeros(like.shape, dtype=like.dtype, device="cpu"))
+            gradients.append(torch.zeros(*states, *like.shape, dtype=like.dtype, device="cpu"))
     return gradients
 
 
@@ -225,8 +276,10 @@ def _cut(x: Tensor, width: int) -> Tensor:
 __all__ = [
     "available",
     "backward",
+    "backward_each",
     "description",
     "forward",
+    "forward_each",
     "forward_rounded",
     "rounds",
     "serves",
