@@ -8,11 +8,13 @@ processor has.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 from typing import Any
 
 import torch  # first: the module borrows the threads of torch's OpenMP
+from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 module: Any = None
@@ -79,5 +81,24 @@ def call(name: str, *arguments: Any) -> Any:
     Tensors go as capsules: for what the module would ask them, Python takes longer than C++ for a
     small graph.
     """
-    given = [to_dlpack(x) if isinstance(x, torch.Tensor) else x for x in arguments]
+    given = [capsule(x) if isinstance(x, Tensor) else x for x in arguments]
     return getattr(module, name)(*given)
+
+
+def capsule(x: Tensor) -> Any:
+    """A tensor as the module takes it.
+
+    To export a lazy clone is to copy it, lest somebody writes to it. But the module writes to what
+    was made for it alone: a large one is lent as it lies. It must outlive the call.
+    """
+    if x.numel() > _MANY and _address is not None and torch._C._is_cow_tensor(x):
+        storage = x.untyped_storage()
+        memory = (ctypes.c_char * storage.nbytes()).from_address(_address(x))
+        lent = torch.frombuffer(memory, dtype=x.dtype)
+        x = lent.as_strided(x.shape, x.stride(), x.storage_offset())
+    return to_dlpack(x)
+
+
+_MANY = 2**16  # numbers, which take longer to be copied than to be lent
+# Where the memory is, without a copy of it as data_ptr() makes; not in every torch, perhaps
+_address: Any = getattr(torch._C, "_data_address", None)

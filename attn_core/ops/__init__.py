@@ -64,7 +64,7 @@ def attend(call: Call) -> Attended:
 
 def attend_states(call: Call) -> Attended | None:
     """All states of a stacked call in one step; None where that is not served."""
-    if steps() is not _OPS or not edge_attention.serves(call):
+    if fastest(call) is not edge_attention.run:
         return None
     return edge_attention.run_states(call.ungrouped())
 

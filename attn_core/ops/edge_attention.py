@@ -278,7 +278,7 @@ def _differentiate(
     p: Problem, grads: tuple[Tensor, ...], results: tuple[Tensor, ...], needed: list[bool]
 ) -> list[Tensor | None]:
     alone = not torch.is_grad_enabled() and nobody_watches(*grads, *p.tensors, p.edge_index)
-    if p.holds_states and not alone:
+    if p.holds_states and not (alone and cpu.serves(p)):
         return _differentiate_each(p, grads, results, needed)
     if torch.is_grad_enabled():  # of a gradient of a gradient
         return twice(plainly, p, tuple(grad.to(p.dtype) for grad in grads), needed)

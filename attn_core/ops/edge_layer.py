@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
 
 from attn_core import compiled
 from attn_core.backends.cpu import KINDS
@@ -93,7 +92,7 @@ class _Setting(NamedTuple):
         given: list[Any] = [None] * len(_NAMES)
         for place, x in zip(self.places, tensors, strict=True):
             if x is not None:
-                given[place] = to_dlpack(x)
+                given[place] = compiled.capsule(x)
         return given
 
     def has(self, name: str) -> bool:
@@ -241,7 +240,7 @@ def _forward(
 
 
 def _capsules(*tensors: Tensor | None) -> list[Any]:
-    return [None if x is None else to_dlpack(x) for x in tensors]
+    return [None if x is None else compiled.capsule(x) for x in tensors]
 
 
 class _Layer(torch.autograd.Function):

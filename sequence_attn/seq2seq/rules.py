@@ -79,11 +79,11 @@ class Rules:
         if self._changes(written.shape[1]):
             log_probs, token = self.log_probs(logits, written, source).topk(number)
             return log_probs, token
-        # In float64 from where they are added up: a sum of exponentials rounds less than a logit
+        # Summed up in float64, in which there is no need to have each of them
         logits = at_least_float32(logits)
         best, token = logits.topk(number)
         largest = best[:, :1]
-        total = (logits - largest).exp_().sum(-1, keepdim=True).double()
+        total = (logits - largest).exp_().sum(-1, keepdim=True, dtype=torch.float64)
         return best.double() - (largest.double() + total.log()), token
 
     def _changes(self, length: int) -> bool:

@@ -251,6 +251,18 @@ def test_states_drop_pairs_of_their_own() -> None:
 
 
 @both_ways
+def test_edges_of_a_kind_of_their_own() -> None:
+    class Dropped(Edges):
+        def drop(self, weights: Tensor, p: float, seed: Tensor | None = None) -> Tensor:
+            return 7 * weights
+
+    pairs, x = torch.randint(0, N, (2, E)), torch.randn(B, N, H, D)
+    own, plain = (kind.from_edge_index(pairs, N) for kind in (Dropped, Edges))
+    ours = attend(x, x, x, score=Dot(), support=own, dropout=0.5).output
+    torch.testing.assert_close(ours, 7 * attend(x, x, x, score=Dot(), support=plain).output)
+
+
+@both_ways
 def test_keys_that_heads_share() -> None:
     edges, query = graph(), torch.randn(B, N, 4, D)
     key, value = torch.randn(B, N, 2, D), torch.randn(B, N, 2, D)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -18,9 +19,12 @@ from attn_core import (
     Additive,
     Dot,
     Edges,
+    Entmax,
+    Normalizer,
     PendingEdges,
     ScaledDot,
     Separable,
+    Softmax,
     attend,
     backend,
     compiled,
@@ -631,3 +635,52 @@ def test_what_is_live_is_told() -> None:
     assert compiled.module.instruction_set() in cpu.description()
     with backend("torch"):
         assert "switched off" in cpu.description()
+
+
+@pytest.mark.parametrize("normalizer", [Softmax(), Entmax()], ids=["softmax", "entmax"])
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("kind", ["dot", "leaky_relu", "tanh"])
+def test_gradients_of_any_of_the_tensors(kind: str, width: int, normalizer: Normalizer) -> None:
+    """Some are frozen: with key alone of them, tanh summed its slopes into no memory."""
+    torch.manual_seed(0)
+    edges = Edges.from_edge_index(torch.randint(7, (2, 40)), 7)
+    shapes = {
+        "query": (7, 2, width), "key": (7, 2, width), "value": (7, 2, 4), "vector": (2, width),
+        "bias": (40, 2), "pair_key": (40, 2, width), "pair_value": (40, 2, 4),
+    }  # fmt: skip
+    given = {name: torch.randn(shape, dtype=DOUBLE) for name, shape in shapes.items()}
+    if kind == "dot":
+        del given["vector"]
+
+    def gradients(wanted: tuple[str, ...], pairs: bool) -> tuple[Tensor, ...]:
+        tensors = {name: x.clone().requires_grad_(name in wanted) for name, x in given.items()}
+        rest: dict[str, Any] = {n: x for n, x in tensors.items() if pairs or "pair" not in n}
+        vector = rest.pop("vector", None)
+        score = Dot() if vector is None else Additive(vector, kind)
+        out = attend(**rest, score=score, normalizer=normalizer, support=edges).output
+        return torch.autograd.grad(out.square().sum(), [tensors[name] for name in wanted])
+
+    for pairs in (False, True):
+        names = [name for name in given if pairs or "pair" not in name]
+        with backend("reference"):
+            expected = dict(zip(names, gradients(tuple(names), pairs), strict=True))
+        for count in range(1, len(names) + 1):
+            for wanted in combinations(names, count):
+                found = gradients(wanted, pairs)
+                for name, grad in zip(wanted, found, strict=True):
+                    torch.testing.assert_close(grad, expected[name], msg=f"{name} of {wanted}")
+
+
+def test_an_output_that_the_caller_holds_is_read_where_it_lies() -> None:
+    nodes = 4_000
+    edges = Edges.from_edge_index(torch.randint(nodes, (2, nodes)), nodes)
+    x = torch.randn(nodes, 2, 16, requires_grad=True)
+    out = attend(x, x, x, score=ScaledDot(), support=edges).output
+    (grad,) = torch.autograd.grad(out.square().sum(), x, retain_graph=True)
+    assert torch._C._is_cow_tensor(out)  # nothing has copied it yet
+    with torch.no_grad():
+        out.zero_()  # which is what the caller may do: what was saved is apart
+    again = torch.autograd.grad(
+        out, x, 2 * attend(x, x, x, score=ScaledDot(), support=edges).output
+    )
+    torch.testing.assert_close(again[0], grad)

@@ -216,10 +216,10 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
   // What sums of three vectors are joined with: (key + pair) + query, as in the forward pass
   const T* fixed = !product && p.pair_key ? s.zeros : key;
   if (f.score_numbers) repeat(p, fixed, s.fixed);
-  T* slopes = grad_key || !p.signs ? grad_key : s.row_key;
-  for (int64_t c = 0; slopes && !product && c < size; c++) slopes[c] = 0;
-  // Who leaves signs also sums what is then of no use
+  // Who leaves signs, or sums for the vector, also sums what is then of no use
   T* of_vector = p.leaves() ? grad_vector || !p.signs ? grad_vector : s.made_key : nullptr;
+  T* slopes = grad_key || !of_vector ? grad_key : s.row_key;
+  for (int64_t c = 0; slopes && !product && c < size; c++) slopes[c] = 0;
   for (int64_t at = begin; at < end; at += BLOCK) {
     const int n = end - at < BLOCK ? int(end - at) : BLOCK;
     const T* ones = at == begin ? nullptr : s.ones;
@@ -267,7 +267,7 @@ void by_key_pairs(const Problem<T>& p, const Functions<T>& f, int64_t row, int64
       for (int i = 0; product && i < n * p.lanes; i++) s.grads[i] *= p.scale;
       if (grad_key && product) {
         f.gather_key(p, queries, nullptr, n, s.grads, ones, p.width, grad_key);
-      } else if (!product && (slopes || of_vector)) {
+      } else if (!product && slopes) {
         uint8_t* signs = p.signs ? p.signs + p.sign_bytes * at : nullptr;
         f.score_gradient(p, queries, nullptr, n, fixed, s.grads, slopes, of_vector, signs);
       }
