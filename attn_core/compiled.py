@@ -91,7 +91,7 @@ def capsule(x: Tensor) -> Any:
     To export a lazy clone is to copy it, lest somebody writes to it. But the module writes to what
     was made for it alone: a large one is lent as it lies. It must outlive the call.
     """
-    if x.numel() > _MANY and _address is not None and torch._C._is_cow_tensor(x):
+    if x.numel() > _MANY and _address is not None and _is_lazy(x):
         storage = x.untyped_storage()
         memory = (ctypes.c_char * storage.nbytes()).from_address(_address(x))
         lent = torch.frombuffer(memory, dtype=x.dtype)
@@ -100,5 +100,6 @@ def capsule(x: Tensor) -> Any:
 
 
 _MANY = 2**16  # numbers, which take longer to be copied than to be lent
-# Where the memory is, without a copy of it as data_ptr() makes; not in every torch, perhaps
+_is_lazy: Any = torch._C._is_cow_tensor  # type: ignore[attr-defined]
+# Where the memory is, without the copy of it that data_ptr() makes; not in every torch, perhaps
 _address: Any = getattr(torch._C, "_data_address", None)
