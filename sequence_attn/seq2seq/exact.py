@@ -73,7 +73,8 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
         cell, layers: of the decoder, as in `RecurrentEncoder`. Default one layer of "lstm".
         score: as in `Attention`. Default "general".
         monotonic: see above. Default False.
-        dropout: of the embeddings and between layers, in training. Default 0.
+        dropout: of the embeddings, between layers and of what the output layer reads, in training;
+            there with one mask for all positions of a token. Default 0.
         pad, bos, eos: the numbers of the symbols. Default 0, 2, 3.
 
     Raises:
@@ -171,6 +172,8 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
         lowest = torch.finfo(scores.dtype).min / 4
         scores = scores.masked_fill(state.padded.unsqueeze(1), lowest)
         hidden = torch.tanh(self.of_state(read).unsqueeze(2) + state.hidden.unsqueeze(1))
+        if self.training and self.dropout.p > 0:
+            hidden = hidden * self.dropout(torch.ones_like(hidden[:, :, :1]))
         return scores, F.log_softmax(self.output(hidden), -1)
 
     def _posterior(

@@ -184,3 +184,20 @@ def test_it_learns_to_copy(monotonic: bool) -> None:
         one[0].tokens == row.tolist() for one, row in zip(found, source, strict=True) if one
     )
     assert right >= 18
+
+
+@both
+def test_what_the_output_layer_reads_is_dropped_alike_at_all_positions(monotonic: bool) -> None:
+    model = model_of(monotonic, dropout=0.5).train()
+    with torch.no_grad():
+        model.of_position.weight.zero_()  # all positions then say the same
+    source, target = torch.randint(4, SOURCE, (2, 5)), torch.randint(0, TARGET, (2, 3))
+    state = model.start(model.encode(source))
+    read, _ = model._run(target, state)
+    _, emission = model._match(read, state)
+    torch.testing.assert_close(emission, emission[:, :, :1].expand_as(emission))
+    assert not torch.allclose(emission, model._match(read, state)[1])
+    model.eval()
+    torch.testing.assert_close(model._match(read, state)[1], model._match(read, state)[1])
+    logits = model(source, target).logits
+    torch.testing.assert_close(logits.exp().sum(-1), torch.ones_like(logits[..., 0]))
