@@ -174,8 +174,10 @@ def _forward(p: Problem) -> tuple[Tensor, ...]:
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
     """Gradients of the tensors; those that are not needed are empty."""
-    backward: Any = cpu.backward_each if p.holds_states else backend_of(p).backward
-    gradients = backward(p, *results, needed)
+    if p.holds_states:
+        gradients = cpu.backward_each(p, results, needed)
+    else:
+        gradients = backend_of(p).backward(p, *results, needed)
     return tuple(
         results[0].new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, p.tensors, strict=True)

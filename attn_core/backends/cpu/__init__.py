@@ -116,16 +116,9 @@ def backward(
 
 
 def backward_each(
-    problem: Problem,
-    grad_output: Tensor,
-    grad_log_sum_exp: Tensor,
-    output: Tensor,
-    maximum: Tensor,
-    total: Tensor,
-    needed: list[bool],
+    problem: Problem, given: tuple[Tensor, ...], needed: list[bool]
 ) -> list[Tensor | None]:
-    """The same for many states of one graph."""
-    given = grad_output, grad_log_sum_exp, output, maximum, total
+    """The same for many states of one graph; `given` is what `backward` takes in between."""
     states = problem.states()
     gradients: list[Tensor | None] = []
     for i, state in enumerate(states):
