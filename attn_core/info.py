@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import attn_core
+from attn_core import gpu
 from attn_core.backends import cpu
 from attn_core.compat import TESTED
 
@@ -36,6 +37,16 @@ def _installed(name: str) -> str:
     return release + (untested(name, release) if name in TESTED else "")
 
 
+def _of_gpu(index: int) -> str:
+    """Its name, and whether Triton works on it."""
+    if not gpu.installed:
+        live = "none, for Triton is not installed"
+    else:
+        reason = gpu.failure("cuda", index)
+        live = "Triton" if reason is None else f"none ({reason})"
+    return f"{live}, {torch.cuda.get_device_name(index)}"
+
+
 def report() -> str:
     """A few lines that say which versions and which kernels are at work.
 
@@ -51,6 +62,7 @@ def report() -> str:
         "triton": _installed("triton"),
         "system": f"{platform.system()} {platform.machine()}",
         "CPU kernels": cpu.description(),
+        **{f"GPU kernels, cuda:{i}": _of_gpu(i) for i in range(torch.cuda.device_count())},
     }
     return "\n".join(f"{name}: {text}" for name, text in lines.items())
 

@@ -121,11 +121,12 @@ def read(cubin: bytes) -> tuple[int | None, ...]:
 @contextmanager
 def compiling(capabilities: list[int], found: Callable[[Compiled], object]) -> Iterator[None]:
     """Inside, launches of all kernels compile them instead; tensors of the CPU are served."""
+    from attn_core import probe
     from attn_core.backends import triton as kernels
     from attn_core.backends.triton import additive, plan, run, scores, segments
 
     put = []
-    for module in (plan, run, segments, additive, scores):
+    for module in (probe, plan, run, segments, additive, scores):
         for name, kernel in list(vars(module).items()):
             helper = getattr(kernel, "__module__", "").endswith(".pieces")
             if type(kernel).__name__ == "JITFunction" and not helper:
@@ -155,8 +156,10 @@ LAYERS: list[tuple[str, int, int, dict[str, Any]]] = [
 def compile_layers(capabilities: list[int], found: Callable[[str, Compiled], object]) -> None:
     """The kernels of one training step of each of LAYERS."""
     import gat
-    from attn_core import clear_cache
+    from attn_core import clear_cache, gpu
 
+    with compiling(capabilities, lambda _: None):
+        gpu.failure("cpu", None)  # which compiles a kernel that is no layer's
     pairs = torch.stack([torch.arange(400) % 20, torch.zeros(400, dtype=torch.int64)])
     for layer, heads, channels, more in LAYERS:
         words = [f"{layer} {heads} × {channels}", *(f"{k} {v}" for k, v in more.items())]

@@ -168,8 +168,20 @@ def backend_of(p: Problem) -> Any:
 
 
 def _forward(p: Problem) -> tuple[Tensor, ...]:
-    results: tuple[Tensor, ...] = (cpu.forward_each if p.holds_states else backend_of(p).forward)(p)
+    results: tuple[Tensor, ...] = cpu.forward_each(p) if p.holds_states else _run(p, "forward")
     return results
+
+
+def _run(p: Problem, name: str, *rest: Any) -> Any:
+    """What serves a problem runs it, forward or backward."""
+    backend = backend_of(p)
+    try:
+        return getattr(backend, name)(p, *rest)
+    except Exception as error:
+        if not (p.kind.startswith(FUNCTION) and triton.refuses(error)):
+            raise
+        generated.refuse(p, error)
+    return getattr(backend_of(p), name)(p, *rest)
 
 
 def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
@@ -177,7 +189,7 @@ def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> t
     if p.holds_states:
         gradients = cpu.backward_each(p, results, needed)
     else:
-        gradients = backend_of(p).backward(p, *results, needed)
+        gradients = _run(p, "backward", *results, needed)
     return tuple(
         results[0].new_empty(0) if g is None or x is None else g.to(x.dtype)
         for g, x in zip(gradients, p.tensors, strict=True)

@@ -33,7 +33,8 @@ _MOST_PAIRS = 2**32 - 1
 _MOST_KERNELS = 32  # of one class and head count, after which another constant is not compiled
 _POINTER = ctypes.c_void_p
 _lock = threading.Lock()
-_kernels: dict[Any, Any] = {}  # what was made; or why nothing was
+_Key = tuple[str, Sizes, torch.dtype, Any]  # a score's name, and what makes something of it
+_kernels: dict[_Key, Any] = {}  # what was made; or why nothing was
 
 
 class _Order(ctypes.Structure):
@@ -106,34 +107,49 @@ def _sizes(p: Problem) -> Sizes:
 
 def function_of(p: Problem) -> Function | None:
     """The Triton of a problem's score; None where there is none."""
-    # Of which values are no part; and where a vector of a pair is one for all heads, strides say it
-    sizes = _sizes(p)._replace(value=0, pair_heads=0)
-    found: Function | None = _made_once(function, p.kind, sizes, p.dtype)
+    found: Function | None = _made_once(_key_of_function(p))
     return found
+
+
+def refuse(p: Problem, error: Exception) -> None:
+    """From now on there is no Triton of this problem's score: its launch ended in this error."""
+    key = _key_of_function(p)
+    with _lock:
+        _kernels[key] = f"is refused by Triton ({type(error).__name__}: {error})"
+        _tell(key)
+
+
+def _key_of_function(p: Problem) -> _Key:
+    # Of which values are no part; and where a vector of a pair is one for all heads, strides say it
+    return p.kind, _sizes(p)._replace(value=0, pair_heads=0), p.dtype, function
 
 
 def _library(p: Problem) -> ctypes.CDLL | None:
     """The library of a problem's score; None where it cannot be compiled."""
-    found: ctypes.CDLL | None = _made_once(_compiled, p.kind, _sizes(p), p.dtype)
+    found: ctypes.CDLL | None = _made_once((p.kind, _sizes(p), p.dtype, _compiled))
     return found
 
 
-def _made_once(make: Any, name: str, sizes: Sizes, dtype: torch.dtype) -> Any:
+def _made_once(key: _Key) -> Any:
     """What is made of a score, once; None where it cannot be, after a warning that says why."""
-    key = name, sizes, dtype, make
     with _lock:
         if key not in _kernels:
             # Another thread traces, since this one may be in the midst of an op
             with ThreadPoolExecutor(1) as apart:
-                _kernels[key] = made = apart.submit(_made, *key).result()
-            if isinstance(made, str):
-                warnings.warn(
-                    f"score {known(name).cls.__name__} {made}; over edges it runs in plain "
-                    "torch, block by block",
-                    stacklevel=2,
-                )
+                _kernels[key] = apart.submit(_made, *key).result()
+            if isinstance(_kernels[key], str):
+                _tell(key)
         found = _kernels[key]
         return None if isinstance(found, str) else found
+
+
+def _tell(key: _Key) -> None:
+    """Warn of a score of which nothing is made, and say why."""
+    warnings.warn(
+        f"score {known(key[0]).cls.__name__} {_kernels[key]}; over edges it runs in plain torch, "
+        "block by block",
+        stacklevel=3,
+    )
 
 
 def kernels() -> list[str]:
@@ -280,4 +296,4 @@ class _Run:
             sums.copy_(total)
 
 
-__all__ = ["Function", "backward", "forward", "function_of", "kernels", "serves"]
+__all__ = ["Function", "backward", "forward", "function_of", "kernels", "refuse", "serves"]

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ triton = pytest.importorskip("triton", reason="needs the extra gat-attention[gpu
 
 import triton.language as tl  # noqa: E402
 
+from attn_core import probe  # noqa: E402
 from attn_core.backends.triton import plan, run  # noqa: E402
 from attn_core.backends.triton.pieces import random_bits, tanh  # noqa: E402
 
@@ -506,9 +508,67 @@ def test_who_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         wide = torch.empty(3, 1, 5000)
         assert not serves(wide, x) and not serves(x, wide)
         assert not kernels.serves(x, torch.empty(3, 1, 2, dtype=torch.float8_e5m2))
-        monkeypatch.setattr(gpu, "_installed", False)
+        monkeypatch.setattr(gpu, "installed", False)
         assert not serves(x, x)
     assert not serves(x, x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_where_triton_cannot_work_plain_torch_serves_after_one_warning(
+    compiled: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in images with torch for CUDA and no C compiler."""
+
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(gpu, "_failures", {})
+    monkeypatch.setattr(probe, "launch", broken)
+    monkeypatch.setattr(run, "forward", None)
+    given = arguments("dot", device, edges=True)
+    del given["dropout"]
+
+    def output(value: Tensor) -> Tensor:
+        return attend(**{**given, "value": value}).output
+
+    if compiled:
+        torch.compiler.reset()
+        output = torch.compile(output, backend="aot_eager", fullgraph=True)
+    with pytest.warns(UserWarning, match="Triton cannot run on .*Failed to find C compiler.*GAT_K"):
+        found = output(given["value"])
+    with backend("reference"):
+        torch.testing.assert_close(found, attend(**given).output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(output(given["value"]), found)
+        torch.autograd.grad(found.sum(), leaves({**given, "score": Dot(1.0)})[:3])
+
+
+@pytest.mark.parametrize("score", ["dot", "leaky_relu", "gat"])
+def test_compiled_code_calls_the_kernels(
+    score: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+
+    def watched(name: str) -> Callable[..., Any]:
+        kernel = getattr(run, name)
+        return lambda *rest: called.append(name) or kernel(*rest)
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(run, name, watched(name))
+    given = arguments(score, device, per_pair=("bias",), edges=True)
+    wanted = [x for x in leaves(given) if isinstance(x, Tensor) and x.requires_grad]
+    torch.compiler.reset()
+    found = torch.compile(attend, backend="aot_eager", fullgraph=True)(**given).output
+    gradients = torch.autograd.grad(found.square().sum(), wanted)
+    assert called == ["forward", "backward"]
+    with backend("reference"):
+        expected = attend(**given).output
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        gradients, torch.autograd.grad(expected.square().sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 COMPILE = Path(__file__).with_name("compile_triton.py")
@@ -529,7 +589,7 @@ def test_they_compile_for_gpus(tmp_path: Path) -> None:
         "attend_rows", "combine_rows", "merge_windows", "mean_rows", "by_query", "by_key",
         "reduce_rows", "softmax_entries", "softmax_backward_entries", "entmax_rows",
         "entmax_backward_rows", "additive_logits", "additive_grads", "score_rows",
-        "cut_rows", "put_in_order",
+        "cut_rows", "put_in_order", "write_one",
     }  # fmt: skip
     compiled = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
     functions = {"attend_rows", "mean_rows", "by_query", "by_key", "combine_rows", "merge_windows"}

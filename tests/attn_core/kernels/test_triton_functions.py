@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,6 +17,8 @@ from attn_core import Edges, PendingEdges, attend, backend, score_function
 from attn_core.backends import blocks
 
 pytest.importorskip("triton", reason="needs the extra gat-attention[gpu]")
+
+from triton.runtime.errors import OutOfResources
 
 from attn_core.backends.triton import plan, run
 
@@ -262,6 +265,37 @@ def test_what_cannot_be_written_in_triton_runs_in_blocks_after_one_warning(devic
             expected = attend(x, x, x, score=score, support=edges).output
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(attend(x, x, x, score=score, support=edges).output, found)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("refusal", [OutOfResources(300_000, 232_448, "shared memory"),
+                                   RuntimeError("PassManager::run failed")])  # fmt: skip
+def test_what_triton_refuses_runs_in_blocks_after_one_warning(
+    where: str, refusal: Exception, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @score_function
+    def product(query, key):
+        return (query * key).sum(-1)
+
+    def refused(*_: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(run, where, refused)
+    x = torch.randn(N, H, D, dtype=DOUBLE, device=device, requires_grad=True)
+    edges = Edges(graph().to(device), N, N)
+
+    def gradient() -> Tensor:
+        output = attend(x, x, x, score=product(), support=edges).output
+        return torch.autograd.grad(output.square().sum(), x)[0]
+
+    told = f"product is refused by Triton .*{str(refusal)[:12]}.* plain torch"
+    with pytest.warns(UserWarning, match=told):
+        found = gradient()
+    with backend("reference"):
+        torch.testing.assert_close(found, gradient())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(gradient(), found)
 
 
 def test_a_triton_that_takes_no_functions_is_named(
