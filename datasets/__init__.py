@@ -20,7 +20,7 @@ from .imdb import LabelledReviews, Reviews, imdb, last_words, reviews_from_csv, 
 from .inflections import Inflections, inflections, read_inflections
 from .karate import karate_club
 from .multi30k import multi30k
-from .node_benchmarks import gnn_benchmark, heterophilous
+from .node_benchmarks import from_npz, gnn_benchmark, heterophilous
 from .pairs import Pairs, PairSplits
 from .parallel_text import TextFileError, parallel_text
 from .planetoid import planetoid
@@ -54,6 +54,7 @@ __all__ = [
     "digits_graph",
     "encode_pairs",
     "from_files",
+    "from_npz",
     "gnn_benchmark",
     "heterophilous",
     "human_dates",

@@ -29,6 +29,11 @@ ALIASES = {
     "train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",),
 }  # fmt: skip
 _LARGEST = float(np.finfo(np.float32).max)
+# What a file that is no npz of numbers may raise as it is read
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 MAX_ONE_HOT = 10_000  # nodes; their one-hot features take 400 MB
 
 
@@ -311,10 +316,7 @@ def _read_npz(path: Path) -> tuple[dict[str, int], Tensor]:
             node = _read_array(archive, "node.npy") if "node.npy" in names else np.arange(len(x))
     except GraphFileError:
         raise
-    except (
-        *(OSError, ValueError, TypeError, EOFError, NotImplementedError, RuntimeError),
-        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    ) as error:
+    except _UNREADABLE as error:
         raise _error(path, None, f"no readable npz file ({error})", mend) from error
     if x.dtype.kind not in "fiub" or x.ndim != 2 or 0 in x.shape:
         problem = f"x is {x.dtype} of shape {list(x.shape)}"

@@ -1,5 +1,7 @@
 """Graphs that tuned baselines are compared on, with the splits that papers report on."""
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import index_to_mask, remove_self_loops, to_undirected
 
 from .fetch import fetch
+from .files import _UNREADABLE, GraphFileError, _error, _read_array
 
 HETEROPHILOUS_URL = (
     "https://raw.githubusercontent.com/yandex-research/heterophilous-graphs/"
@@ -58,14 +61,9 @@ def heterophilous(name: str) -> Data:
     _check(name, HETEROPHILOUS)
     file = f"{name.replace('-', '_')}.npz"
     path = fetch(file, HETEROPHILOUS_URL + file, HETEROPHILOUS[name], "heterophilous")
-    with np.load(path) as found:
-        masks = {
-            f"{split}_mask": torch.from_numpy(found[f"{split}_masks"]).t().contiguous()
-            for split in ("train", "val", "test")
-        }
-        x = torch.from_numpy(found["node_features"]).float()
-        y, edges = (torch.from_numpy(found[key]).long() for key in ("node_labels", "edges"))
-    return _graph(name, x, edges.t(), y, masks)
+    data = from_npz(path)
+    data.name = name
+    return data
 
 
 def gnn_benchmark(name: str) -> Data:
@@ -92,26 +90,142 @@ def gnn_benchmark(name: str) -> Data:
     def path(name: str, sha256: str) -> Path:
         return fetch(f"{name}.npz", GNN_BENCHMARK_URL + name, sha256, folder)
 
-    with np.load(path(file, of_graph)) as found:
-        parts = [
-            csr_matrix(
-                tuple(found[f"{matrix}_{part}"] for part in ("data", "indices", "indptr")),
-                shape=found[f"{matrix}_shape"],
-            )
-            for matrix in ("adj", "attr")
-        ]
-        adjacency, features = parts[0].tocoo(), torch.from_numpy(parts[1].toarray()).float()
-        y = torch.from_numpy(found["labels"]).long()
+    data = from_npz(path(file, of_graph))
+    data.name = name
     with np.load(path(f"{file}_split", of_split)) as found:
-        masks = {
-            f"{split}_mask": index_to_mask(
-                torch.from_numpy(found[key]).long(), size=len(y)
-            ).unsqueeze(1)
-            for split, key in (("train", "train"), ("val", "valid"), ("test", "test"))
-        }
-    edges = torch.from_numpy(np.stack([adjacency.row, adjacency.col])).long()
-    x = features / features.sum(1, keepdim=True).clamp(min=1)
-    return _graph(name, x, edges, y, masks)
+        for split, key in (("train", "train"), ("val", "valid"), ("test", "test")):
+            mask = index_to_mask(torch.from_numpy(found[key]).long(), size=data.num_nodes)
+            data[f"{split}_mask"] = mask.unsqueeze(1)
+    return data
+
+
+def from_npz(path: str | os.PathLike[str], *, splits: int = 10) -> Data:
+    """Read a graph from one npz file, in either of the layouts that graph benchmarks come in.
+
+    - ``node_features`` ``[N, F]``, ``node_labels`` ``[N]``, ``edges`` ``[E, 2]`` and perhaps
+      ``train_masks``, ``val_masks``, ``test_masks`` ``[S, N]``: Platonov et al., 2023.
+    - ``adj_data``, ``adj_indices``, ``adj_indptr``, ``adj_shape`` and ``attr_...``, two matrices in
+      CSR, and ``labels`` ``[N]``: Shchur et al., 2018. Features are divided by their sum, as is
+      the custom there.
+
+    Edges become undirected, without self-loops. Other arrays in the file are not read, so that
+    they may hold objects.
+
+    Args:
+        path: of the file.
+        splits: how many are drawn where the file has none: each 60 % of the nodes to train on, 20 %
+            to validate and 20 % to test.
+
+    Returns:
+        A graph as in `datasets`, whose masks are ``[N, S]``: a column for each split. A label
+        below 0 means unknown, and its node is in no split.
+
+    Raises:
+        GraphFileError: the file cannot be read, lacks an array, or has one that does not fit; a
+            split has no node to train on, to validate or to test.
+        ValueError: ``splits`` is below 1.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "ring.npz")
+        ...     ring = np.stack([np.arange(10), np.arange(10) - 9], axis=1) % 10
+        ...     np.savez(
+        ...         path, node_features=np.eye(10), node_labels=np.arange(10) % 2, edges=ring
+        ...     )
+        ...     data = from_npz(path, splits=3)
+        >>> data.num_edges, data.train_mask.shape, data.train_mask.sum(0).tolist()
+        (20, torch.Size([10, 3]), [6, 6, 6])
+    """
+    if splits < 1:
+        raise ValueError(f"splits is {splits}; draw one at least")
+    path, masks = Path(path), {}
+    found = _read(path)
+    if "edges" in found:
+        x, y, edges = (found[name] for name in PLATONOV)
+        if edges.ndim != 2 or edges.shape[1] != 2:
+            problem = f"edges have shape {list(edges.shape)}"
+            raise _error(path, None, problem, "save one row per edge, [source, target]")
+        for split in ("train", "val", "test"):
+            if f"{split}_masks" in found:
+                masks[f"{split}_mask"] = torch.from_numpy(found[f"{split}_masks"]).bool().t()
+    else:
+        y = found["labels"]
+        adjacency, attributes = (_matrix(path, found, kind) for kind in ("adj", "attr"))
+        adjacency = adjacency.tocoo()
+        edges = np.stack([adjacency.row, adjacency.col], axis=1)
+        x = attributes.toarray()
+        x = x / np.maximum(x.sum(1, keepdims=True), 1)
+    nodes = len(y)
+    if y.ndim != 1 or y.dtype.kind not in "iu" or not nodes:
+        problem = f"labels are {y.dtype} of shape {list(y.shape)}"
+        raise _error(path, None, problem, "save one whole number per node")
+    if x.ndim != 2 or len(x) != nodes or not np.isfinite(x).all():
+        problem = f"features of shape {list(x.shape)} for {nodes} labels, or not finite"
+        raise _error(path, None, problem, "save a row of finite numbers per node")
+    if edges.dtype.kind not in "iu" or (edges.size and not 0 <= edges.min() <= edges.max() < nodes):
+        ends = f", {edges.min()} to {edges.max()}" if edges.size else ""
+        problem = f"edges are {edges.dtype}{ends}"
+        raise _error(path, None, problem, f"number the {nodes} nodes from 0")
+    labels = torch.from_numpy(y.astype(np.int64))
+    if not masks:
+        masks = _drawn(labels, splits)
+    for name, mask in masks.items():
+        if len(masks) < 3 or mask.shape != (nodes, len(masks["train_mask"].t())):
+            there = ", ".join(f"{name}s" for name in masks)
+            problem = f"of {there}, {name}s has shape {list(mask.t().shape)}"
+            raise _error(path, None, problem, f"save all three as [splits, {nodes}], or none")
+        masks[name] = mask = mask & (labels >= 0)[:, None]
+        if not mask.any(0).all():
+            problem = f"in a split, no node with a label is in {name}s"
+            raise _error(path, None, problem, "label more nodes, or put some into it")
+    return _graph(path.stem, torch.from_numpy(x).float(), torch.from_numpy(edges).long().t(),
+                  labels, masks)  # fmt: skip
+
+
+PLATONOV = ("node_features", "node_labels", "edges")
+_OF_CSR = ("data", "indices", "indptr", "shape")
+SHCHUR = (*(f"adj_{part}" for part in _OF_CSR), *(f"attr_{part}" for part in _OF_CSR), "labels")
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one of the layouts."""
+    wanted = {*PLATONOV, "train_masks", "val_masks", "test_masks", *SHCHUR}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            if not ({*PLATONOV} <= names or {*SHCHUR} <= names):
+                problem = f"it has the arrays {', '.join(sorted(names)) or 'of no name'}"
+                mend = f"save {', '.join(PLATONOV)}; or {', '.join(SHCHUR)}"
+                raise _error(path, None, problem, mend)
+            return {name: _read_array(archive, f"{name}.npy") for name in wanted & names}
+    except GraphFileError:
+        raise
+    except _UNREADABLE as error:
+        mend = "write it with numpy.savez, without object arrays"
+        raise _error(path, None, f"no readable npz file ({error})", mend) from error
+
+
+def _matrix(path: Path, found: dict[str, np.ndarray], kind: str) -> csr_matrix:
+    parts = tuple(found[f"{kind}_{part}"] for part in ("data", "indices", "indptr"))
+    try:
+        matrix = csr_matrix(parts, shape=found[f"{kind}_shape"])
+        matrix.check_format()
+    except (ValueError, TypeError, IndexError) as error:
+        raise _error(path, None, f"{kind}_... are no matrix ({error})", "save a CSR") from error
+    return matrix
+
+
+def _drawn(y: Tensor, splits: int) -> dict[str, Tensor]:
+    """Splits of the nodes that have a label."""
+    known = torch.nonzero(y >= 0).flatten()
+    ends = len(known) * 6 // 10, len(known) * 8 // 10
+    masks: dict[str, list[Tensor]] = {"train_mask": [], "val_mask": [], "test_mask": []}
+    for seed in range(splits):
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+        for name, part in zip(masks, known[order].tensor_split(ends), strict=True):
+            masks[name].append(index_to_mask(part, size=len(y)))
+    return {name: torch.stack(of_splits, 1) for name, of_splits in masks.items()}
 
 
 def _check(name: str, known: dict) -> None:

@@ -2,6 +2,7 @@
 
     python -m examples.attention_or_not --graph chameleon-filtered
     python -m examples.attention_or_not --graph minesweeper --models gat gcn mlp --runs 3
+    python -m examples.attention_or_not --graph minesweeper --data my_own.npz    # with its settings
 
 The body, its width, depth, norm, dropout and training are those of the tuned GAT on that graph
 (`gat.models.preset`): they were chosen for it, which favours GAT. Each layer adds a linear map of
@@ -34,11 +35,11 @@ from torch_geometric.nn import GCNConv
 import gat
 from attn_core import Edges
 from examples.shared.files import prepare_folder
-from examples.shared.graphs import with_sparse_features
+from examples.shared.graphs import fingerprint, with_sparse_features
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, spread
-from examples.tuned_tables import RESULT, load, train
+from examples.tuned_tables import RESULT, load, on_its_graph, train
 from gat.models import Preset, preset
 from gat.sparse import Linear
 
@@ -90,11 +91,14 @@ class Network(nn.Module):
         dropout: float,
         norm: str | None,
         linear_residual: bool,
+        input_projection: bool = False,
         **_: Any,
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        widths = [in_channels, *[hidden_channels] * num_layers]
+        self.projection = Linear(in_channels, hidden_channels) if input_projection else None
+        first = hidden_channels if input_projection else in_channels
+        widths = [first, *[hidden_channels] * num_layers]
         pairs = list(pairwise(widths))
         self.convs = nn.ModuleList(layer(kind, *pair) or nn.Module() for pair in pairs)
         with_lin = linear_residual or kind == "mlp"
@@ -109,6 +113,8 @@ class Network(nn.Module):
         self._pairs: Tensor | None = None
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
+        if self.projection is not None:
+            x = F.dropout(self.projection(x), self.dropout, self.training)
         for conv, lin, norm in zip(self.convs, self.lins, self.norms, strict=True):
             heard = []
             if type(conv) is not nn.Module:
@@ -130,24 +136,26 @@ class Network(nn.Module):
         return self._pairs
 
 
-def setting(kind: str, graph: str) -> Preset:
+def setting(kind: str, tuned: Preset) -> Preset:
     """The tuned GAT's setting, with another way to hear."""
-    return replace(preset("tuned-gat", graph), name=kind, model=partial(Network, kind))
+    return replace(tuned, name=kind, model=partial(Network, kind))
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains each model from each seed, then prints the table."""
-    args.out = args.out or f"runs/attention/{args.graph}"
+    data = with_sparse_features(load(args.graph, args.data))
+    tuned = on_its_graph(preset("tuned-gat", args.graph), data, args.data)
+    args.out = args.out or f"runs/attention/{tuned.graph}"
     prepare_folder(Path(args.out))
-    data = with_sparse_features(load(args.graph))
     splits = data.train_mask.shape[1]
-    epochs = args.epochs or preset("tuned-gat", args.graph).epochs
+    epochs = args.epochs or tuned.epochs
 
     def work(kind: str, seed: int, step: Callable[[float], None]) -> tuple[dict[str, Any], None]:
-        return train(setting(kind, args.graph), data, seed % splits, seed, step, epochs), None
+        return train(setting(kind, tuned), data, seed % splits, seed, step, epochs), None
 
-    found = run_all(args, dict.fromkeys(args.models, epochs), work, RESULT, metrics)
-    print(table(args.graph, found.results))
+    models = dict.fromkeys(args.models, epochs)
+    found = run_all(args, models, work, RESULT, metrics, fingerprint(data))
+    print(table(tuned, found.results))
     return 0 if found.complete else 130
 
 
@@ -156,10 +164,9 @@ def metrics(results: Results) -> dict[str, Any]:
     return {"runs": results}
 
 
-def table(graph: str, results: Results) -> str:
+def table(tuned: Preset, results: Results) -> str:
     """Test and validation scores of each model over its seeds."""
-    metric = preset("tuned-gat", graph).metric
-    rows = [[graph, f"test {metric}, %", "validation", "runs", "seconds a run"]]
+    rows = [[tuned.graph, f"test {tuned.metric}, %", "validation", "runs", "seconds a run"]]
     for kind, runs in results.items():
         test, val = (spread([100 * r[name] for r in runs], 2) for name in ("test", "val"))
         seconds = spread([r["seconds"] for r in runs], 0)

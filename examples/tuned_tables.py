@@ -3,6 +3,8 @@
     python -m examples.tuned_tables --graph cora                   # the tuned GAT, all its runs
     python -m examples.tuned_tables --graph minesweeper --runs 1
     python -m examples.tuned_tables --preset gat-sep --graph minesweeper
+    python -m examples.tuned_tables --graph roman-empire --data roman_empire.npz
+    python -m examples.tuned_tables --graph minesweeper --data my_own.npz    # with its settings
 
 Settings are `gat.models.preset`'s; splits, epochs and how the best epoch is found are those of
 their authors: the one that is best on the validation nodes. Stopped, the same command goes on.
@@ -20,6 +22,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,10 @@ from torch_geometric.data import Data
 from torch_geometric.utils import add_self_loops, index_to_mask
 
 from attn_core import Edges
-from datasets import gnn_benchmark, heterophilous, planetoid
+from datasets import GraphFileError, from_npz, gnn_benchmark, heterophilous, planetoid
+from datasets.node_benchmarks import GNN_BENCHMARK, HETEROPHILOUS
 from examples.shared.files import UserError, prepare_folder
-from examples.shared.graphs import with_sparse_features
+from examples.shared.graphs import fingerprint, with_sparse_features
 from examples.shared.program import exit_status
 from examples.shared.runner import Results, run_all
 from examples.shared.tables import aligned, spread
@@ -42,19 +46,55 @@ from gat.models import Preset, preset
 from gat.models.presets import TUNED
 
 PLANETOID = ("cora", "citeseer", "pubmed")
+HETERO = "github.com/yandex-research/heterophilous-graphs, folder data,"
+SHCHUR = "github.com/shchur/gnn-benchmark, folder data/npz,"
+ORIGINS = {  # of graphs that are not downloaded
+    "photo": SHCHUR,
+    "coauthor-physics": SHCHUR,
+    "wikics": "torch_geometric.datasets.WikiCS, write it with numpy.savez",
+}
 SPLIT_SEED = 123  # of the split that the authors of the tuned GAT drew for these
 # What `train` returns
 RESULT = {**dict.fromkeys(("val", "test", "seconds"), float), "epoch": int}
 
 
-def load(graph: str) -> Data:
-    """The graph, with masks `[N, splits]`; features as the authors of its settings have them."""
+def load(graph: str, path: str | None = None) -> Data:
+    """The graph, with masks `[N, splits]`; features as the authors of its settings have them.
+
+    Args:
+        graph: its name.
+        path: of an npz file with it, or with another that takes its place (`datasets.from_npz`).
+
+    Raises:
+        UserError: the file cannot be read; or there is none, and the graph is not downloaded.
+    """
+    if path is not None:
+        try:
+            return from_npz(path)
+        except GraphFileError as error:
+            raise UserError(str(error)) from error
+    if graph not in (*PLANETOID, *GNN_BENCHMARK, *HETEROPHILOUS):
+        raise UserError(
+            f"{graph} is not downloaded by this program: get it from {ORIGINS.get(graph, HETERO)} "
+            "and name it with --data"
+        )
     if graph in PLANETOID:
         data = planetoid(graph, normalize_features=False)
         masks = split_by_class(data.y, SPLIT_SEED)
         data.train_mask, data.val_mask, data.test_mask = (mask.unsqueeze(1) for mask in masks)
         return data
-    return gnn_benchmark(graph) if graph in ("computers", "coauthor-cs") else heterophilous(graph)
+    return gnn_benchmark(graph) if graph in GNN_BENCHMARK else heterophilous(graph)
+
+
+def on_its_graph(settings: Preset, data: Data, path: str | None) -> Preset:
+    """The settings, with another graph in the place of theirs where a file was named."""
+    if path is None:
+        return settings
+    two = int(data.y.max()) == 1
+    return replace(
+        settings, graph=data.name, published=None, deviation=None,
+        metric=settings.metric if two else "accuracy",
+    )  # fmt: skip
 
 
 def split_by_class(
@@ -130,17 +170,18 @@ def run(args: argparse.Namespace) -> int:
         settings = preset(args.preset, args.graph)
     except ValueError as error:
         raise UserError(str(error)) from error
+    data = with_sparse_features(load(args.graph, args.data))
+    settings = on_its_graph(settings, data, args.data)
     args.runs = args.runs or settings.runs
-    args.out = args.out or f"runs/tuned/{args.preset}-{args.graph}"
+    args.out = args.out or f"runs/tuned/{args.preset}-{settings.graph}"
     epochs = args.epochs or settings.epochs
     prepare_folder(Path(args.out))
-    data = with_sparse_features(load(args.graph))
     splits = data.train_mask.shape[1]
 
     def work(name: str, seed: int, step: Callable[[float], None]) -> tuple[dict[str, Any], None]:
         return train(settings, data, seed % splits, seed, step, epochs), None
 
-    found = run_all(args, {args.preset: epochs}, work, RESULT, metrics)
+    found = run_all(args, {args.preset: epochs}, work, RESULT, metrics, fingerprint(data))
     print(table(settings, found.results[args.preset]))
     return 0 if found.complete else 130
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from examples.commands.tuned_tables import GRAPHS
+from examples.commands.tuned_tables import DATA, GRAPHS
 from examples.shared.options import COUNT, Parser, add_run_options
 
 NAMES = {
@@ -16,6 +16,7 @@ def parser() -> Parser:
     result = Parser("attention_or_not", "Train one body with each kind of attention, and without.")
     add = result.add_argument
     add("--graph", choices=GRAPHS, default="chameleon-filtered", help="default: chameleon-filtered")
+    add("--data", metavar="NPZ", default=None, help=DATA)
     add("--models", nargs="+", choices=NAMES, default=list(NAMES), metavar="MODEL",
         help=f"of {', '.join(NAMES)}; default: all")  # fmt: skip
     add("--epochs", type=COUNT, default=None, help="of each; default: the tuned GAT's")

@@ -35,9 +35,10 @@ def test_only_the_mlp_hears_nothing(kind: str) -> None:
     assert all(p.grad is not None for n, p in network.named_parameters() if unused not in n)
 
 
-def test_gat_in_this_body_is_the_tuned_gat() -> None:
-    ours = setting("gat", "minesweeper").build(4, 3).eval()
-    tuned = preset("tuned-gat", "minesweeper").build(4, 3).eval()
+@pytest.mark.parametrize("name", ["minesweeper", "roman-empire"])
+def test_gat_in_this_body_is_the_tuned_gat(name: str) -> None:
+    settings = preset("tuned-gat", name)
+    ours, tuned = (made.build(4, 3).eval() for made in (setting("gat", settings), settings))
     names = {"lins": "skips", "out": "lin"}
     state = {}
     for name, value in ours.state_dict().items():
@@ -61,7 +62,7 @@ def test_the_mean_of_gcn_is_that_of_its_paper() -> None:
 def test_a_table_of_models(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(program, "load", lambda name: graph())
+    monkeypatch.setattr(program, "load", lambda *_: graph())
     seen = []
     monkeypatch.setattr(program, "train", lambda settings, *rest: seen.append(settings.name) or
                         tuned_tables.train(settings, *rest))  # fmt: skip

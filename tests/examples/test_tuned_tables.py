@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -30,7 +32,7 @@ def graph(splits: int = 2) -> Data:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned_tables, "load", lambda name: graph())
+    monkeypatch.setattr(tuned_tables, "load", lambda *_: graph())
 
 
 def test_a_row_is_trained_printed_and_kept(
@@ -78,6 +80,44 @@ def test_the_epoch_that_is_best_on_the_validation_nodes_counts(
 def test_a_setting_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--preset", "gat-sep", "--graph", "cora"]) == 2
     assert "there is no preset 'gat-sep' for 'cora'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--graph", "roman-empire"],
+            "get it from github.com/yandex-research/heterophilous-graphs",
+        ),
+        (["--graph", "photo"], "get it from github.com/shchur/gnn-benchmark"),
+        (["--graph", "cora", "--data", "nothing.npz"], "nothing.npz: no readable npz file"),
+    ],
+)
+def test_a_graph_that_is_not_there_is_told(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("program", ["tuned_tables", "attention_or_not"])
+def test_another_graph_takes_the_place_of_the_settings_own(
+    program: str, classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(60) % classes
+    ring = np.stack([np.arange(60), (np.arange(60) + classes) % 60], axis=1)
+    path = tmp_path / "mine.npz"
+    np.savez(path, node_features=np.eye(3)[y], node_labels=y, edges=ring)
+    main = import_module(f"examples.{program}").main
+    words = ["--graph", "minesweeper", "--data", str(path), "--runs", "2", "--epochs", "2",
+             "--out", str(tmp_path / "out")]  # fmt: skip
+    if program == "attention_or_not":
+        words += ["--models", "gat", "mlp"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "mine" in out and "97.73" not in out and "minesweeper" not in out
+    assert ("test roc_auc, %" if classes == 2 else "test accuracy, %") in out
 
 
 def test_the_split_is_that_of_the_authors_code() -> None:

@@ -32,7 +32,7 @@ def test_every_preset_builds_a_model_that_trains(name: str, graph: str) -> None:
     assert settings.source and settings.metric in ("accuracy", "roc_auc")
 
 
-@pytest.mark.parametrize("name", ["cora", "pubmed", "computers", "minesweeper"])
+@pytest.mark.parametrize("name", ["cora", "pubmed", "computers", "minesweeper", "roman-empire"])
 def test_tuned_gat_is_the_network_of_its_authors(name: str) -> None:
     """Their network in plain torch: attention plus a linear map, norm, ReLU, a map at the end."""
     settings = preset("tuned-gat", name)
@@ -45,6 +45,8 @@ def test_tuned_gat_is_the_network_of_its_authors(name: str) -> None:
         return torch.zeros_like(h).index_add(0, i, weights[:, None] * h[j])
 
     x = X.double()
+    if settings.arguments["input_projection"]:
+        x = model.projection(x)
     for layer in range(settings.arguments["num_layers"]):
         h = attention(model.convs[layer], x)
         h = h + model.skips[layer](x) if model.skips else h
@@ -162,7 +164,8 @@ def test_a_node_is_kept_apart_from_its_neighbours() -> None:
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: preset("tuned-gat", "karate"), "there is no preset 'tuned-gat' for 'karate': it has "
      "settings for cora, citeseer, pubmed, computers, coauthor-cs, minesweeper, "
-     "squirrel-filtered, chameleon-filtered"),
+     "squirrel-filtered, chameleon-filtered, photo, coauthor-physics, wikics, amazon-ratings, "
+     "roman-empire, questions"),
     (lambda: preset("gcn", "cora"),
      "name is 'gcn'; expected one of 'tuned-gat', 'gat', 'gat-sep', 'gt', 'gt-sep'"),
     (lambda: ResidualAttention(4, 8, 2, 3, kind="gat"),
