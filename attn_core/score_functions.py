@@ -8,6 +8,7 @@ function runs as it is written; over edges it is compiled with its derivatives
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -49,6 +50,11 @@ class ScoreFunction(Score):
                 "instance"
             )
         return {}
+
+    def to(self, dtype: torch.dtype) -> Any:
+        """The same with its parameters in `dtype`, but for those that are no real numbers."""
+        given = {n: x for n, x in fields_of(self).items() if _is_real(x) and x.dtype != dtype}
+        return replaced(self, {name: x.to(dtype) for name, x in given.items()}) if given else self
 
     def pair(self, query: Tensor | None, key: Tensor) -> Tensor:
         return self.of_pairs(query, key, None)
@@ -103,6 +109,10 @@ class ScoreFunction(Score):
         return f"{type(self).__name__}({', '.join(fields_of(self))})"
 
 
+def _is_real(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
 def _positioned(takes: frozenset[str]) -> bool:
     return "query_position" in takes or "key_position" in takes
 
@@ -146,7 +156,9 @@ def score_function(
       such as `[H]` or `[H, D]`, of which gradients come out, or Python numbers, which are constants
       of the compiled code (each other value is compiled anew).
 
-    A tensor that the function takes from around it, and not as an argument, is not compiled.
+    Python numbers that the function finds around it, by name, are constants too; a tensor that it
+    takes from around it, and not as an argument, is not compiled, and no more is a parameter of
+    integers or truth values.
 
     Args:
         function: the function; or use it as a decorator.
@@ -159,7 +171,8 @@ def score_function(
         or a pair of these (of queries, of keys), if it names positions.
 
     Raises:
-        TypeError: a function that does not begin with query and key.
+        TypeError: a function that does not begin with query and key, or a parameter by the name of
+            something that every score has.
         ValueError: a name that is taken.
 
     >>> from attn_core import Edges, attend
@@ -196,6 +209,11 @@ def _class_of(
         if key == "position":
             raise TypeError(
                 f"function {function.__name__} takes position; name query_position or key_position"
+            )
+        if hasattr(ScoreFunction, key) or key in ScoreFunction.__annotations__:
+            raise TypeError(
+                f"function {function.__name__} takes {key}, which every score has already as "
+                "something else: give the parameter another name"
             )
         default = argument.default
         required = default is inspect.Parameter.empty
@@ -253,12 +271,14 @@ _names: dict[Any, str] = {}
 def name_of(score: Score, heads: int) -> tuple[str, Tensor | None] | None:
     """The name of a score by which an op finds it again, and the numbers of its tensors.
 
-    None if something else than tensors and plain constants is in it.
+    None if something else than tensors of real numbers and plain constants is in it.
     """
     fields = fields_of(score)
     tensors = [name for name, x in fields.items() if isinstance(x, Tensor)]
     constants = tuple((name, x) for name, x in fields.items() if not isinstance(x, Tensor))
     if not all(isinstance(x, _CONSTANT) for _, x in constants):
+        return None
+    if not all(_is_real(fields[name]) for name in tensors):
         return None
     shapes = tuple(tuple(int(n) for n in fields[name].shape) for name in tensors)
     flat = torch.cat([fields[name].reshape(-1) for name in tensors]) if tensors else None
@@ -273,7 +293,9 @@ def _name(
     constants: tuple[tuple[str, Any], ...],
     heads: int,
 ) -> str:
-    key = cls, names, shapes, tuple((name, type(x), x) for name, x in constants), heads
+    key: Any = cls, names, shapes, tuple((name, type(x), x) for name, x in constants), heads
+    if issubclass(cls, ScoreFunction):
+        key = *key, _numbers_around(cls.function)
     name = _names.get(key)
     if name is None:
         name = _names.setdefault(
@@ -281,6 +303,35 @@ def _name(
         )
         _known[name] = Known(cls, names, shapes, constants, heads)
     return name
+
+
+def _numbers_around(function: Any) -> tuple[tuple[str, str], ...]:
+    """The plain constants that a function, and those of its module that it calls, find around them.
+
+    They are constants of what is compiled, and may be others at the next call.
+    """
+    found, seen, todo = [], set(), [function]
+    while todo:
+        one = todo.pop()
+        if one in seen or not isinstance(one, types.FunctionType):
+            continue
+        seen.add(one)
+        codes = [one.__code__]
+        for code in codes:
+            codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        around: dict[str, Any] = {}
+        for name in {name for code in codes for name in code.co_names}:
+            if name in one.__globals__:
+                around[name] = one.__globals__[name]
+        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # a cell that is empty as yet
+                around[name] = cell.cell_contents
+        for name, value in sorted(around.items()):
+            if isinstance(value, _CONSTANT):
+                found.append((name, repr(value)))
+            elif getattr(value, "__module__", None) == one.__module__:
+                todo.append(value)
+    return tuple(found)
 
 
 def known(name: str) -> Known:

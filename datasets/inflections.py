@@ -67,6 +67,8 @@ def inflections(language: str) -> Inflections:
 def read_inflections(path: str | os.PathLike[str]) -> Pairs:
     """Read lines of lemma, form and features, separated by tabs; features by semicolons.
 
+    Empty lines are left out.
+
     Args:
         path: of the file, UTF-8.
 
@@ -88,16 +90,18 @@ def read_inflections(path: str | os.PathLike[str]) -> Pairs:
     """
     path = Path(path)
     sources, targets, lemmas, forms = [], [], [], []
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(read_lines(path, "word"), start=1):
+        if not line:
+            continue
         columns = line.split("\t")
-        if len(columns) != 3 or not all(columns):
-            raise _error(
-                path,
-                number,
-                f"has {len(columns)} columns, expected lemma, form and features",
-                "separate them by tabs",
-            )
+        if len(columns) != 3:
+            named = "1 column" if len(columns) == 1 else f"{len(columns)} columns"
+            mend = "separate them by tabs; write - where there are no features"
+            problem = f"has {named}, expected lemma, form and features"
+            raise _error(path, number, problem, mend)
         lemma, form, features = columns
+        if not form:
+            raise _error(path, number, "has no form", "write the form, or leave this line out")
         # A feature that is one letter must not be taken for that letter of a lemma
         tags = [tag if len(tag) > 1 else f"{tag}." for tag in features.split(";")]
         sources.append([*tags, *lemma])

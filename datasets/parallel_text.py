@@ -115,8 +115,8 @@ def parallel_text(
     )
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the stripped lines of a UTF-8 text file, plain or gzip-compressed.
+def read_lines(path: Path, entry: str = "sentence") -> list[str]:
+    """Return the stripped lines of a UTF-8 text file, plain or gzip-compressed; each is an entry.
 
     Only a line feed (perhaps after a carriage return) ends a line: other separators that Unicode
     knows would shift the lines of one file against those of the other. A compressed file may
@@ -152,7 +152,7 @@ def read_lines(path: Path) -> list[str]:
         problem = f"not UTF-8 text (byte 0x{data[error.start]:02x}: {error.reason})"
         raise _error(path, line, problem, mend) from error
     if not text.strip():
-        raise _error(path, None, "the file is empty", "write one sentence per line")
+        raise _error(path, None, "the file is empty", f"write one {entry} per line")
     return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 

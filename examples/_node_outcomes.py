@@ -114,10 +114,11 @@ def of_classes(task: Task) -> str:
     results = task.progress.results
     reached = max((result["test_accuracy"] for result in results), default=1.0)
     usual = next(r.test_accuracy for r in task.rivals if r.name == "majority class")
-    if reached <= usual:
+    if reached <= usual and len(names) > 1:
+        look = " look at the ROC AUC above, where 50 is chance;" if auc else ""
         lines.append(
-            f"note: nothing beats the majority class ({100 * usual:.1f} %): look at the ROC AUC"
-            " above, where 50 is chance; try other features, --layers, --lr or --model"
+            f"note: nothing beats the majority class ({100 * usual:.1f} %):{look} try other"
+            " features, --layers, --lr or --model"
         )
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -62,7 +63,8 @@ class Reorder(BaseTransform):
         """A copy of the graph with its nodes and edges in the new order.
 
         Args:
-            data: one homogeneous graph with an edge_index.
+            data: one homogeneous graph with an edge_index, or a batch of such graphs, of which each
+                is ordered for itself.
 
         Returns:
             The same attributes, and `node_order` `[N]`, `edge_order` `[E]`: where each was before.
@@ -90,6 +92,8 @@ class Reorder(BaseTransform):
         number = data.num_nodes
         assert number is not None
         nodes = _ORDERS[self.method](data.edge_index, number)
+        if isinstance(data.get("batch"), Tensor):  # graphs stay together, and where they are
+            nodes = nodes[torch.argsort(data.batch[nodes], stable=True)]
         place = torch.empty_like(nodes)
         place[nodes] = torch.arange(number, device=nodes.device)
         source, target = place[data.edge_index]
@@ -130,22 +134,27 @@ def _moved(data: Data, nodes: Tensor, place: Tensor, edges: Tensor) -> Data:
     """A copy whose row i of nodes and edges is the old row `nodes[i]`, `edges[i]`."""
     moved = copy.copy(data)
     for name, value in data:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, (Tensor, np.ndarray, list, tuple)) or name == "ptr":
             continue
-        if data.is_edge_attr(name):
-            value = value.index_select(data.__cat_dim__(name, value), edges)
-        elif data.is_node_attr(name):
-            value = _rows(value, nodes)
-        if _names_nodes(data, name, value):
-            value = torch.where(value < 0, value, place[value.clamp(min=0)])
+        order = edges if data.is_edge_attr(name) else nodes if data.is_node_attr(name) else None
+        if order is not None:
+            value = _rows(value, order, data.__cat_dim__(name, value))
+        if isinstance(value, Tensor) and _names_nodes(data, name, value):
+            renamed = place[value.long().clamp(min=0)].to(value.dtype)
+            value = torch.where(value < 0, value, renamed)
         moved[name] = value
     return moved
 
 
-def _rows(value: Tensor, nodes: Tensor) -> Tensor:
+def _rows(value: Any, order: Tensor, dim: int | None) -> Any:
+    """Row i is the old row `order[i]`."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([value[i] for i in order.tolist()])
+    if isinstance(value, np.ndarray):
+        return value.take(order.cpu().numpy(), axis=dim or 0)
     if value.layout == torch.strided:
-        return value.index_select(0, nodes)
-    return value.to_sparse_coo().index_select(0, nodes).coalesce().to_sparse(layout=value.layout)
+        return value.index_select(dim or 0, order)
+    return value.to_sparse_coo().index_select(0, order).coalesce().to_sparse(layout=value.layout)
 
 
 def _names_nodes(data: Data, name: str, value: Tensor) -> bool:

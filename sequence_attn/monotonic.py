@@ -180,7 +180,7 @@ class _Moving(Normalizer):
             logits = torch.where(logits.isnan(), logits, sure)
         at = self.before
         if at is None:  # before the first query, at the first key
-            at = torch.zeros_like(logits[:, 0, 0, :])
+            at = logits.new_zeros(logits.shape[0], logits.shape[-1])
             at[:, :1] = 1
         found = []
         for one in logits.squeeze(1).unbind(1):  # [B, Tk] for each query

@@ -48,7 +48,8 @@ def infer(
         `[N, out_channels]`.
 
     Raises:
-        ValueError: another level of the model, features of another length, a chunk below 1.
+        ValueError: another level of the model, features of another length, a chunk below 1, or
+            edge_attr for edges to which self-loops were added by hand.
 
     >>> import gat
     >>> model = gat.GAT(4, 8, num_layers=2, out_channels=3)
@@ -66,6 +67,13 @@ def infer(
             f"features has {len(features)} rows, but edges go from {edges.num_keys} to {nodes} "
             "nodes: give one row for each node"
         )
+    if edges.adds_loops and edge_attr is None:
+        edges = Edges(edges.pairs, nodes, nodes)  # of which none is left out of a block
+    elif edges.adds_loops and not all(conv.add_self_loops for conv in model.convs):
+        raise ValueError(
+            "edges has self-loops that were added, and edge_attr no features for these: build the "
+            "Edges with self_loops=False"
+        )
     if isinstance(model, AttentionNetwork) and model.level != "node":
         raise ValueError(f"level is {model.level!r}; inference by nodes is for level='node'")
     for part in model.modules():
@@ -77,7 +85,7 @@ def infer(
     dtype = next(model.parameters()).dtype if dtype is None else dtype
     chunks = torch.arange(nodes).split(chunk)
     layers = range(model.num_layers)
-    begins = not isinstance(model, AttentionNetwork)
+    begins = not isinstance(model, AttentionNetwork) or model.projection is not None
     passes = begins + len(layers) + 1
     done = 0
 
@@ -88,18 +96,19 @@ def infer(
         for targets in chunks:
             found = compute(targets)
             out = found.new_empty(nodes, *found.shape[1:]) if out is None else out
-            out[targets[0] : targets[0] + len(targets)] = found
+            out[targets] = found
             done += 1
             if progress is not None:
                 progress(done, passes * len(chunks))
-        return torch.empty(0) if out is None else out
+        assert out is not None  # there is a chunk, if only of no nodes
+        return out
 
     def layer(i: int, x: Any, targets: Tensor) -> Tensor:
         block = block_of(edges, targets)
         attr = None if edge_attr is None else rows_of(edge_attr, block.edge_ids, dtype)
         return model.step(i, rows_of(x, block.sources, dtype), block.edges, attr)
 
-    training, x = model.training, features
+    x, training = features, [part for part in model.modules() if part.training]
     model.eval()
     try:
         if begins:
@@ -110,7 +119,8 @@ def infer(
             outputs = [*outputs, x] if model.joins else [x]
         return over_chunks(lambda targets: model.finish([out[targets] for out in outputs]))
     finally:
-        model.train(training)
+        for part in training:  # parts that were frozen stay so
+            part.training = True
 
 
 # Where a chunk would be normalised in the place of the graph

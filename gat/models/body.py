@@ -310,6 +310,8 @@ class AttentionNetwork(BasicGNN):
                 x, weights = conv(x, edges, edge_attr=attr, return_attention_weights=True)
                 attention.append(weights)
             if self._is_hidden(i):
+                if isinstance(edge_index, (list, tuple)):  # of a block the targets come first
+                    entering = entering[: x.shape[0]]
                 x = x + self.skips[i](entering) if self.skips else x
                 x = self.dropout(self._after(i, x, batch, batch_size))
                 outputs.append(x)
@@ -323,12 +325,9 @@ class AttentionNetwork(BasicGNN):
         """
         outputs = []
         x = self._enter(x)
-        for i, conv in enumerate(self.convs):
-            if self._is_hidden(i):
-                attended = conv(x, edge_index, edge_attr=edge_attr)
-                x = attended + self.skips[i](x) if self.skips else attended
-                x = self.dropout(self._after(i, x))
-                outputs.append(x)
+        for i in range(self._num_hidden()):
+            x = self.dropout(self.step(i, x, of_layer(edge_index, i), of_layer(edge_attr, i)))
+            outputs.append(x)
         return self._joined(outputs) if self._has_lin() else x
 
     @property
@@ -338,12 +337,15 @@ class AttentionNetwork(BasicGNN):
 
     def begin(self, x: Tensor) -> Tensor:
         """What enters the first layer: with `step` and `finish`, the steps of evaluation."""
-        return x
+        return self._enter(x)
 
     def step(self, layer: int, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Any:
         """What a layer hands to the next one, dropout aside."""
-        x = self.convs[layer](x, edge_index, edge_attr=edge_attr)
-        return self._after(layer, x) if self._is_hidden(layer) else x
+        out = self.convs[layer](x, edge_index, edge_attr=edge_attr)
+        if not self._is_hidden(layer):
+            return out
+        out = out + self.skips[layer](x[: out.shape[0]]) if self.skips else out
+        return self._after(layer, out)
 
     def finish(self, outputs: list[Tensor]) -> Tensor:
         """The output of the nodes, made of what the layers gave."""

@@ -128,6 +128,8 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
 
     def start(self, encoded: Encoded) -> ExactState:
         keys, lengths = encoded.output, encoded.lengths
+        if not keys.shape[1]:
+            keys = F.pad(keys, (0, 0, 0, 1))
         if lengths is None:
             padded = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
         else:  # a source without a token has its first position, which is all zeros
@@ -156,7 +158,9 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
                 before = self._posterior(priors[-1], emission[:, t - 1], target[:, t])
                 priors.append(self._prior(scores[:, t], before))
             prior = torch.stack(priors, 1)
-        weights: Tensor | None = prior.exp().unsqueeze(1) if need_weights else None
+        weights: Tensor | None = None
+        if need_weights:
+            weights = prior.exp().unsqueeze(1)[..., : encoded.output.shape[1]]
         return Predicted(mixed(prior, emission), weights)
 
     def _run(self, target: Tensor, state: ExactState) -> tuple[Tensor, tuple[Tensor, ...]]:

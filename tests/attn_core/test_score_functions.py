@@ -8,6 +8,7 @@ import pickle
 import stat
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,100 @@ def test_what_cannot_be_compiled_is_named_once(recwarn: pytest.WarningsRecorder)
     assert not [x for x in recwarn if "score" in str(x.message)]  # each has been seen
 
 
+@pytest.mark.parametrize("kind", ["int", "long", "half", "bfloat16", "float"])
+def test_what_rounds_is_not_compiled(kind: str) -> None:
+    @score_function
+    def rounded(query, key):
+        return (query * key).sum(-1) + getattr(3 * key, kind)().sum(-1)
+
+    warned(rounded(), r"score rounded rounds to torch\.\w+; over edges it runs in plain torch")
+
+
+def test_truth_values_are_numbers_and_numbers_truth_values() -> None:
+    @score_function
+    def there(query, key):
+        positive = (query > key).double().sum(-1) + (query < key).int().sum(-1) / 2
+        return (query * key).sum(-1) + key.relu().bool().to(key.dtype).sum(-1) + positive
+
+    edges, x = Edges(pairs(), N, N), torch.randn(N, H, D, dtype=torch.float64)
+    x[::2, 0] = 0
+    with backend("reference"):
+        expected = attend(x, x, x, score=there(), support=edges).output
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(attend(x, x, x, score=there(), support=edges).output, expected)
+
+
+SLOPE = 1.0
+
+
+def helped(x: Tensor) -> Tensor:
+    return SLOPE * x
+
+
+def test_numbers_from_around_are_those_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift = 2.0
+
+    @score_function
+    def steep(query, key):
+        near_by = [SLOPE * shift * part for part in (query * key).unbind(-1)]
+        return torch.stack(near_by, -1).sum(-1)
+
+    @score_function
+    def indirect(query, key):
+        return helped((query * key).sum(-1))
+
+    edges, x = Edges(pairs(), N, N), torch.randn(N, H, D, dtype=torch.float64)
+    found = []
+    for slope, moved in ((1.0, 2.0), (5.0, 2.0), (5.0, 0.5), (1.0, 2.0)):
+        monkeypatch.setitem(globals(), "SLOPE", slope)
+        shift = moved
+        for score in (steep(), indirect()):
+            with backend("reference"):
+                expected = attend(x, x, x, score=score, support=edges).output
+            found.append(attend(x, x, x, score=score, support=edges).output)
+            torch.testing.assert_close(found[-1], expected)
+    assert not torch.allclose(found[0], found[2]) and not torch.allclose(found[1], found[3])
+
+
+def test_a_zero_that_is_written_makes_nan_of_the_infinite() -> None:
+    @score_function
+    def undefined(query, key):
+        return (query * key).sum(-1) + (0 * key.log()).sum(-1)
+
+    edges, x = Edges(pairs(), N, N), torch.rand(N, H, D, dtype=torch.float64) + 0.1
+    x[3, 1, 2] = 0
+    with backend("reference"):
+        expected = attend(x, x, x, score=undefined(), support=edges).output
+    found = attend(x, x, x, score=undefined(), support=edges).output
+    assert expected.isnan().any()
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("support", ["Edges", "Dense"])
+def test_parameters_of_truth_values_and_of_integers_stay_what_they_are(support: str) -> None:
+    @score_function
+    def chosen(query, key, which, order, weight):
+        return (torch.where(which, query, weight)[..., order] * key).sum(-1)
+
+    x = torch.randn(N, H, D, dtype=torch.float64)
+    which, order = torch.arange(D) % 2 == 0, torch.arange(D).flip(0)
+    weight = torch.rand(D, requires_grad=True)  # float32, which is converted
+    on: Any = Dense() if support == "Dense" else Edges(pairs(), N, N)
+    found = attend(x, x, x, score=chosen(which, order, weight), support=on).output
+    (gradient,) = torch.autograd.grad(found.cos().sum(), weight)
+    assert gradient.dtype == torch.float32 and gradient[1::2].any() and not gradient[::2].any()
+    with backend("reference"):
+        expected = attend(x, x, x, score=chosen(which, order, weight), support=on).output
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["heads", "prepare", "formula", "to", "takes", "named"])
+def test_names_that_every_score_has_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=f"function <lambda> takes {name}, which every score has"):
+        score_function(eval(f"lambda query, key, {name}: (query * key).sum(-1) * {name}"))
+
+
 def test_without_a_compiler_blocks_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     @score_function
     def alone(query, key):
@@ -397,6 +492,7 @@ def test_functions_and_arguments_that_do_not_fit_are_refused() -> None:
 
 _BUILD = """
 import sys
+import warnings
 from attn_core.backends.generated import build
 library = build.load('extern "C" __attribute__((visibility("default"))) int one() { return 1; }')
 print(library.one(), library._name)

@@ -21,6 +21,32 @@ def test_features_are_no_letters(tmp_path):
         inflections("klingon")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "a\tb\n",
+            "line 1: has 2 columns, expected lemma, form and features; separate them by tabs",
+        ),
+        ("a\tb\tN\n\nword\n", "line 3: has 1 column,"),
+        ("a\tb\t\n", "line 1: has 2 columns, .*; write - where there are no features"),
+        ("a\t\tN\n", "line 1: has no form; write the form"),
+        ("", "the file is empty; write one word per line"),
+    ],
+)
+def test_what_is_wrong_in_a_line_is_told(text, told, tmp_path):
+    path = tmp_path / "words"
+    path.write_text(text)
+    with pytest.raises(TextFileError, match=told):
+        read_inflections(path)
+
+
+def test_empty_lines_are_left_out(tmp_path):
+    path = tmp_path / "words"
+    path.write_bytes(b"go\twent\tV;PST\r\n\r\na\tb\t-\n\n")
+    assert read_inflections(path).source == [["V.", "PST", "g", "o"], ["-.", "a"]]
+
+
 @pytest.mark.skipif(
     not os.environ.get("GAT_DATA"),
     reason="reads the words: set GAT_DATA to a folder that has them in sigmorphon2017/",

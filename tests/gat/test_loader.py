@@ -182,6 +182,20 @@ MODELS: dict[str, Any] = {
     "GraphTransformer": lambda: gat.GraphTransformer(4, 8, 2, 3, heads=2, jk="lstm", edge_dim=2),
     "GraphAttention": lambda: gat.GraphAttention(4, 8, 2, 3, normalizer="sparsemax", edge_dim=2),
     "AGNN": lambda: gat.AGNN(4, 8, 2, 3),
+    "GAT as it is tuned": lambda: gat.GAT(
+        4,
+        8,
+        3,
+        3,
+        heads=2,
+        edge_dim=2,
+        norm="batch_norm",
+        input_projection=True,
+        linear_residual=True,
+    ),
+    "GATv2 with residuals, joined": lambda: gat.GATv2(
+        4, 8, 2, 3, edge_dim=2, jk="max", linear_residual=True
+    ),
 }
 
 
@@ -204,6 +218,33 @@ def test_inference_by_chunks_is_exact(data: Data, name: str) -> None:
     assert [done for done, _ in calls] == list(range(1, calls[0][1] + 1))
 
 
+@pytest.mark.parametrize("fill", [None, "mean"])
+def test_inference_over_edges_with_self_loops_of_ones_own(data: Data, fill: str | None) -> None:
+    """A layer that adds none has them all the same; one that does needs none."""
+    edges = Edges(EDGE_INDEX, NODES, NODES).with_self_loops()
+    options: dict[str, Any] = {"edge_dim": 2, "fill_value": fill} if fill else {}
+    model = gat.GAT(4, 8, 2, 3, add_self_loops=fill is not None, **options).eval()
+    attr = data.edge_attr if fill else None
+    found = infer(model, data.x, edges, edge_attr=attr, chunk=17)
+    torch.testing.assert_close(found, model(data.x, edges, edge_attr=attr), rtol=1e-6, atol=1e-6)
+    model = gat.GAT(4, 8, 2, 3, edge_dim=2, add_self_loops=False)
+    with pytest.raises(ValueError, match="edges has self-loops that were added"):
+        infer(model, data.x, edges, edge_attr=data.edge_attr)
+
+
+def test_inference_leaves_every_part_as_it_was(data: Data) -> None:
+    model = gat.GAT(4, 8, 2, 3, norm="batch_norm", dropout=0.5).train()
+    model.norms.eval()  # frozen, as for fine-tuning
+    before = [part.training for part in model.modules()]
+    infer(model, data.x, EDGE_INDEX)
+    assert [part.training for part in model.modules()] == before
+
+
+def test_inference_without_nodes() -> None:
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    assert infer(gat.GAT(4, 8, 2, 3), torch.empty(0, 4), nothing).shape == (0, 3)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models_take_a_block_for_each_layer(data: Data, name: str) -> None:
     model = MODELS[name]().eval()
@@ -215,6 +256,10 @@ def test_models_take_a_block_for_each_layer(data: Data, name: str) -> None:
     whole = None if name == "AGNN" else data.edge_attr
     expected = model(data.x, EDGE_INDEX, edge_attr=whole)[nodes]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    if "tuned" in name:
+        of_blocks = model.embed(data.x[blocks[0].sources], [b.edges for b in blocks], attr)
+        whole = model.embed(data.x, EDGE_INDEX, data.edge_attr)
+        torch.testing.assert_close(of_blocks[: len(blocks[-1].sources)][:3], whole[nodes])
 
 
 def test_a_block_holds_all_edges_into_its_targets() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.transforms import Compose, ToUndirected
 
 import gat
@@ -90,6 +91,46 @@ def test_neighbours_come_close() -> None:
     by_degree = Reorder("degree")(data)
     degree = torch.bincount(by_degree.edge_index[0], minlength=side * side)
     assert (torch.diff(degree) <= 0).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_graphs_of_a_batch_stay_together(method: str) -> None:
+    graphs = [graph(number, 2 * number) for number in (12, 5, 9)]
+    for one in graphs:
+        del one.edge_label_index, one.edge_label, one.seed_index
+    batch = Batch.from_data_list(graphs)
+    moved = Reorder(method)(batch)
+    assert torch.equal(moved.batch, batch.batch) and torch.equal(moved.ptr, batch.ptr)
+    for one, given in zip(moved.to_data_list(), graphs, strict=True):
+        assert one.edge_index.min() >= 0 and one.edge_index.max() < given.num_nodes
+        assert torch.equal(one.x.sum(0).round(decimals=4), given.x.sum(0).round(decimals=4))
+    for i, one in enumerate(moved.to_data_list()):
+        order = moved.node_order[batch.ptr[i] : batch.ptr[i + 1]] - batch.ptr[i]
+        assert torch.equal(one.x, graphs[i].x[order])
+        pairs = {(*pair,) for pair in order[one.edge_index].t().tolist()}
+        assert pairs == {(*pair,) for pair in graphs[i].edge_index.t().tolist()}
+    back = Reorder.undo(moved)
+    assert torch.equal(back.x, batch.x) and torch.equal(back.edge_index, batch.edge_index)
+    assert torch.equal(back.ptr, batch.ptr)
+
+
+def test_rows_of_any_kind_go_with_their_nodes_and_edges() -> None:
+    data = graph()
+    data.names = [f"n{i}" for i in range(30)]
+    data.pair = tuple(range(30))
+    data.age = np.arange(30.0)
+    data.edge_kind = [f"e{i}" for i in range(90)]
+    data.about = ["three", "words", "only"]
+    data.edge_index = data.edge_index.int()
+    moved = Reorder()(data)
+    order = moved.node_order.tolist()
+    assert moved.names == [f"n{i}" for i in order] and moved.pair == (*order,)
+    assert moved.age.tolist() == order and moved.about == data.about
+    assert moved.edge_kind == [f"e{i}" for i in moved.edge_order.tolist()]
+    assert moved.edge_index.dtype == torch.int32
+    back = Reorder.undo(moved)
+    assert back.names == data.names and back.edge_kind == data.edge_kind
+    assert torch.equal(back.edge_index, data.edge_index) and back.edge_index.dtype == torch.int32
 
 
 def test_sparse_features_and_graphs_without_edges() -> None:

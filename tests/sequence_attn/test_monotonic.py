@@ -152,3 +152,13 @@ def test_it_learns_to_walk() -> None:
     attention.eval()
     right = attention(words, words).context.argmax(-1) == words.argmax(-1)
     assert right.float().mean() > 0.95  # each word is found, going forward alone
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_queries_or_keys_it_reads_nothing(training: bool) -> None:
+    attention = layer().train(training)
+    for queries, keys in ((0, TK), (TQ, 0), (0, 0)):
+        query, key = (torch.randn(B, n, D, dtype=torch.float64) for n in (queries, keys))
+        read = attention(query, key, need_weights=True)
+        assert read.context.shape == (B, queries, D) and not read.context.any()
+        assert read.weights.shape == (B, queries, keys)

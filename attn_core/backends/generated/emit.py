@@ -47,13 +47,14 @@ class Emitter:
         self.extents = {HEAD: sizes.heads}
         self.scopes = [Scope()]
         self.count = 0
+        self.fixed = False  # whether an output is of the head at hand alone, see `root`
         self.offsets: list[int] = []
         at = 0
         for shape in sizes.parameters:
             self.offsets.append(at)
             at += math.prod(shape)
         # What depends on the gradient is linear in it: there a sum over heads is of one head alone,
-        # since each head's share is added up in turn
+        # if each head's share is added up in turn
         self.of_gradient: set[Node] = set()
         for node in traced.graph.nodes:
             if traced.inputs.get(node) == "grad" or self.of_gradient & set(node.all_input_nodes):
@@ -280,7 +281,9 @@ def _summed(
         except MixedHeads:
             continue
         if head is not None and node not in e.of_gradient:
-            break
+            raise Unsupported(f"mixes heads, in {node.target}")
+        if head is not None and e.fixed:  # nothing would add the shares of the others
+            raise MixedHeads
         total = e.fresh("s")
         e.scopes[-1].lines.append(e.sum_from(total))
         e.over(
@@ -289,7 +292,7 @@ def _summed(
             f"#pragma omp simd reduction(+ : {total})",
         )
         return total
-    raise Unsupported(f"mixes heads, in {node.target}")
+    raise MixedHeads
 
 
 def _sum(e: Emitter, node: Node, index: tuple[Index, ...], mean: bool = False) -> str:
@@ -417,15 +420,25 @@ def _stored(
 
 
 def root(e: Emitter, node: Node, shape: tuple[int, ...]) -> tuple[int | None, list[int]]:
-    """Which dimension of an output is that of heads, and the extents of the others."""
+    """Which dimension of an output is that of heads, and the extents of the others.
+
+    Tried are all that are as long; one that is not that of heads is not known to be so before.
+    """
     heads = [d for d, n in enumerate(shape) if n == e.sizes.heads > 1]
+    reason = Unsupported("mixes heads")
     for head in (*heads, None):
         inner = [n for d, n in enumerate(shape) if d != head]
+
+        def attempt(other: Emitter, head: int | None = head, inner: list[int] = inner) -> None:
+            other.fixed = head is not None
+            other.over(inner, lambda o, i: o.value(node, with_head(i, head)))
+
         try:
-            e.trial(lambda other, head=head, inner=inner: other.over(  # type: ignore[misc]
-                inner, lambda o, i: o.value(node, with_head(i, head))
-            ))  # fmt: skip
+            e.trial(attempt)
         except MixedHeads:
             continue
+        except Unsupported as error:
+            reason = error
+            continue
         return head, inner
-    raise Unsupported("mixes heads")
+    raise reason

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from attn_core.backends.generated.trace import aten
+from attn_core.backends.generated.trace import Unsupported, aten
 
 ZERO = "T(0)"
 
@@ -46,7 +46,8 @@ def _sub(of: Any, x: Any, y: Any, *, alpha: Any = 1) -> str:
 
 def _mul(of: Any, x: Any, y: Any) -> str:
     a, b = of(x), of(y)
-    if ZERO in (a, b):
+    # Zeros that derivatives are made of; one that is written in a score makes NaN of the infinite
+    if (a == ZERO and isinstance(x, Node)) or (b == ZERO and isinstance(y, Node)):
         return ZERO
     return a if b == "T(1.0)" else b if a == "T(1.0)" else f"{a} * {b}"
 
@@ -82,8 +83,17 @@ def _clamp(of: Any, x: Any, low: Any = None, high: Any = None, **named: Any) -> 
     return a if high is None else f"smaller({a}, {of(high)})"
 
 
-def _same(of: Any, x: Any, *_: Any, **__: Any) -> str:
-    return f"as_number({of(x)})" if x.meta["val"].dtype == torch.bool else str(of(x))
+def _copy(of: Any, x: Any, *, dtype: torch.dtype | None = None, **_: Any) -> str:
+    a, given = of(x), x.meta["val"].dtype
+    if dtype in (None, given):
+        return str(a)
+    if dtype == torch.bool:
+        return f"{a} != {ZERO}"
+    if given == torch.bool:
+        return f"as_number({a})"
+    if not dtype.is_floating_point or dtype.itemsize < given.itemsize:
+        raise Unsupported(f"rounds to {dtype}")
+    return str(a)
 
 
 def _minus(of: Any, x: Any) -> str:
@@ -120,8 +130,8 @@ FORMULAS: dict[Any, Callable[..., str]] = {
     aten.new_zeros.default: lambda of, *_, **__: ZERO,
     aten.ones.default: lambda of, *_, **__: number(1),
     aten.ones_like.default: lambda of, *_, **__: number(1),
-    aten._to_copy.default: _same,
-    aten.clone.default: _same,
+    aten._to_copy.default: _copy,
+    aten.clone.default: lambda of, x, **_: of(x),
     aten.logical_not.default: _call("inverse"),
     aten.logical_and.default: _between("&"),
     aten.logical_or.default: _between("|"),

@@ -160,6 +160,11 @@ def test_a_source_without_a_token_and_a_target_without_one(monotonic: bool) -> N
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     empty = model(source, torch.zeros(2, 0, dtype=torch.int64), need_weights=True)
     assert empty.logits.shape == (2, 0, TARGET) and empty.weights.shape == (2, 1, 0, 3)
+    none = model.eval()(source[:, :0], source[:, :2] % TARGET, need_weights=True)
+    assert none.weights.shape == (2, 1, 2, 0)
+    alone = model(source, source[:, :2] % TARGET, source_lengths=torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(none.logits, alone.logits)
+    assert len(model.generate(source[:, :0], max_length=3)) == 2
 
 
 @both
