@@ -10,7 +10,7 @@ import math
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,34 +95,30 @@ def _families(characters: set[str]) -> tuple[list[str] | None, set[str]]:
     None instead of families where matplotlib's configured ones do.
     """
     from matplotlib import rcParams
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
+    from matplotlib.font_manager import fontManager
 
     missing = {c for c in characters if unicodedata.category(c) not in ("Cc", "Cf", "Cs")}
     configured = list(rcParams["font.family"])
     for family in configured:
-        with suppress(ValueError):  # not installed
-            path = findfont(FontProperties(family=[family]), fallback_to_default=False)
-            missing -= _glyphs(path, missing)
-    installed = {font.name: font.fname for font in fontManager.ttflist}
+        missing -= _glyphs(family, missing)
     # A font of last resort has a box for everything.
+    installed = {font.name for font in fontManager.ttflist}
     anywhere = sorted(name for name in installed if "LastResort" not in name.replace(" ", ""))
     others = []
     for family in (*_FALLBACKS, *anywhere):
-        if missing and (found := _glyphs(installed.get(family), missing)):
+        if missing and (found := _glyphs(family, missing)):
             others.append(family)
             missing -= found
     return ([*configured, *others] if others else None), missing
 
 
-def _glyphs(path: str | None, characters: set[str]) -> set[str]:
-    """Those of the characters that the font file has a glyph for."""
-    from matplotlib.font_manager import get_font
+def _glyphs(family: str, characters: set[str]) -> set[str]:
+    """Those of the characters that the family's regular face has a glyph for; others may not."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    if path is None:
-        return set()
     try:
-        font = get_font(path)
-    except (OSError, RuntimeError):  # deleted or damaged
+        font = get_font(findfont(FontProperties(family=[family]), fallback_to_default=False))
+    except (ValueError, OSError, RuntimeError):  # not installed, deleted or damaged
         return set()
     return {c for c in characters if font.get_char_index(ord(c))}
 

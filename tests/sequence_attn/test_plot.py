@@ -13,7 +13,7 @@ import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontEntry, fontManager
 
 matplotlib.use("Agg")
 
@@ -380,6 +380,15 @@ class TestCharacters:
         with matplotlib.rc_context({"font.family": "serif"}):
             (label,) = heatmap([[1.0]], ["été"]).get_xticklabels()
             assert label.get_fontfamily() == ["serif"]
+        with matplotlib.rc_context({"font.family": "cmr10", "axes.formatter.use_mathtext": True}):
+            (label,) = heatmap([[1.0]], ["▁the"]).get_xticklabels()
+            assert label.get_fontfamily() == ["cmr10", "DejaVu Sans"]
+
+    @pytest.mark.usefixtures("only_matplotlibs_fonts")
+    def test_the_face_that_is_drawn_counts(self):
+        """Light and condensed faces of a family lack glyphs that the regular one has."""
+        path = next(f.fname for f in fontManager.ttflist if f.name == "cmr10")
+        fontManager.ttflist.append(FontEntry(path, "DejaVu Sans", "normal", "normal", 200))
         with matplotlib.rc_context({"font.family": "cmr10", "axes.formatter.use_mathtext": True}):
             (label,) = heatmap([[1.0]], ["▁the"]).get_xticklabels()
             assert label.get_fontfamily() == ["cmr10", "DejaVu Sans"]
