@@ -1,5 +1,7 @@
 """Settings for every test and doctest."""
 
+from __future__ import annotations  # older releases of pytest have not all these names
+
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
