@@ -276,9 +276,7 @@ def name_of(score: Score, heads: int) -> tuple[str, Tensor | None] | None:
     fields = fields_of(score)
     tensors = [name for name, x in fields.items() if isinstance(x, Tensor)]
     constants = tuple((name, x) for name, x in fields.items() if not isinstance(x, Tensor))
-    if not all(isinstance(x, _CONSTANT) for _, x in constants):
-        return None
-    if not all(_is_real(fields[name]) for name in tensors):
+    if not all(_is_real(x) or isinstance(x, _CONSTANT) for x in fields.values()):
         return None
     shapes = tuple(tuple(int(n) for n in fields[name].shape) for name in tensors)
     flat = torch.cat([fields[name].reshape(-1) for name in tensors]) if tensors else None

@@ -310,9 +310,7 @@ class AttentionNetwork(BasicGNN):
                 x, weights = conv(x, edges, edge_attr=attr, return_attention_weights=True)
                 attention.append(weights)
             if self._is_hidden(i):
-                if isinstance(edge_index, (list, tuple)):  # of a block the targets come first
-                    entering = entering[: x.shape[0]]
-                x = x + self.skips[i](entering) if self.skips else x
+                x = self._past(i, x, entering)
                 x = self.dropout(self._after(i, x, batch, batch_size))
                 outputs.append(x)
         x = self._out(outputs, batch, batch_size, edge_label_index) if self._has_lin() else x
@@ -342,10 +340,7 @@ class AttentionNetwork(BasicGNN):
     def step(self, layer: int, x: Tensor, edge_index: Any, edge_attr: Tensor | None = None) -> Any:
         """What a layer hands to the next one, dropout aside."""
         out = self.convs[layer](x, edge_index, edge_attr=edge_attr)
-        if not self._is_hidden(layer):
-            return out
-        out = out + self.skips[layer](x[: out.shape[0]]) if self.skips else out
-        return self._after(layer, out)
+        return self._after(layer, self._past(layer, out, x)) if self._is_hidden(layer) else out
 
     def finish(self, outputs: list[Tensor]) -> Tensor:
         """The output of the nodes, made of what the layers gave."""
@@ -364,8 +359,7 @@ class AttentionNetwork(BasicGNN):
             entering = self._enter(x) if layer == 0 else x
             x = self.convs[layer](entering, edge_index)[:batch_size]
             if self._is_hidden(layer):
-                x = x + self.skips[layer](entering[:batch_size]) if self.skips else x
-                x = self._after(layer, x)
+                x = self._after(layer, self._past(layer, x, entering))
             return self.lin(x) if self._has_lin() and layer == self.num_layers - 1 else x
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -383,6 +377,15 @@ class AttentionNetwork(BasicGNN):
 
     def _is_hidden(self, layer: int) -> bool:
         return self._has_lin() or layer < self.num_layers - 1
+
+    def _past(self, layer: int, x: Tensor, entering: Tensor) -> Tensor:
+        """What a hidden layer gives, and a linear map of what entered it, the targets first."""
+        if not self.skips:
+            return x
+        if entering.layout == torch.strided:  # a sparse matrix cannot be cut
+            entering = entering[: x.shape[0]]
+        found: Tensor = x + self.skips[layer](entering)[: x.shape[0]]
+        return found
 
     def _after(
         self, layer: int, x: Tensor, batch: Tensor | None = None, batch_size: int | None = None

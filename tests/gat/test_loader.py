@@ -262,6 +262,17 @@ def test_models_take_a_block_for_each_layer(data: Data, name: str) -> None:
         torch.testing.assert_close(of_blocks[: len(blocks[-1].sources)][:3], whole[nodes])
 
 
+def test_sparse_features_go_the_same_ways(data: Data) -> None:
+    model = MODELS["GAT as it is tuned"]().eval()
+    features, attr = data.x.relu(), data.edge_attr
+    sparse = features.to_sparse_csr()
+    for compute in (model, model.embed):
+        expected = compute(features, EDGE_INDEX, edge_attr=attr)
+        torch.testing.assert_close(compute(sparse, EDGE_INDEX, edge_attr=attr), expected)
+    plain = gat.GAT(4, 8, 2, 3, linear_residual=True).eval()
+    torch.testing.assert_close(plain.embed(sparse, EDGE_INDEX), plain.embed(features, EDGE_INDEX))
+
+
 def test_a_block_holds_all_edges_into_its_targets() -> None:
     block = block_of(Edges(EDGE_INDEX, NODES, NODES), torch.tensor([9, 2]))
     assert set(block.edge_ids.tolist()) == in_edges(9) | in_edges(2)
