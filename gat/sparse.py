@@ -6,18 +6,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import torch_geometric.nn.dense.linear
 from torch import Tensor, nn
 
 from attn_core.backends.cpu import pairs
 from attn_core.graph.known import keep, known
 from attn_core.graph.read import Order, row_pointer
-from attn_core.transforms import is_autocast, nobody_watches
+from attn_core.linear import linear as dense_linear
+from attn_core.transforms import nobody_watches
 from gat.checks import check_probability
 from gat.dropout import drop
-
-_MANY, _BLOCK = 2**15, 2**9  # rows from which on a gradient is summed in blocks, and those of one
 
 
 class Dropout(nn.Dropout):
@@ -143,51 +141,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tensor([[20.],
             [ 1.]])
     """
-    if x.layout != torch.strided:
-        return _sparse_linear(x, weight, bias)
-    return _ManyRows.apply(x, weight, bias) if _is_long(x, weight) else F.linear(x, weight, bias)
-
-
-def _is_long(x: Tensor, weight: Tensor) -> bool:
-    """Whether the gradient of the weight is a sum over so many rows that float32 is lost in it."""
-    return (
-        not torch.compiler.is_compiling()  # first: no guard on what follows
-        and x.dim() == 2
-        and x.shape[0] >= _MANY
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == "cpu"
-        and not is_autocast("cpu")
-        and nobody_watches(x, weight)
-    )
-
-
-class _ManyRows(torch.autograd.Function):
-    """`F.linear`, whose gradient of the weight is summed in blocks of rows: torch's own is off by
-    10⁻⁵ over 500,000 rows of 4 numbers, and takes three times as long there."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # What no gradient needs may be edited before the backward pass
-        need = ctx.needs_input_grad
-        ctx.save_for_backward(x if need[1] else None, weight if need[0] else None)
-        ctx.numbers = weight.numel()
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (x, weight), (grad,), need = ctx.saved_tensors, grads, ctx.needs_input_grad
-        of_weight = None
-        if need[1]:
-            # A block's product has no more numbers than the block has rows
-            rows = max(_BLOCK, ctx.numbers)
-            blocks = x.shape[0] // rows
-            end = blocks * rows
-            of_block = torch.bmm(
-                grad[:end].reshape(blocks, rows, grad.shape[1]).transpose(1, 2),
-                x[:end].reshape(blocks, rows, x.shape[1]),
-            )
-            of_weight = of_block.sum(0) + grad[end:].t() @ x[end:]
-        return grad @ weight if need[0] else None, of_weight, grad.sum(0) if need[2] else None
+    return (dense_linear if x.layout == torch.strided else _sparse_linear)(x, weight, bias)
 
 
 @torch.compiler.disable

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import attn_core
 from attn_core import Dense, Edges, Normalizer, Score, Support, Window
+from attn_core.linear import linear
 from attn_core.parameters import (
     learned,
     named_normalizer,
@@ -449,6 +450,9 @@ class _Projection(nn.Linear):
         nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class _LazyProjection(nn.LazyLinear):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import Dense, ScaledDot, Support, Window
+from attn_core.linear import linear
 from sequence_attn.checks import check_tokens, check_window
 from sequence_attn.multihead import KeyValueCache
 from sequence_attn.pairs import both, in_window, mask_bias, places
@@ -247,7 +248,7 @@ class MultiHeadAttention(nn.MultiheadAttention):
             # The same input throughout: one matrix product
             part = slice(first * self.embed_dim, last * self.embed_dim)
             bias = None if self.in_proj_bias is None else self.in_proj_bias[part]
-            projected = F.linear(inputs[0], self.in_proj_weight[part], bias).chunk(len(inputs), -1)
+            projected = linear(inputs[0], self.in_proj_weight[part], bias).chunk(len(inputs), -1)
         else:
             weights = (
                 self.in_proj_weight.chunk(3)
@@ -255,7 +256,7 @@ class MultiHeadAttention(nn.MultiheadAttention):
                 else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             )
             biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-            projected = tuple(map(F.linear, inputs, weights[first:last], biases[first:last]))
+            projected = tuple(map(linear, inputs, weights[first:last], biases[first:last]))
         heads = (x.unflatten(-1, (self.num_heads, self.head_dim)) for x in projected)
         if inputs[0].dim() == 2:
             return [x.unsqueeze(0) for x in heads]

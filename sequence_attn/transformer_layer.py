@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn_core import Normalizer, Score
+from attn_core import Normalizer, Score, linear
 from sequence_attn.multihead import KeyValueCache, MultiHead
 from sequence_attn.positions import RotaryPositions
 
@@ -87,7 +87,8 @@ class PositionWise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., size]` to `[..., size]`."""
-        return self.output(self.dropout(self.activation(self.hidden(x))))
+        hidden = self.dropout(self.activation(linear.apply(self.hidden, x)))
+        return linear.apply(self.output, hidden)
 
 
 class TransformerLayer(nn.Module):

@@ -9,6 +9,7 @@ one by one, to the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -220,15 +221,18 @@ def _forward(
     heads, width, like = setting.heads, setting.width, given[0]
     listing: Any = setting.edges.listing
     num_keys, num_queries = listing.sizes
-    output = like.new_empty((num_queries, heads * width))
     ends = num_queries + num_keys if setting.has("of_query") else 0
-    numbers = like.new_empty((3 * num_queries + ends) * heads)
-    hidden = like.new_empty(setting.hidden) if setting.has("x") else None
+    numbers = compiled.empty(like, (3 * num_queries + ends) * heads)
+    hidden = compiled.empty(like, setting.hidden) if setting.has("x") else None
     merged = None
     if not setting.concat:
         merged = like.new_empty((num_queries, width))
     elif grad and (setting.has("add") or setting.has("weight_add")):
         merged = like.new_empty((num_queries, heads * width))
+    # What is handed out is torch's own memory
+    output = (like.new_empty if merged is None else partial(compiled.empty, like))(
+        num_queries, heads * width
+    )
     compiled.module.layer_forward(
         listing.handle, setting.capsules(given), *setting.arguments(seed),
         *_capsules(hidden, output, numbers, merged),
@@ -275,7 +279,7 @@ class _Layer(torch.autograd.Function):
             elif place in _PER_PAIR and listing.num_pairs < listing.num_places:
                 found.append(torch.zeros_like(x))  # with rows that nobody reads
             else:
-                found.append(torch.empty_like(x))  # sooner than x.new_empty
+                found.append(compiled.empty_like(x))
         compiled.module.layer_backward(
             listing.turned(), setting.capsules(given), *setting.arguments(seed),
             *_capsules(hidden, output, numbers, grad.contiguous()), setting.capsules(found),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attn_core import Edges, PendingEdges, ScaledDot, Separable, attend
+from attn_core import Edges, PendingEdges, ScaledDot, Separable, attend, linear
 from attn_core.graph.read import is_sparse
 from attn_core.supports.edges import edges_of
 from gat.checks import check_probability
@@ -138,7 +138,7 @@ class _Additive(nn.Module):
         self.network = _network(width * (1 + sep), feed_forward * width, width, dropout)
 
     def forward(self, x: Tensor, support: Edges | PendingEdges) -> Tensor:
-        x = self.lin(x)
+        x = linear.apply(self.lin, x)
         query, key = self.of_query(x).unsqueeze(-1), self.of_key(x).unsqueeze(-1)  # [N, H, 1]
         value = x.unflatten(-1, (self.heads, -1))
         out = attend(query, key, value, score=Separable(), support=support).output.flatten(1)
@@ -158,10 +158,12 @@ class _Transformer(nn.Module):
 
     def forward(self, x: Tensor, support: Edges | PendingEdges) -> Tensor:
         query, key, value = (
-            lin(x).unflatten(-1, (self.heads, -1)) for lin in (self.query, self.key, self.value)
+            linear.apply(lin, x).unflatten(-1, (self.heads, -1))
+            for lin in (self.query, self.key, self.value)
         )
         out = attend(query, key, value, score=ScaledDot(), support=support).output.flatten(1)
-        found: Tensor = self.dropout(self.lin(torch.cat([x, out], dim=-1) if self.sep else out))
+        out = torch.cat([x, out], dim=-1) if self.sep else out
+        found: Tensor = self.dropout(linear.apply(self.lin, out))
         return found
 
 

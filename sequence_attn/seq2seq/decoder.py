@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from attn_core import Score
+from attn_core import Score, linear
 from attn_core.compat import renewed
 from sequence_attn.attention import Attention
 from sequence_attn.hard import HardAttention, HardContext
@@ -371,7 +371,7 @@ class AttentionDecoder(nn.Module):
             parts.append(context)
         if fed is not None:
             parts.append(fed.unsqueeze(1))
-        x = self.merge(torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+        x = linear.apply(self.merge, torch.cat(parts, -1) if len(parts) > 1 else parts[0])
         state = tuple(half.contiguous() for half in state)
         top, after = run(self.cell, x, state if self.halves == 2 else state[0])
         return top, after if isinstance(after, tuple) else (after,)
@@ -414,11 +414,11 @@ class AttentionDecoder(nn.Module):
             case "join":
                 return torch.cat([state, context], -1)
             case "linear":
-                return self.combine(torch.cat([state, context], -1))
+                return linear.apply(self.combine, torch.cat([state, context], -1))
             case "attentional":
-                return torch.tanh(self.combine(torch.cat([context, state], -1)))
-        pairs = self.combine(torch.cat([state, x, context], -1)).unflatten(-1, (-1, 2))
-        return pairs.amax(-1)
+                return torch.tanh(linear.apply(self.combine, torch.cat([context, state], -1)))
+        pairs = linear.apply(self.combine, torch.cat([state, x, context], -1))
+        return pairs.unflatten(-1, (-1, 2)).amax(-1)
 
     def _first(self, encoded: Encoded) -> tuple[Tensor, ...]:
         """The initial state, `[layers, B, S]` for each half."""

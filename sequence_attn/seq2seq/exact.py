@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attn_core import Score
+from attn_core import Score, linear
 from attn_core.compat import renewed
 from sequence_attn.attention import Attention, Memory
 from sequence_attn.checks import padding
@@ -178,7 +178,7 @@ class ExactHardSeq2Seq(EncoderDecoder[ExactState]):
         hidden = torch.tanh(self.of_state(read).unsqueeze(2) + state.hidden.unsqueeze(1))
         if self.training and self.dropout.p > 0:
             hidden = hidden * self.dropout(torch.ones_like(hidden[:, :, :1]))
-        return scores, F.log_softmax(self.output(hidden), -1)
+        return scores, F.log_softmax(linear.apply(self.output, hidden), -1)
 
     def _posterior(
         self, prior: Tensor | None, emission: Tensor | None, token: Tensor

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from attn_core import linear
 from sequence_attn.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from sequence_attn.relative import ALiBi, T5RelativeBias
 from sequence_attn.seq2seq.decoder import AttentionDecoder
@@ -217,11 +218,11 @@ class Seq2Seq(EncoderDecoder[DecoderState]):
 
     def step(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         output, state, _ = self.decoder.step(self._embed(token), state)
-        return self.output(output), state
+        return linear.apply(self.output, output), state
 
     def decode(self, target: Tensor, encoded: Encoded, *, need_weights: bool = False) -> Predicted:
         decoded = self.decoder(self._embed(target), encoded, need_weights=need_weights)
-        logits = self.output(decoded.output)
+        logits = linear.apply(self.output, decoded.output)
         return Predicted(logits, decoded.weights, decoded.log_prob, decoded.entropy)
 
     def feed_previous(
@@ -257,12 +258,12 @@ class Seq2Seq(EncoderDecoder[DecoderState]):
         encoded = self.encode(source, source_lengths)
 
         def loop(previous: Tensor, step: int) -> Tensor:
-            x = self._embed(self.output(previous).argmax(-1))
+            x = self._embed(linear.apply(self.output, previous).argmax(-1))
             return x if update_embedding_for_previous else x.detach()
 
         inputs = self._embed(first).unsqueeze(1).expand(-1, steps, -1)
         decoded = self.decoder(inputs, encoded, feed_previous=True, loop_function=loop)
-        logits = self.output(decoded.output)
+        logits = linear.apply(self.output, decoded.output)
         return Predicted(logits, None, decoded.log_prob, decoded.entropy)
 
     def _embed(self, token: Tensor) -> Tensor:
@@ -389,7 +390,7 @@ class Transformer(EncoderDecoder[TransformerState]):
         x = self._embed(token.unsqueeze(1), self.target_embedding)
         output, _, cache = self.decoder(x, cache=state.cache)
         assert cache is not None
-        return self.output(output.squeeze(1)), TransformerState(cache)
+        return linear.apply(self.output, output.squeeze(1)), TransformerState(cache)
 
     def decode(self, target: Tensor, encoded: Encoded, *, need_weights: bool = False) -> Predicted:
         transformed = self.decoder(
@@ -402,7 +403,7 @@ class Transformer(EncoderDecoder[TransformerState]):
         if transformed.weights is not None:
             layers = [layer.memory for layer in transformed.weights if layer.memory is not None]
             weights = torch.stack(layers, 1)
-        return Predicted(self.output(transformed.output), weights)
+        return Predicted(linear.apply(self.output, transformed.output), weights)
 
     def _embed(self, tokens: Tensor, embedding: nn.Embedding) -> Tensor:
         return self.dropout(embedding(tokens) * math.sqrt(self.size))

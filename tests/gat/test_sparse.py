@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 import gat
 from attn_core.graph.known import _KNOWN
-from gat import sparse
 from gat.dropout import drop
 from gat.sparse import Linear, SparseDropout, linear
 
@@ -73,47 +70,6 @@ def test_either_type_of_index(index: torch.dtype) -> None:
 def test_nothing_stored(shape: tuple[int, int]) -> None:
     module = Linear(shape[1], 3)
     assert_as_dense(module, module, torch.zeros(shape).to_sparse_csr(), torch.zeros(shape))
-
-
-def test_the_gradient_of_a_weight_over_many_rows_is_exact() -> None:
-    rows = 500_000 + 77  # torch's own float32 product is off by 10⁻⁵
-    generator = torch.Generator().manual_seed(0)
-    x, c = (torch.randn(rows, width, generator=generator) for width in (4, 16))
-    module = Linear(4, 16)
-    module(x).backward(c)
-    expected = c.double().t() @ x.double()
-    assert (module.weight.grad - expected).abs().max() < 1e-6 * expected.abs().max()
-    torch.testing.assert_close(module.bias.grad, c.double().sum(0).float(), atol=5e-3, rtol=0)
-
-
-def test_a_weight_over_many_rows_may_be_edited_where_x_needs_no_gradient() -> None:
-    module = Linear(2, 3)
-    total = module(torch.ones(2**15, 2)).sum()
-    with torch.no_grad():
-        module.weight.zero_()
-    total.backward()
-    assert (module.weight.grad == 2**15).all()
-
-
-@pytest.mark.parametrize("rows", [7, 25])  # shorter than a block, and not a multiple of one
-def test_gradients_of_gradients_over_many_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setattr(sparse, "_MANY", 1)
-    monkeypatch.setattr(sparse, "_BLOCK", 8)
-    x, weight, bias = (torch.randn(size) for size in ((rows, 2), (3, 2), (3,)))
-
-    def twice(map_: Callable[..., Tensor]) -> list[Tensor]:
-        leaves = [y.clone().requires_grad_() for y in (x, weight, bias)]
-        out = map_(*leaves)
-        several = torch.stack([torch.ones_like(out), out.detach()])
-        batched = torch.autograd.grad(
-            out, leaves, several, retain_graph=True, is_grads_batched=True
-        )
-        grads = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
-        total = sum(g.square().sum() for g in grads)
-        return [*batched, *grads, *torch.autograd.grad(total, leaves)]
-
-    torch.testing.assert_close(twice(sparse.linear), twice(F.linear), rtol=1e-5, atol=1e-4)
 
 
 def test_unordered_and_repeated_columns() -> None:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
+#include <limits>
 #include <optional>
 #include <string>
 #include <type_traits>
@@ -149,12 +150,10 @@ bool is_far(int64_t numbers) {
 
 template <class I>
 void within(const char* name, const I* x, int64_t count, int64_t end) {
-  I low = 0, high = -1;
-  for (int64_t e = 0; e < count; e++) {
-    low = std::min(low, x[e]);
-    high = std::max(high, x[e]);
-  }
-  if (low < 0 || int64_t(high) >= end) {
+  const I last = I(std::min<int64_t>(end - 1, std::numeric_limits<I>::max()));
+  I outside = 0;  // without a branch, and of what the oldest processors compare
+  for (int64_t e = 0; e < count; e++) outside |= I(x[e] < 0) | I(x[e] > last);
+  if (outside) {
     throw nb::index_error((std::string(name) + " has an index out of range").c_str());
   }
 }

@@ -95,6 +95,13 @@ void backward(const Array<T>& output, const Array<T>& maximum, const Array<T>& t
   attn::differentiate(p, call.pairs, num_rows, threads, of_vector);
 }
 
+// So many numbers without a value, whose memory is kept for the next ones.
+nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::device::cpu> room(int64_t count) {
+  auto* const own = new attn::Room<float>(count);
+  const nb::capsule owner(own, [](void* at) noexcept { delete static_cast<attn::Room<float>*>(at); });
+  return {own->get(), {size_t(count)}, owner};
+}
+
 template <class T>
 void drop(const Array<const T>& from, double p, int64_t seed, int threads, const Array<T>& to) {
   nb::gil_scoped_release released;
@@ -186,5 +193,8 @@ NB_MODULE(_cpu, m) {
   m.def("choose_instruction_set", [](const std::string& name) {
     return attn::choose_instruction_set(name.c_str());
   });
+  m.def("is_amd", &attn::is_amd);
+  m.def("let_go", &attn::let_go);
+  m.def("room", &room);
   m.def("threading", &attn::threading);
 }

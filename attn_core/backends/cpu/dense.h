@@ -23,17 +23,18 @@ INLINE void outer(const T* left, int64_t far, int64_t left_step, const T* right,
   }
 }
 
-// R rows of a map, V vectors of columns from `at` on.
+// R rows of a map, V vectors of columns from `at` on, of a panel's first.
 template <class T, int V, int R>
 INLINE void map_tile(const Map<T>& p, int64_t row, int64_t at) {
   constexpr int W = WIDEST<T>;
+  const T* panel = p.matrix + at * (p.from + 1);
   Vec<T, W> sums[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[r][v] = load<T, W>(p.matrix + p.from * p.padded + at + v * W);
+    for (int v = 0; v < V; v++) sums[r][v] = load<T, W>(panel + p.from * 2 * W + v * W);
   }
-  outer<T, W, V, R>(p.rows + row * p.from, p.from, 1, p.matrix + at, p.padded, p.from, sums);
+  outer<T, W, V, R>(p.rows + row * p.from, p.from, 1, panel, 2 * W, p.from, sums);
   T* to = p.to + row * p.width + at;
   if (at + V * W <= p.width) {
 #pragma GCC unroll 8
@@ -69,23 +70,26 @@ INLINE void map_columns(const Map<T>& p, int64_t begin, int64_t end, int64_t at)
 template <class T>
 void map(const Map<T>& p, int64_t begin, int64_t end) {
   constexpr int W = WIDEST<T>;
-  constexpr int64_t TOGETHER = 96;  // rows that all columns meet while they are at hand
-  for (int64_t row = begin; row < end; row += TOGETHER) {
-    const int64_t stop = end - row < TOGETHER ? end : row + TOGETHER;
+  constexpr int64_t FEW = 96;  // rows that all columns meet while they are at hand
+  for (int64_t row = begin; row < end; row += FEW) {
+    const int64_t stop = end - row < FEW ? end : row + FEW;
     int64_t at = 0;
     for (; at + W < p.width; at += 2 * W) map_columns<T, 2>(p, row, stop, at);
     if (at < p.width) map_columns<T, 1>(p, row, stop, at);
   }
 }
 
-// Of the gradient of a matrix, R rows and V vectors of columns.
+// Rows whose gradients the first-level cache holds. Each such block has a sum of its own, so that no
+// sum of many rows loses digits one by one.
+constexpr int64_t TOGETHER = 128;
+
+// Of the gradient of a matrix, R rows and V vectors of columns: those of the panel.
 template <class T, int W, int V, int R>
-INLINE void gradient_tile(const MapGradient<T>& p, int64_t begin, int64_t end, int64_t k, int64_t at,
-                          T* to) {
+INLINE void gradient_tile(const MapGradient<T>& p, const T* panel, int64_t begin, int64_t end,
+                          int64_t k, T* to) {
   Vec<T, W> sums[R][V] = {};
-  to += k * p.width + at;
-  outer<T, W, V, R>(p.rows + begin * p.from + k, 1, p.from, p.grad + begin * p.width + at, p.width,
-                    end - begin, sums);
+  to += k * p.width;
+  outer<T, W, V, R>(p.rows + begin * p.from + k, 1, p.from, panel, V * W, end - begin, sums);
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
@@ -98,24 +102,27 @@ INLINE void gradient_tile(const MapGradient<T>& p, int64_t begin, int64_t end, i
 
 template <class T, int W, int V>
 INLINE void gradient_columns(const MapGradient<T>& p, int64_t begin, int64_t end, int64_t at, T* to) {
-  int64_t k = 0;
-  for (; k + 6 <= p.from; k += 6) gradient_tile<T, W, V, 6>(p, begin, end, k, at, to);
-  for (; k + 2 <= p.from; k += 2) gradient_tile<T, W, V, 2>(p, begin, end, k, at, to);
-  for (; k < p.from; k++) gradient_tile<T, W, V, 1>(p, begin, end, k, at, to);
+  T panel[TOGETHER * V * W];  // side by side: so far apart, they would share few places of the cache
   Vec<T, W> sums[V] = {};
   for (int64_t row = begin; row < end; row++) {
-    for (int v = 0; v < V; v++) sums[v] += load<T, W>(p.grad + row * p.width + at + v * W);
+    for (int v = 0; v < V; v++) {
+      const Vec<T, W> x = load<T, W>(p.grad + row * p.width + at + v * W);
+      store<T, W>(panel + ((row - begin) * V + v) * W, x);
+      sums[v] += x;
+    }
   }
-  to += p.from * p.width + at;
+  to += at;
+  int64_t k = 0;
+  for (; k + 6 <= p.from; k += 6) gradient_tile<T, W, V, 6>(p, panel, begin, end, k, to);
+  for (; k + 2 <= p.from; k += 2) gradient_tile<T, W, V, 2>(p, panel, begin, end, k, to);
+  for (; k < p.from; k++) gradient_tile<T, W, V, 1>(p, panel, begin, end, k, to);
+  to += p.from * p.width;
   for (int v = 0; v < V; v++) store<T, W>(to + v * W, load<T, W>(to + v * W) + sums[v]);
 }
 
 template <class T>
 void map_gradient(const MapGradient<T>& p, int64_t begin, int64_t end, T* to) {
   constexpr int W = WIDEST<T>;
-  // Rows of both that the first-level cache holds. Each such block has a sum of its own, so that no
-  // sum of many rows loses digits one by one.
-  constexpr int64_t TOGETHER = 128;
   for (int64_t row = begin; row < end; row += TOGETHER) {
     const int64_t stop = end - row < TOGETHER ? end : row + TOGETHER;
     int64_t at = 0;

@@ -92,4 +92,12 @@ bool choose_instruction_set(const char* name) {
   }
 }
 
+bool is_amd() {
+#ifdef ATTN_X86
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 }  // namespace attn

@@ -18,4 +18,7 @@ const char* instruction_set();
 // Take another one of those that this machine has; returns whether it has it.
 bool choose_instruction_set(const char* name);
 
+// Whether AMD has made the processor.
+bool is_amd();
+
 }  // namespace attn

@@ -262,12 +262,14 @@ void layer_forward(const attn::SortedPairs& pairs, const Tensors<const T>& given
   attn::use_large_pages(output.data(), int64_t(output.nbytes()));
   if (hidden) {
     attn::use_large_pages(hidden->data(), int64_t(hidden->nbytes()));
+    std::vector<attn::Applied<T>> made;
     const auto make = [&](const attn::Linear<T>& map, const Heads<T>& to) {
-      if (map) attn::apply(map, const_cast<T*>(to.data), false, threads);
+      if (map) made.push_back({map, const_cast<T*>(to.data)});
     };
     make(maps.key, maps.keys);
     make(maps.value, maps.values);
     make(maps.query, maps.queries);
+    attn::apply(made, threads);
   }
   if (layer.of_ends) {
     const auto& kernels = attn::chosen<T>();
@@ -279,7 +281,7 @@ void layer_forward(const attn::SortedPairs& pairs, const Tensors<const T>& given
   T* result = merged ? merged->data() : output.data();
   if (merged) attn::use_large_pages(merged->data(), int64_t(merged->nbytes()));
   if (merged || given[ADD]) merge(layer, output.data(), given[ADD], threads, result);
-  if (maps.add) attn::apply(maps.add, result, true, threads);
+  if (maps.add) attn::apply<T>({{maps.add, result, true}}, threads);
 }
 
 template <class T>
@@ -312,12 +314,8 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
   }
   apart(written, read);
   apart_from(pairs, written);
-  std::vector<std::unique_ptr<T[]>> memory;
-  const auto scratch = [&](int64_t count) {
-    memory.emplace_back(new T[size_t(count)]);
-    attn::use_large_pages(memory.back().get(), count * int64_t(sizeof(T)));
-    return memory.back().get();
-  };
+  std::vector<attn::Room<T>> memory;
+  const auto scratch = [&](int64_t count) { return memory.emplace_back(count).get(); };
   // Where a gradient goes; one that a map needs alone, into memory of our own
   const auto write = [&](Name name, int64_t rows, int64_t step, bool of_map = false) {
     const auto& x = grads[name];
@@ -396,18 +394,26 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
   for (const Name x : {X, X_QUERY}) {
     if (!grads[x]) continue;
     sized(NAME[x], int64_t(grads[x]->size()), int64_t(given[x]->size()));
-    std::fill_n(grads[x]->data(), grads[x]->size(), T(0));
+    attn::use_large_pages(grads[x]->data(), int64_t(grads[x]->nbytes()));
   }
+  std::vector<attn::HandedBack<T>> back;
+  std::array<bool, NAMES> is_written{};
   const auto hand_back = [&](const attn::Linear<T>& map, Name x, Name weight, const T* of) {
     if (!map || !of_map(x, weight)) return;
-    attn::hand_back(map, of, grads[x] ? grads[x]->data() : nullptr,
+    back.push_back({map, of, grads[x] ? grads[x]->data() : nullptr,
                     write(weight, map.width, map.from).data,
-                    given[weight + 1] ? write(Name(weight + 1), map.width, 1).data : nullptr, threads);
+                    given[weight + 1] ? write(Name(weight + 1), map.width, 1).data : nullptr,
+                    is_written[x]});
+    is_written[x] = true;
   };
   hand_back(maps.key, X, WEIGHT_KEY, p.grad_key.full(0));
   hand_back(maps.value, X, WEIGHT_VALUE, p.grad_value.full(0));
   hand_back(maps.query, of_queries, WEIGHT_QUERY, p.grad_query.full(0));
   hand_back(maps.add, of_queries, WEIGHT_ADD, grad.data());
+  for (const Name x : {X, X_QUERY}) {
+    if (grads[x] && !is_written[x]) std::fill_n(grads[x]->data(), grads[x]->size(), T(0));
+  }
+  attn::hand_back(back, threads);
 }
 
 template <class T>

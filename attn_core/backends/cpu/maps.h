@@ -12,14 +12,28 @@ struct Linear {
   explicit operator bool() const { return weight != nullptr; }
 };
 
-// to [N, width] = x Wᵀ + b, or that added to what is there.
+// A map, and where its result [N, width] goes, or is added to what is there.
 template <class T>
-void apply(const Linear<T>& map, T* to, bool adds, int threads);
+struct Applied {
+  Linear<T> map;
+  T* to;
+  bool adds = false;
+};
 
-// What a map hands back of the gradient [N, width] of its result; what is null is not asked for.
-// That of x is added to what is there.
+// A map, the gradient [N, width] of its result, and where those of its parts go; what is null is not
+// asked for. That of x is written, or added to what is there.
 template <class T>
-void hand_back(const Linear<T>& map, const T* grad, T* grad_x, T* grad_weight, T* grad_bias,
-               int threads);
+struct HandedBack {
+  Linear<T> map;
+  const T* grad;
+  T *grad_x, *grad_weight, *grad_bias;
+  bool adds = false;
+};
+
+// Maps of the same rows are at work together, as long as those are at hand.
+template <class T>
+void apply(const std::vector<Applied<T>>& maps, int threads);
+template <class T>
+void hand_back(const std::vector<HandedBack<T>>& maps, int threads);
 
 }  // namespace attn

@@ -233,8 +233,9 @@ struct Ends {
 // Linear maps of rows [N, from] to rows [N, width].
 template <class T>
 struct Map {
-  const T *rows = nullptr, *matrix = nullptr;  // matrix [from + 1, padded], its last row the bias
-  int64_t from = 0, width = 0, padded = 0;     // width, up to an even number of whole vectors
+  const T* rows = nullptr;
+  const T* matrix = nullptr;  // [panels, from + 1, two vectors], the last row of a panel the bias
+  int64_t from = 0, width = 0;
   T* to = nullptr;
   bool adds = false;  // to what is there
 };

@@ -94,16 +94,20 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
 
 // For each pair of one order, where the same pair is in the other; both know its place in the
 // unsorted list.
-std::unique_ptr<uint32_t[]> places_by_query(const Graph& by_query, const Graph& by_key,
+Room<uint32_t> places_by_query(const Graph& by_query, const Graph& by_key,
                                             int64_t pairs, int64_t places, int threads) {
   constexpr int64_t TASK = 1 << 14;
-  const std::unique_ptr<uint32_t[]> position(new uint32_t[places]());
-  std::unique_ptr<uint32_t[]> from(new uint32_t[pairs]);
-  for (int64_t e = 0; e < pairs; e++) position[by_key.place[e]] = uint32_t(e);
-  share((pairs + TASK - 1) / TASK, threads, [&](int64_t i, int) {
-    const int64_t end = std::min(pairs, (i + 1) * TASK);
-    for (int64_t e = i * TASK; e < end; e++) from[e] = position[by_query.place[e]];
-  });
+  const Room<uint32_t> position(places);
+  Room<uint32_t> from(pairs);
+  std::fill_n(position.get(), places, 0);  // of places that no pair has
+  const auto each_pair = [&](auto work) {
+    share((pairs + TASK - 1) / TASK, threads, [&](int64_t i, int) {
+      const int64_t end = std::min(pairs, (i + 1) * TASK);
+      for (int64_t e = i * TASK; e < end; e++) work(e);
+    });
+  };
+  each_pair([&](int64_t e) { position.get()[by_key.place[e]] = uint32_t(e); });
+  each_pair([&](int64_t e) { from.get()[e] = position.get()[by_query.place[e]]; });
   return from;
 }
 
@@ -112,10 +116,10 @@ void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T*
   const bool by_key = p.grad_key || p.grad_value || p.numbers();
   const bool by_query = p.grad_query || p.need_vector || p.grad_bias || p.grad_pair_key ||
                         p.grad_pair_value;
-  std::unique_ptr<T[]> statistics(new T[p.by_query.num * NUMBERS * p.heads]), of_queries;
-  std::unique_ptr<T[]> rests(new T[p.by_query.num * p.heads]);
-  std::unique_ptr<uint8_t[]> signs;
-  std::unique_ptr<uint32_t[]> from;
+  const Room<T> statistics(p.by_query.num * NUMBERS * p.heads), rests(p.by_query.num * p.heads);
+  Room<T> of_queries;
+  Room<uint8_t> signs;
+  Room<uint32_t> from;
   bool centred = false;
   p.statistics = statistics.get();
   p.rests = rests.get();
@@ -125,14 +129,13 @@ void differentiate(Problem<T>& p, int64_t pairs, int64_t places, int threads, T*
   const bool of_pairs = p.pair_key || p.pair_value || p.grad_pair_key || p.grad_pair_value;
   const bool leaves = by_key && (p.numbers() ? bool(p.grad_query) : by_query && !of_pairs);
   if (leaves) {
-    const int64_t size = pairs * p.heads;
-    of_queries.reset(p.of_queries = new T[size]);
-    use_large_pages(p.of_queries, size * int64_t(sizeof(T)));
+    of_queries = Room<T>(pairs * p.heads);
+    p.of_queries = of_queries.get();
     if (p.kind == LEAKY_RELU && !p.numbers()) {
       const int64_t vector = vector_of(p.width, chosen<T>().lanes);
       p.sign_bytes = p.heads * p.width / vector * (vector > 8 ? 2 : 1);
-      signs.reset(p.signs = new uint8_t[pairs * p.sign_bytes]);
-      use_large_pages(p.signs, pairs * p.sign_bytes);
+      signs = Room<uint8_t>(pairs * p.sign_bytes);
+      p.signs = signs.get();
     }
     if (p.grad_query) {
       from = places_by_query(p.by_query, p.by_key, pairs, places, threads);
@@ -213,14 +216,14 @@ void attend_entmax(Problem<T>& p, int64_t num_keys, int64_t places, int threads)
 template <class T>
 void differentiate_entmax(Problem<T>& p, int64_t pairs, int64_t num_keys, int64_t places,
                           int threads, T* grad_vector) {
-  std::unique_ptr<T[]> memory, left, more;
-  std::unique_ptr<uint32_t[]> from;
+  std::unique_ptr<T[]> memory, more;
+  Room<T> left;
+  Room<uint32_t> from;
   const bool parts = keep_rows(p, 3, memory), by_key = p.grad_key || p.grad_value;
   p.skips = may_skip(p, num_keys, places, threads);
   if (by_key) {
-    const int64_t numbers = pairs * 2 * p.heads;
-    left.reset(p.left = new T[size_t(numbers)]);
-    use_large_pages(p.left, numbers * int64_t(sizeof(T)));
+    left = Room<T>(pairs * 2 * p.heads);
+    p.left = left.get();
     from = places_by_query(p.by_key, p.by_query, pairs, places, threads);
     p.from = from.get();
   }
