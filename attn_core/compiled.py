@@ -105,19 +105,20 @@ def empty(like: Tensor, *shape: int) -> Tensor:
 
     To fill fresh memory costs twice as much: a large tensor gets that of one that is gone.
     """
-    numbers = math.prod(shape)
-    if numbers < _LARGE or like.dtype != torch.float32:
+    size = math.prod(shape) * like.element_size()
+    if size < _LARGE:
         return like.new_empty(shape)
-    found: Tensor = module.room(numbers)
-    return found.view(shape)
+    found: Tensor = module.room(size)
+    return found.view(like.dtype).view(shape)
 
 
 def empty_like(x: Tensor) -> Tensor:
     """`empty` of the shape of x."""
-    return torch.empty_like(x) if x.numel() < _LARGE else empty(x, *x.shape)
+    return torch.empty_like(x) if x.nbytes < _LARGE else empty(x, *x.shape)
 
 
-_MANY, _LARGE = 2**16, 2**20  # numbers, which take longer to be copied than to be lent
+_LARGE = 2**22  # bytes
+_MANY = 2**16  # numbers, which take longer to be copied than to be lent
 _is_lazy: Any = torch._C._is_cow_tensor  # type: ignore[attr-defined]
 # Where the memory is, without the copy of it that data_ptr() makes; not in every torch, perhaps
 _address: Any = getattr(torch._C, "_data_address", None)

@@ -109,8 +109,11 @@ def clear_cache() -> None:
     It is dropped by itself when the tensor dies or is edited in place. This call is needed only
     where an edit is one that torch does not count (through `.data`, or a NumPy array or another
     tensor over the same memory), and the tensor is on a GPU, or the compiled module is missing.
+    Large memory that the kernels keep for the next step, 256 MiB at most, is freed as well.
 
     >>> clear_cache()
     """
     with _LOCK:
         _KNOWN.clear()
+    if compiled.module is not None:
+        compiled.module.let_go()

@@ -170,7 +170,7 @@ def _room_for_gradients(
         if not need or like is None:
             gradients.append(None)
         elif i < 4 or problem.num_rows == pairs:
-            gradients.append(torch.empty(*states, *like.shape, dtype=like.dtype, device="cpu"))
+            gradients.append(compiled.empty(like, *states, *like.shape))
         else:  # rows of self-loops that were replaced
             gradients.append(torch.zeros(*states, *like.shape, dtype=like.dtype, device="cpu"))
     return gradients

@@ -95,11 +95,11 @@ void backward(const Array<T>& output, const Array<T>& maximum, const Array<T>& t
   attn::differentiate(p, call.pairs, num_rows, threads, of_vector);
 }
 
-// So many numbers without a value, whose memory is kept for the next ones.
-nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::device::cpu> room(int64_t count) {
-  auto* const own = new attn::Room<float>(count);
-  const nb::capsule owner(own, [](void* at) noexcept { delete static_cast<attn::Room<float>*>(at); });
-  return {own->get(), {size_t(count)}, owner};
+// So many bytes without a value, whose memory is kept for the next ones.
+nb::ndarray<nb::pytorch, uint8_t, nb::ndim<1>, nb::device::cpu> room(int64_t bytes) {
+  auto* const own = new attn::Room<uint8_t>(bytes);
+  const nb::capsule owner(own, [](void* at) noexcept { delete static_cast<attn::Room<uint8_t>*>(at); });
+  return {own->get(), {size_t(bytes)}, owner};
 }
 
 template <class T>

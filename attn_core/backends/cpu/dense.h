@@ -36,13 +36,15 @@ INLINE void map_tile(const Map<T>& p, int64_t row, int64_t at) {
   }
   outer<T, W, V, R>(p.rows + row * p.from, p.from, 1, panel, 2 * W, p.from, sums);
   T* to = p.to + row * p.width + at;
+  const T* plus = p.plus ? p.plus + row * p.width + at : nullptr;
   if (at + V * W <= p.width) {
+    for (int r = 0; plus && r < R; r++) {
+      for (int v = 0; v < V; v++) sums[r][v] += load<T, W>(plus + r * p.width + v * W);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++, to += p.width) {
 #pragma GCC unroll 8
-      for (int v = 0; v < V; v++) {
-        store<T, W>(to + v * W, p.adds ? load<T, W>(to + v * W) + sums[r][v] : sums[r][v]);
-      }
+      for (int v = 0; v < V; v++) store<T, W>(to + v * W, sums[r][v]);
     }
     return;
   }
@@ -54,7 +56,7 @@ INLINE void map_tile(const Map<T>& p, int64_t row, int64_t at) {
   }
   for (int r = 0; r < R; r++, to += p.width) {
     for (int64_t c = 0; c < p.width - at; c++) {
-      to[c] = p.adds ? to[c] + numbers[r * V * W + c] : numbers[r * V * W + c];
+      to[c] = plus ? plus[r * p.width + c] + numbers[r * V * W + c] : numbers[r * V * W + c];
     }
   }
 }

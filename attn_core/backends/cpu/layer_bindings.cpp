@@ -280,8 +280,9 @@ void layer_forward(const attn::SortedPairs& pairs, const Tensors<const T>& given
   attn::run(layer.p, attn::FORWARD, threads, static_cast<T*>(nullptr));
   T* result = merged ? merged->data() : output.data();
   if (merged) attn::use_large_pages(merged->data(), int64_t(merged->nbytes()));
-  if (merged || given[ADD]) merge(layer, output.data(), given[ADD], threads, result);
-  if (maps.add) attn::apply<T>({{maps.add, result, true}}, threads);
+  const bool joins = maps.add && concat;  // the output with what the map adds, as that is made
+  if ((merged && !joins) || given[ADD]) merge(layer, output.data(), given[ADD], threads, result);
+  if (maps.add) attn::apply<T>({{maps.add, result, joins ? output.data() : result}}, threads);
 }
 
 template <class T>

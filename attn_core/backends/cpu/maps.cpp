@@ -40,12 +40,12 @@ template <class T>
 void apply(const std::vector<Applied<T>>& maps, int threads) {
   std::vector<std::vector<T>> matrices;
   std::vector<Map<T>> found;
-  for (const auto& [map, to, adds] : maps) {
+  for (const auto& [map, to, plus] : maps) {
     const Linear<T>& own = map;
     matrices.push_back(packed<T>(map.from, map.width, map.bias, [&](int64_t k, int64_t c) {
       return own.weight[c * own.from + k];
     }));
-    found.push_back({map.x, matrices.back().data(), map.from, map.width, to, adds});
+    found.push_back({map.x, matrices.back().data(), map.from, map.width, to, plus});
   }
   const auto& kernels = chosen<T>();
   few_rows(maps, threads, [&](int64_t begin, int64_t end, int64_t) {
@@ -73,7 +73,8 @@ void hand_back(const std::vector<HandedBack<T>>& maps, int threads) {
       own.matrix = packed<T>(width, from, nullptr, [&](int64_t c, int64_t k) {
         return one.map.weight[c * from + k];
       });
-      own.of_x = {one.grad, own.matrix.data(), width, from, one.grad_x, one.adds};
+      own.of_x = {one.grad, own.matrix.data(), width, from, one.grad_x,
+                  one.adds ? one.grad_x : nullptr};
     }
     if (one.grad_weight || one.grad_bias) {
       own.of_weight = {one.map.x, one.grad, one.grad_weight ? from : 0, width};
@@ -94,8 +95,8 @@ void hand_back(const std::vector<HandedBack<T>>& maps, int threads) {
       kernels.map_gradient(own.of_weight, begin, stop, part);
     }
   });
-  for (size_t i = 0; i < maps.size(); i++) {
-    const Both& own = found[i];
+  share(int64_t(maps.size()), threads, [&](int64_t i, int) {
+    const Both& own = found[size_t(i)];
     const int64_t from = own.of_weight.from, width = own.of_weight.width;
     std::vector<double> sums(size_t(own.size), 0.0);
     for (int64_t task = 0; own.size && task < tasks_of(maps[i].map.rows); task++) {
@@ -108,7 +109,7 @@ void hand_back(const std::vector<HandedBack<T>>& maps, int threads) {
       }
       if (maps[i].grad_bias) maps[i].grad_bias[c] = T(sums[size_t(from * width + c)]);
     }
-  }
+  });
 }
 
 template void apply<float>(const std::vector<Applied<float>>&, int);

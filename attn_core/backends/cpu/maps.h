@@ -12,16 +12,16 @@ struct Linear {
   explicit operator bool() const { return weight != nullptr; }
 };
 
-// A map, and where its result [N, width] goes, or is added to what is there.
+// A map, where its result [N, width] goes, and what is added to that, if anything: `to`, perhaps.
 template <class T>
 struct Applied {
   Linear<T> map;
   T* to;
-  bool adds = false;
+  const T* plus = nullptr;
 };
 
 // A map, the gradient [N, width] of its result, and where those of its parts go; what is null is not
-// asked for. That of x is written, or added to what is there.
+// asked for. That of x is written, or `adds` to what is there.
 template <class T>
 struct HandedBack {
   Linear<T> map;

@@ -10,7 +10,7 @@
 #endif
 
 // A sanitizer should see each block as one of its own.
-#if defined(MADV_HUGEPAGE) && defined(MADV_FREE) && !defined(__SANITIZE_ADDRESS__)
+#if defined(MADV_HUGEPAGE) && !defined(__SANITIZE_ADDRESS__)
 #define ATTN_KEEPS_BLOCKS
 #endif
 
@@ -86,7 +86,6 @@ Block take(int64_t bytes) {
 void give(Block block) {
 #ifdef ATTN_KEEPS_BLOCKS
   if (block.bytes >= LARGE) {
-    madvise(block.at, size_t(block.bytes), MADV_FREE);
     std::vector<Block> out{block};
     if (const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock); lock) {
       auto& blocks = kept();

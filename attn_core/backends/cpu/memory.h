@@ -11,7 +11,7 @@ namespace attn {
 void use_large_pages(void* at, int64_t bytes);
 
 // Memory with anything in it. Large blocks that are given back are kept for the next ones of about
-// their size, which meet no fresh page; the system may have their pages if it is short of them.
+// their size, which meet no fresh page.
 struct Block {
   void* at = nullptr;
   int64_t bytes = 0;

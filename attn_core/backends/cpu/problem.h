@@ -237,7 +237,7 @@ struct Map {
   const T* matrix = nullptr;  // [panels, from + 1, two vectors], the last row of a panel the bias
   int64_t from = 0, width = 0;
   T* to = nullptr;
-  bool adds = false;  // to what is there
+  const T* plus = nullptr;  // [N, width], what is added: `to` itself, perhaps
 };
 template <class T>
 struct MapGradient {
