@@ -19,6 +19,7 @@ from attn_core.activations import activate
 from attn_core.backends import additive as blocks
 from attn_core.backends.cpu import additive as cpu
 from attn_core.call import Call
+from attn_core.ops.custom import custom_op
 from attn_core.ops.twice import differentiated
 from attn_core.scores import Additive, Score
 from attn_core.transforms import nobody_watches
@@ -93,7 +94,7 @@ def _gradients(
     return backend.backward(grad, query, key, vector, activation, negative_slope)
 
 
-@torch.library.custom_op("attn_core::additive_scores", mutates_args=())
+@custom_op("attn_core::additive_scores")
 def additive_scores(
     query: Tensor, key: Tensor, vector: Tensor, activation: str, negative_slope: float
 ) -> Tensor:
@@ -106,7 +107,7 @@ def _(query, key, vector, activation, negative_slope):  # type: ignore[no-untype
     return query.new_empty(query.shape[0], query.shape[1], key.shape[1])
 
 
-@torch.library.custom_op("attn_core::additive_scores_backward", mutates_args=())
+@custom_op("attn_core::additive_scores_backward")
 def additive_scores_backward(
     grad: Tensor,
     query: Tensor,

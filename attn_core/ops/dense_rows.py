@@ -16,6 +16,7 @@ from attn_core import reference
 from attn_core.backends.cpu import pairs
 from attn_core.graph.read import Order
 from attn_core.normalizers import Entmax, Normalizer, entmax_gradient
+from attn_core.ops.custom import custom_op
 from attn_core.rows import DenseRows, Rows
 from attn_core.transforms import needs_plain_torch, values_are_visible
 
@@ -48,7 +49,7 @@ def softmax(scores: Tensor, need_log_sum_exp: bool) -> tuple[Tensor, Tensor | No
     return scores.softmax(-1).masked_fill(empty, 0), log_sum_exp
 
 
-@torch.library.custom_op("attn_core::dense_entmax", mutates_args=())
+@custom_op("attn_core::dense_entmax")
 def dense_entmax(scores: Tensor, alpha: float) -> Tensor:
     """α-entmax over the last axis, for any known α but 1."""
     if not pairs.serves_numbers(scores):
@@ -56,7 +57,7 @@ def dense_entmax(scores: Tensor, alpha: float) -> Tensor:
     return pairs.entmax(scores.reshape(-1, 1), _order(scores), alpha).view(scores.shape)
 
 
-@torch.library.custom_op("attn_core::dense_entmax_backward", mutates_args=())
+@custom_op("attn_core::dense_entmax_backward")
 def dense_entmax_backward(grad: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """The gradient of the scores."""
     if not pairs.serves_numbers(weights):

@@ -22,6 +22,7 @@ from attn_core.call import Attended, Call
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.dropout import dropout_scale
 from attn_core.normalizers import Normalizer, Softmax
+from attn_core.ops.custom import custom_op
 from attn_core.ops.twice import differentiated
 from attn_core.score_functions import FUNCTION
 from attn_core.scores import Additive, Dot, Score
@@ -196,9 +197,8 @@ def _gradients(p: Problem, results: tuple[Tensor, ...], needed: list[bool]) -> t
     )
 
 
-@torch.library.custom_op(
+@custom_op(
     "attn_core::edge_attention",
-    mutates_args=(),
     **LOOKS_EDGES_UP,
     schema=f"({SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
@@ -218,9 +218,8 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     return output, *(output.new_empty(output.shape[:2]) for _ in range(3))
 
 
-@torch.library.custom_op(
+@custom_op(
     "attn_core::edge_attention_backward",
-    mutates_args=(),
     **LOOKS_EDGES_UP,
     schema="(Tensor grad_output, Tensor grad_log_sum_exp, Tensor output, Tensor maximum, "
     f"Tensor total, bool[] needed, {SCHEMA}) -> ({_GRADIENTS})",

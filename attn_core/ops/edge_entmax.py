@@ -18,6 +18,7 @@ from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.call import Attended, Call
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.normalizers import Entmax
+from attn_core.ops.custom import custom_op
 from attn_core.ops.edge_attention import (
     empty_gradients,
     name_pairs,
@@ -95,9 +96,8 @@ def _twice(p: Problem, alpha: float, grad: Tensor, needed: list[bool]) -> Any:
     return twice(lambda alike: _plainly(alike, alpha), p, (grad,), needed)
 
 
-@torch.library.custom_op(
+@custom_op(
     "attn_core::edge_entmax",
-    mutates_args=(),
     **LOOKS_EDGES_UP,
     schema=f"({SCHEMA}, float alpha) -> (Tensor, Tensor)",
 )
@@ -116,9 +116,8 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     return output, output.new_empty(p.num_queries, 2, p.heads, dtype=torch.float64)
 
 
-@torch.library.custom_op(
+@custom_op(
     "attn_core::edge_entmax_backward",
-    mutates_args=(),
     **LOOKS_EDGES_UP,
     schema=f"(Tensor grad, Tensor thresholds, bool[] needed, {SCHEMA}, float alpha) -> "
     f"({_GRADIENTS})",

@@ -16,6 +16,7 @@ from attn_core.backends import csr, triton
 from attn_core.backends.cpu import pairs
 from attn_core.backends.problem import NAMES, SCHEMA, Problem
 from attn_core.compat import LOOKS_EDGES_UP
+from attn_core.ops.custom import custom_op
 from attn_core.ops.edge_attention import empty_gradients, logits, twice
 from attn_core.scores import Score
 
@@ -39,9 +40,7 @@ def scores(
     return found
 
 
-@torch.library.custom_op(
-    "attn_core::edge_scores", mutates_args=(), **LOOKS_EDGES_UP, schema=f"({SCHEMA}) -> Tensor"
-)
+@custom_op("attn_core::edge_scores", **LOOKS_EDGES_UP, schema=f"({SCHEMA}) -> Tensor")
 def edge_scores(*arguments: Any) -> Tensor:
     """Logits `[E, H]` of a `Problem` in the order of its edge_index, without the bias."""
     p = Problem(*arguments)
@@ -60,9 +59,8 @@ def _(*arguments: Any) -> Tensor:
     return p.key.new_empty(p.edge_index.shape[1], p.key.shape[1])
 
 
-@torch.library.custom_op(
+@custom_op(
     "attn_core::edge_scores_backward",
-    mutates_args=(),
     **LOOKS_EDGES_UP,
     schema=f"(Tensor grad, bool[] needed, {SCHEMA}) -> ({', '.join(['Tensor'] * len(NAMES))})",
 )

@@ -17,12 +17,13 @@ from attn_core.backends import csr, triton
 from attn_core.backends.cpu import pairs
 from attn_core.backends.problem import Problem
 from attn_core.compat import LOOKS_EDGES_UP
+from attn_core.ops.custom import custom_op
 from attn_core.supports.edges import Edges, edges_of
 
 _BLOCK = 2**18  # numbers in a block of pairs × heads × channels
 
 
-@torch.library.custom_op("attn_core::edge_sum", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::edge_sum", **LOOKS_EDGES_UP)
 def edge_sum(
     weights: Tensor,
     value: Tensor,
@@ -74,7 +75,7 @@ def _(weights: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return value.new_empty(num_keys if to_keys else num_queries, *value.shape[1:])
 
 
-@torch.library.custom_op("attn_core::edge_dot", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::edge_dot", **LOOKS_EDGES_UP)
 def edge_dot(
     left: Tensor,
     right: Tensor,

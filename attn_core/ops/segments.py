@@ -20,6 +20,7 @@ from attn_core.backends.cpu import pairs
 from attn_core.compat import LOOKS_EDGES_UP
 from attn_core.graph.grouping import grouping_of
 from attn_core.normalizers import Entmax, Normalizer, Softmax, entmax_gradient
+from attn_core.ops.custom import custom_op
 from attn_core.rows import EdgeRows
 from attn_core.transforms import needs_plain_torch
 
@@ -102,7 +103,7 @@ def normalize(
 # --- The ops ---
 
 
-@torch.library.custom_op("attn_core::segment_sum", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_sum", **LOOKS_EDGES_UP)
 def segment_sum(x: Tensor, index: Tensor, num: int) -> Tensor:
     """The sums `[num, C]` of the entries `[E, C]` of each group."""
     if gpu.serves(x):
@@ -110,13 +111,13 @@ def segment_sum(x: Tensor, index: Tensor, num: int) -> Tensor:
     return x.new_zeros(num, x.shape[1]).index_add_(0, _groups(index), x)
 
 
-@torch.library.custom_op("attn_core::segment_gather", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_gather", **LOOKS_EDGES_UP)
 def segment_gather(x: Tensor, index: Tensor) -> Tensor:
     """The rows `[E, C]` of x `[num, C]`."""
     return x.index_select(0, _groups(index))
 
 
-@torch.library.custom_op("attn_core::segment_max", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_max", **LOOKS_EDGES_UP)
 def segment_max(x: Tensor, index: Tensor, num: int) -> Tensor:
     """The largest entries `[num, C]`."""
     if gpu.serves(x):
@@ -124,7 +125,7 @@ def segment_max(x: Tensor, index: Tensor, num: int) -> Tensor:
     return EdgeRows(_groups(index), num).max(x)
 
 
-@torch.library.custom_op("attn_core::segment_softmax", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_softmax", **LOOKS_EDGES_UP)
 def segment_softmax(x: Tensor, index: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Weights `[E, C]` in the dtype of x, and the log-sum-exp `[num, C]`, float32 at least."""
     if gpu.serves(x):
@@ -136,7 +137,7 @@ def segment_softmax(x: Tensor, index: Tensor, num: int) -> tuple[Tensor, Tensor]
     return weights.to(x.dtype), log_sum_exp
 
 
-@torch.library.custom_op("attn_core::segment_softmax_backward", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_softmax_backward", **LOOKS_EDGES_UP)
 def segment_softmax_backward(
     weights: Tensor, grad_weights: Tensor, grad_log_sum_exp: Tensor, index: Tensor
 ) -> Tensor:
@@ -160,7 +161,7 @@ def segment_softmax_backward(
     return (wide * (grad - mean.index_select(0, groups))).to(weights.dtype)
 
 
-@torch.library.custom_op("attn_core::segment_entmax", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_entmax", **LOOKS_EDGES_UP)
 def segment_entmax(scores: Tensor, index: Tensor, num: int, alpha: float) -> Tensor:
     """α-entmax of scores `[E, ...]` over the entries of each group, for any α but 1."""
     if gpu.serves(scores) and alpha in _KNOWN:
@@ -171,7 +172,7 @@ def segment_entmax(scores: Tensor, index: Tensor, num: int, alpha: float) -> Ten
     return Entmax(alpha).normalize(scores, Segments(_groups(index), num)).contiguous()
 
 
-@torch.library.custom_op("attn_core::segment_entmax_backward", mutates_args=(), **LOOKS_EDGES_UP)
+@custom_op("attn_core::segment_entmax_backward", **LOOKS_EDGES_UP)
 def segment_entmax_backward(
     grad: Tensor, weights: Tensor, index: Tensor, num: int, alpha: float
 ) -> Tensor:

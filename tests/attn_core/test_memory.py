@@ -1,4 +1,4 @@
-"""Large memory is used again: never while somebody holds it, and no more of it is kept than is said."""
+"""Large memory is used again: never while somebody holds it, and no more is kept than is said."""
 
 from __future__ import annotations
 
