@@ -21,6 +21,7 @@ from attn_core.backends.cpu import KINDS
 from attn_core.backends.problem import Problem
 from attn_core.dropout import draw_seed
 from attn_core.graph.listing import Listing
+from attn_core.linear import linear
 from attn_core.ops.edge_attention import plainly
 from attn_core.ops.twice import differentiated
 from attn_core.scores import Formula
@@ -65,7 +66,7 @@ class Mapped(NamedTuple):
 
     def made(self) -> Tensor:
         """It, computed."""
-        return F.linear(self.x, self.weight, self.bias).view(self.shape)
+        return linear(self.x, self.weight, self.bias).view(self.shape)
 
 
 class _Setting(NamedTuple):

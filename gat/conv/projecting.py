@@ -14,7 +14,6 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges, compiled
 from attn_core.compat import any_global_hook, has_hooks
-from attn_core.linear import has_faster
 from attn_core.ops import edge_layer
 from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
@@ -120,7 +119,7 @@ class ProjectingConv(AttentionConv):
                 one.layout is torch.strided
                 and one.dim() == 2
                 and 0 < one.shape[1] <= _WIDEST_MAPPED
-                and (one.numel() <= _MOST_MAPPED or has_faster())
+                and (one.numel() <= _MOST_MAPPED or compiled.module.instruction_set() != "baseline")
                 for one in x
             )
         )

@@ -92,7 +92,7 @@ def test_is_the_single_steps(
 @pytest.mark.parametrize(
     ("features", "channels", "heads", "nodes"),
     [(1, 4, 1, 7), (3, 8, 4, 97), (7, 12, 3, 130), (13, 4, 9, 1), (32, 8, 4, 50), (33, 20, 1, 1029),
-     (256, 4, 2, 40), (257, 4, 2, 40)],
+     (256, 4, 2, 40), (257, 4, 2, 40), (130, 12, 2, 2500)],
 )  # fmt: skip
 @pytest.mark.parametrize("name", LAYERS)
 def test_maps_of_any_size(
@@ -117,19 +117,25 @@ def test_maps_of_any_size(
         assert (one - true).abs().max() <= 1e-5 * max(1, true.abs().max())
 
 
+@pytest.mark.parametrize("sizes", [(9, 4), (1100, 2100), (2100, 1), (1, 1030)])
 @pytest.mark.parametrize("options", ["plain", "residual, averaged"])
 @pytest.mark.parametrize("name", ["GATv2Conv", "TransformerConv"])
 def test_maps_of_two_sides(
-    name: str, options: str, steps: list[bool], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    options: str,
+    sizes: tuple[int, int],
+    steps: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = dict(OPTIONS[options])
     if name == "TransformerConv":
         given.pop("residual", None)
     layer = getattr(gat, name)((6, 5), 4, heads=3, **given).double()
     sides = [
-        torch.randn(n, f, dtype=torch.float64, requires_grad=True) for n, f in ((9, 6), (4, 5))
+        torch.randn(n, f, dtype=torch.float64, requires_grad=True)
+        for n, f in zip(sizes, (6, 5), strict=True)
     ]
-    edge_index = torch.stack([torch.randint(9, (20,)), torch.randint(4, (20,))])
+    edge_index = torch.stack([torch.randint(n, (20,)) for n in sizes])
 
     def everything() -> list[Tensor]:
         torch.manual_seed(1)
