@@ -19,7 +19,10 @@ from attn_core.compat import any_global_hook, has_hooks
 from attn_core.transforms import is_autocast, nobody_watches
 
 _LEAST = 2**22  # multiplications from which on oneDNN is sooner, whose call takes 10 µs
+_NARROW = 8  # rows or outputs below which it is not
 _MANY, _BLOCK = 2**15, 2**9  # rows from which on a gradient is summed in blocks, and those of one
+_RUN = 2**14  # rows that oneDNN sums at once: the longer its sums, the more they round
+_PLAIN = Tensor, torch.nn.Parameter
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -61,8 +64,10 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether there is more to it than torch's own product."""
     return (
         not torch.compiler.is_compiling()  # first: no guard on what follows
-        and (_is_large(x, weight) or _is_long(x))
+        and type(x) in _PLAIN
+        and not x.is_nested
         and x.dim() > 1
+        and (_is_large(x, weight) or _is_long(x))
         and x.dtype == weight.dtype == torch.float32
         and x.is_cpu
         and weight.is_cpu
@@ -71,7 +76,12 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.shape[-1] == weight.shape[1]
         and (
             bias is None
-            or (bias.dtype == torch.float32 and bias.is_cpu and bias.shape == weight.shape[:1])
+            or (
+                bias.dtype == torch.float32
+                and bias.is_cpu
+                and bias.shape == weight.shape[:1]
+                and bias.is_contiguous()
+            )
         )
         and x.is_contiguous()
         and weight.is_contiguous()
@@ -81,7 +91,13 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
-    return x.numel() * weight.shape[0] >= _LEAST and has_faster()
+    outputs, numbers = weight.shape[0], x.numel()
+    return (
+        numbers * outputs >= _LEAST
+        and outputs >= _NARROW
+        and numbers >= _NARROW * x.shape[-1]
+        and has_faster()
+    )
 
 
 def _is_long(x: Tensor) -> bool:
@@ -140,13 +156,18 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _of_weight(grad: Tensor, x: Tensor) -> Tensor:
     """gradᵀ x: sums over all rows."""
     (rows, width), size = grad.shape, x.shape[1]
-    if grad.numel() * size < _LEAST or not has_faster():
+    if width < size:
+        return _of_weight(x, grad).t()  # the narrower one second
+    tall = torch.get_num_threads() > 1 and rows >= 4 * width
+    narrow = size < _NARROW and not tall
+    if narrow or grad.numel() * size < _LEAST or not has_faster():
         return _by_blocks(grad, x) if rows >= _MANY else grad.t() @ x
-    if torch.get_num_threads() > 1 and rows >= 4 * max(width, size):
-        return _as_convolution(grad, x)
-    if size < width:  # the narrower one first
-        return _product(x.t(), grad.t()).t()
-    return _product(grad.t(), x.t())
+    total: Tensor | None = None
+    for part, other in zip(grad.split(_RUN), x.split(_RUN), strict=True):
+        found = _as_convolution(part, other) if tall else _product(other.t(), part.t()).t()
+        total = found if total is None else total.add_(found)
+    assert total is not None
+    return total
 
 
 def _as_convolution(grad: Tensor, x: Tensor) -> Tensor:
@@ -160,7 +181,7 @@ def _as_convolution(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _by_blocks(grad: Tensor, x: Tensor) -> Tensor:
-    # A block's product has no more numbers than the block has rows
+    """In blocks of rows, whose product has no more numbers than a block has rows."""
     rows = max(_BLOCK, grad.shape[1] * x.shape[1])
     blocks = x.shape[0] // rows
     end = blocks * rows

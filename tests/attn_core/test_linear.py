@@ -10,9 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attn_core import compiled, linear
+from sequence_attn import PositionWise
 
 # Square, tall (whose gradient is one of a convolution), wide, and those below every bound
-SHAPES = [(300, 128, 128), (4500, 64, 24), (4500, 24, 64), (70, 40, 2000), (3, 5, 7), (1, 1, 1)]
+SHAPES = [
+    *[(300, 128, 128), (4500, 64, 24), (4500, 24, 64), (70, 40, 2000), (3, 5, 7), (1, 1, 1)],
+    *[(1, 64, 64), (20_000, 16, 9), (20_000, 40, 8)],  # more rows than are summed at once
+]
 WITHOUT = "no processor on which another library than torch's own is the faster"
 
 
@@ -114,13 +118,19 @@ def test_gradients_of_gradients(
     torch.testing.assert_close(twice(linear.linear), twice(F.linear), rtol=1e-5, atol=1e-4)
 
 
-def test_the_gradient_of_a_weight_over_many_rows_is_exact() -> None:
-    rows = 500_000 + 77  # torch's own float32 product is off by 10⁻⁵
-    x, weight, bias, grad = drawn((rows, 4), (16, 4), (16,), (rows, 16))
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 16), (64, 96), (96, 8), (96, 2)])
+@pytest.mark.usefixtures("threads")
+def test_the_gradient_of_a_weight_over_many_rows_is_exact(inputs: int, outputs: int) -> None:
+    rows = 300_000 + 77  # torch's own float32 product is off by up to 10⁻⁵
+    shapes = (rows, inputs), (outputs, inputs), (outputs,), (rows, outputs)
+    x, weight, bias, grad = (one + 1 for one in drawn(*shapes))
     _, _, of_weight, of_bias = gradients(linear.linear, [x, weight, bias], grad)
-    expected = grad.double().t() @ x.double()
-    assert (of_weight - expected).abs().max() < 1e-6 * expected.abs().max()
-    torch.testing.assert_close(of_bias, grad.double().sum(0).float(), atol=5e-3, rtol=1e-6)
+    for found, expected in (
+        (of_weight, grad.double().t() @ x.double()),
+        (of_bias, grad.double().sum(0)),
+    ):
+        assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("large", [True, False])
@@ -153,8 +163,11 @@ def test_what_is_not_served_goes_to_torch() -> None:
     x, weight, bias = drawn((6, 4), (3, 4), (3,))
     expected = F.linear(x, weight, bias)
     # Spread out, of other dtypes, a vector, nothing, under autocast and torch.func
-    spread = torch.stack([x, x], -1)[..., 0]
-    torch.testing.assert_close(linear.linear(spread, weight, bias), expected)
+    for spread in (torch.stack([x, x], -1)[..., 0], torch.nn.Parameter(x[:1]).expand(6, 4)):
+        found = linear.linear(spread, weight, bias)
+        torch.testing.assert_close(found, F.linear(spread, weight, bias))
+    for wide in (torch.stack([bias, bias], -1)[..., 0], bias[:1].expand(3)):
+        torch.testing.assert_close(linear.linear(x, weight, wide), F.linear(x, weight, wide))
     assert linear.linear(x.double(), weight.double()).dtype == torch.float64
     torch.testing.assert_close(linear.linear(x[0], weight, bias), expected[0])
     assert linear.linear(x[:0], weight, bias).shape == (0, 3)
@@ -168,6 +181,17 @@ def test_what_is_not_served_goes_to_torch() -> None:
     torch.testing.assert_close(tangent, F.linear(x, weight))
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         linear.linear(x, weight[:, :3])
+
+
+@pytest.mark.filterwarnings("ignore:.*nested:UserWarning")
+@pytest.mark.usefixtures("faster")
+def test_who_traces_or_nests_it_finds_torchs_own() -> None:
+    module = PositionWise(8, 16)
+    x = torch.randn(5, 8)
+    traced = torch.fx.symbolic_trace(module)
+    assert traced(x).equal(module(x))
+    nested = module(torch.nested.nested_tensor([x, x[:2]]))
+    torch.testing.assert_close(nested.unbind()[1], module(x[:2]))
 
 
 @pytest.mark.usefixtures("faster")
