@@ -74,6 +74,11 @@ def has_hooks(module: torch.nn.Module) -> bool:
     )
 
 
+def is_untouched(module: torch.nn.Module, kind: type) -> bool:
+    """Whether a module is of this very class, and nobody replaced or watches its calls."""
+    return type(module) is kind and "forward" not in module.__dict__ and not has_hooks(module)
+
+
 # After torch 2.6: torch.nn.modules.module._has_any_global_hook.
 def any_global_hook() -> bool:
     """Whether there are hooks that act on all modules."""

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core import compiled
-from attn_core.compat import any_global_hook, has_hooks
+from attn_core.compat import any_global_hook, is_untouched
 from attn_core.transforms import is_autocast, nobody_watches
 
 _LEAST = 2**22  # multiplications from which on oneDNN is sooner, whose call takes 10 µs
-_NARROW = 8  # rows or outputs below which it is not
+_NARROW = 16  # rows or outputs, a vector of them, below which MKL rounds less
 _MANY, _BLOCK = 2**15, 2**9  # rows from which on a gradient is summed in blocks, and those of one
 _RUN = 2**14  # rows that oneDNN sums at once: the longer its sums, the more they round
 _PLAIN = Tensor, torch.nn.Parameter
@@ -53,8 +53,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def apply(module: Any, x: Tensor) -> Tensor:
     """`module(x)`, whatever stands there; by `linear`, if it is torch's map as it came."""
-    plain = type(module) is torch.nn.Linear and "forward" not in module.__dict__
-    if torch.compiler.is_compiling() or not plain or has_hooks(module) or any_global_hook():
+    plain = is_untouched(module, torch.nn.Linear) and not any_global_hook()
+    if torch.compiler.is_compiling() or not plain:
         out: Tensor = module(x)
         return out
     return linear(x, module.weight, module.bias)

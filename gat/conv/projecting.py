@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch_geometric.utils import is_torch_sparse_tensor, scatter
 
 from attn_core import Edges, PendingEdges, compiled
-from attn_core.compat import any_global_hook, has_hooks
+from attn_core.compat import any_global_hook, is_untouched
 from attn_core.ops import edge_layer
 from attn_core.ops.edge_layer import Mapped
 from attn_core.scores import Formula
@@ -267,7 +267,7 @@ def add_to(out: Tensor, more: Tensor) -> Tensor:
 
 def is_plain(linear: Any) -> bool:
     """Whether a linear map is no more than its weight and bias: nobody watches or replaced it."""
-    return type(linear) is Linear and "forward" not in linear.__dict__ and not has_hooks(linear)
+    return is_untouched(linear, Linear)
 
 
 def has_no_bias(linear: Any) -> bool:

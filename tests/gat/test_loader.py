@@ -426,7 +426,7 @@ def out_of_core(path: str) -> None:
         inner = block_of(edges, some.sources)
         x = torch.from_numpy(features[inner.sources.numpy()]).float()
         expected = model.eval()(x, [inner.edges, some.edges])
-    torch.testing.assert_close(found[::997], expected)  # other chunks, other roundings
+    assert (found[::997] - expected).abs().max() < 1e-6
     print("inferred")
 
 
