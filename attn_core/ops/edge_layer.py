@@ -9,7 +9,6 @@ one by one, to the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -230,10 +229,10 @@ def _forward(
         merged = like.new_empty((num_queries, width))
     elif grad and (setting.has("add") or setting.has("weight_add")):
         merged = like.new_empty((num_queries, heads * width))
-    # What is handed out is torch's own memory
-    output = (like.new_empty if merged is None else partial(compiled.empty, like))(
-        num_queries, heads * width
-    )
+    if merged is None:  # what is handed out is torch's own memory
+        output = like.new_empty((num_queries, heads * width))
+    else:
+        output = compiled.empty(like, num_queries, heads * width)
     compiled.module.layer_forward(
         listing.handle, setting.capsules(given), *setting.arguments(seed),
         *_capsules(hidden, output, numbers, merged),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -80,11 +80,8 @@ def test_no_two_threads_get_the_same() -> None:
             held = [room(MANY + 4096 * i).fill_(mine) for i in range(3)]
             wrong.extend(mine for x in held if not bool((x == mine).all()))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
     assert not wrong
 
 

@@ -261,7 +261,6 @@ void layer_forward(const attn::SortedPairs& pairs, const Tensors<const T>& given
   apart_from(pairs, written);
   attn::use_large_pages(output.data(), int64_t(output.nbytes()));
   if (hidden) {
-    attn::use_large_pages(hidden->data(), int64_t(hidden->nbytes()));
     std::vector<attn::Applied<T>> made;
     const auto make = [&](const attn::Linear<T>& map, const Heads<T>& to) {
       if (map) made.push_back({map, const_cast<T*>(to.data)});
@@ -395,7 +394,6 @@ void layer_backward(const attn::SortedPairs& pairs, const Tensors<const T>& give
   for (const Name x : {X, X_QUERY}) {
     if (!grads[x]) continue;
     sized(NAME[x], int64_t(grads[x]->size()), int64_t(given[x]->size()));
-    attn::use_large_pages(grads[x]->data(), int64_t(grads[x]->nbytes()));
   }
   std::vector<attn::HandedBack<T>> back;
   std::array<bool, NAMES> is_written{};

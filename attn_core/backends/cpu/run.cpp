@@ -94,8 +94,8 @@ void run(const Problem<T>& p, Pass pass, int threads, T* grad_vector) {
 
 // For each pair of one order, where the same pair is in the other; both know its place in the
 // unsorted list.
-Room<uint32_t> places_by_query(const Graph& by_query, const Graph& by_key,
-                                            int64_t pairs, int64_t places, int threads) {
+Room<uint32_t> places_by_query(const Graph& by_query, const Graph& by_key, int64_t pairs,
+                               int64_t places, int threads) {
   constexpr int64_t TASK = 1 << 14;
   const Room<uint32_t> position(places);
   Room<uint32_t> from(pairs);
